@@ -1,0 +1,7 @@
+// The Python module. Each kernel family binds itself: see register.h.
+#include "register.h"
+
+NB_MODULE(_native, module) {
+    module.doc() = "Haversack's native kernels; reached through haversack.kernels, never directly.";
+    for (auto bind : haversack::bindings()) bind(module);
+}

@@ -1,0 +1,1 @@
+"""Assistants built from the other rooms."""

@@ -1,0 +1,1 @@
+"""Architectures by modality, and what training and compression share about networks."""

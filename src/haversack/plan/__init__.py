@@ -1,0 +1,1 @@
+"""The planner: enumerate, prune, predict, measure, front."""

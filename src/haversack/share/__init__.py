@@ -1,0 +1,1 @@
+"""Work divided between device and cloud."""

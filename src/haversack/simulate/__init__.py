@@ -1,0 +1,1 @@
+"""Hardware we do not own."""

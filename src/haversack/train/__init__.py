@@ -1,0 +1,1 @@
+"""Training methods that fit a device."""
