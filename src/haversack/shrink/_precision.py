@@ -1,0 +1,135 @@
+"""What a precision method is to the rest: a slot of three functions, what it is given and what it gives back.
+
+A method that fills shrink: precision is asked once for each group of matrices that multiply the same input
+(query, key and value; gate and up), in order of use, with the statistics it declared in `needs` gathered on
+the already compressed blocks before it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from haversack.kernels import Matrix, pack_int4, pack_int8, packed_nbytes, unpack
+from haversack.shrink._rounding import F32, I8
+
+# Statistics of inputs that a method may name in `needs`.
+STATISTICS = ("hessian",)
+
+
+@dataclass(frozen=True)
+class StoredKind:
+    """How a matrix is stored: `kind` f32, f16, bf16, int8 or int4; at int4 `group` inputs share a scale."""
+
+    kind: str
+    group: int | None = None
+
+    @classmethod
+    def of_bits(cls, bits: int, group: int | None) -> StoredKind:
+        return cls("int8") if bits == 8 else cls("int4", group)
+
+    def nbytes(self, rows: int, columns: int) -> int:
+        """Bytes of a stored matrix [rows, columns], scales and padding included."""
+        return packed_nbytes(self.kind, rows, columns, self.group)
+
+
+@dataclass(frozen=True)
+class InputStatistics:
+    """What calibration saw of one input: `tokens` rows, whose mean x x^T is `hessian` f64 [columns, columns].
+
+    A method may overwrite `hessian` (it is the largest array of the job), and does so at most once.
+    """
+
+    tokens: int
+    hessian: NDArray[np.float64]
+
+
+class HessianSum:
+    """Adds up x x^T in double precision, a panel of columns at a time so that no second matrix is held."""
+
+    PANEL = 256
+
+    def __init__(self, columns: int) -> None:
+        self.sum: NDArray[np.float64] = np.zeros((columns, columns))
+        self.tokens = 0
+
+    def add(self, x: F32) -> None:
+        """Count the rows of `x` f32 [n, columns]."""
+        for start in range(0, x.shape[1], self.PANEL):
+            stop = min(start + self.PANEL, x.shape[1])
+            self.sum[:stop, start:stop] += x[:, :stop].T @ x[:, start:stop]
+        self.tokens += len(x)
+
+    def finish(self) -> InputStatistics:
+        """The mean; the sum kept only the upper triangle, which is mirrored here."""
+        self.sum /= max(self.tokens, 1)
+        for start in range(0, len(self.sum), self.PANEL):
+            stop = min(start + self.PANEL, len(self.sum))
+            self.sum[start:stop, :start] = self.sum[:start, start:stop].T
+        return InputStatistics(self.tokens, self.sum)
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A matrix as codes int8 [rows, columns] and scales f32 [rows, groups], to be stored as `kind`."""
+
+    kind: StoredKind
+    codes: I8
+    scales: F32
+
+    def packed(self) -> Matrix:
+        """The matrix in the kernels' layout."""
+        if self.kind.kind == "int8":
+            return pack_int8(self.codes, np.ascontiguousarray(self.scales[:, 0]))
+        assert self.kind.group is not None
+        return pack_int4(self.codes, self.scales, self.kind.group)
+
+
+class Precision(Protocol):
+    """Fills shrink: precision.
+
+    `needs` is a subset of STATISTICS; empty means that no calibration text is read.
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[frozenset[str]]
+
+    def stored(self, rows: int, columns: int) -> StoredKind:
+        """How a matrix [rows, columns] will be stored; the planner predicts sizes from it."""
+
+    def noise(self) -> float:
+        """Expected squared weight error over the weights' mean square; the planner guesses lost quality by it."""
+
+    def quantize(self, weights: Mapping[str, F32], inputs: InputStatistics | None) -> dict[str, Quantized]:
+        """Compress matrices f32 [rows, columns] of one input; `inputs` is None when `needs` is empty."""
+
+
+def expected_noise(bits: int, group: int, choice: str) -> float:
+    """Rounding error of normally distributed weights, squared, over their mean square.
+
+    The largest of n magnitudes is about a + (0.577 - (ln ln 2n + ln 4 pi) / 2) / a deviations with a = sqrt(2
+    ln 2n) (extreme value theory), a step is that over the largest code, and the error is even over a step:
+    step^2 / 12.
+    """
+    sharing = group if bits == 4 else 1024
+    peak = math.sqrt(2 * math.log(2 * sharing))
+    peak += (0.5772 - (math.log(math.log(2 * sharing)) + math.log(4 * math.pi)) / 2) / peak
+    largest_code = (1 << (bits - 1)) - (1 if choice == "largest" or bits == 8 else 0)
+    return (peak / largest_code) ** 2 / 12 * (0.9 if choice == "searched" else 1.0)
+
+
+__all__ = [
+    "HessianSum",
+    "InputStatistics",
+    "Matrix",
+    "Precision",
+    "Quantized",
+    "StoredKind",
+    "expected_noise",
+    "unpack",
+]

@@ -1,0 +1,1 @@
+"""How many bits a weight gets and which: one method a file."""
