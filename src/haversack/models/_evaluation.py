@@ -32,7 +32,9 @@ class Scored(Protocol):
 
 @dataclass(frozen=True)
 class Window:
-    """Tokens `start` to `stop` of a text are read; those from `scored` on are predicted from all before them."""
+    """Tokens `start` to `stop` of a text are read; those from `scored` on are predicted from all before
+    them.
+    """
 
     start: int
     scored: int
@@ -56,7 +58,9 @@ def windows(count: int, window: int, stride: int) -> Iterator[Window]:
 def next_token_logits(
     engine: Scored, tokens: I32, window: int = 2048, stride: int = 1024
 ) -> Iterator[tuple[F32, I32]]:
-    """Pairs of logits f32 [n, vocabulary] and the tokens i32 [n] that came; every token but the first comes once."""
+    """Pairs of logits f32 [n, vocabulary] and the tokens i32 [n] that came; every token but the first comes
+    once.
+    """
     tokens = np.ascontiguousarray(tokens, np.int32)
     for view in windows(len(tokens), window, stride):
         cache = engine.cache(view.stop - view.start)
@@ -74,7 +78,9 @@ def next_token_logits(
 
 
 def chunk_starts(view: Window) -> list[int]:
-    """Where the steps over one window begin: CHUNK apart, and once at the token before the first one scored."""
+    """Where the steps over one window begin: CHUNK apart, and once at the token before the first one
+    scored.
+    """
     lead = view.scored - 1
     return [*range(view.start, lead, CHUNK), *range(lead, view.stop - 1, CHUNK)]
 

@@ -103,7 +103,9 @@ class Precision(Protocol):
         """How a matrix [rows, columns] will be stored; the planner predicts sizes from it."""
 
     def noise(self) -> float:
-        """Expected squared weight error over the weights' mean square; the planner guesses lost quality by it."""
+        """Expected squared weight error over the weights' mean square; the planner guesses lost quality by
+        it.
+        """
 
     def quantize(self, weights: Mapping[str, F32], inputs: InputStatistics | None) -> dict[str, Quantized]:
         """Compress matrices f32 [rows, columns] of one input; `inputs` is None when `needs` is empty."""

@@ -49,7 +49,7 @@ def storable(scales: F32, half: bool) -> F32:
         return scales.astype(np.float32)
     if scales.size and float(np.abs(scales).max()) > 65504.0:
         raise UserError(
-            f"weights up to {float(np.abs(scales).max()) * 7:.3g} are too large for 4 bits with 16-bit scales; "
+            "weights above 4.5e5 are too large for 4 bits with 16-bit scales; "
             "keep this layer at 8 bits or more",
             field="precision",
             given="bits=4",
@@ -75,7 +75,9 @@ def codes_of(values: F32, scales: F32, bits: int) -> F32:
 
 
 def symmetric_scales(values: F32, bits: int, *, half: bool) -> F32:
-    """The scale [...] of each group `values` [..., group] that puts its largest magnitude on the largest code."""
+    """The scale [...] of each group `values` [..., group] that puts its largest magnitude on the largest
+    code.
+    """
     return storable(np.abs(values).max(axis=-1) / levels(bits)[1], half)
 
 
@@ -108,7 +110,9 @@ def searched_scales(values: F32, bits: int, *, half: bool, importance: F32 | Non
 
 
 def rounding_error(values: F32, scales: F32, bits: int, importance: F32 | None) -> F32:
-    """Squared error [...] of rounding each group of `values` [..., group]; `importance` [group] weighs columns."""
+    """Squared error [...] of rounding each group of `values` [..., group]; `importance` [group] weighs
+    columns.
+    """
     error = values - codes_of(values, scales[..., None], bits) * scales[..., None]
     return np.square(error).sum(axis=-1) if importance is None else np.square(error) @ importance
 

@@ -77,7 +77,9 @@ def upper_factor(matrix: F64) -> F64:
 
 @dataclass(frozen=True)
 class Feedback:
-    """How errors spread: `unit_upper` R f64 [columns, columns], ones on its diagonal; `cost` D f32 [columns]."""
+    """How errors spread: `unit_upper` R f64 [columns, columns], ones on its diagonal; `cost` D f32
+    [columns].
+    """
 
     unit_upper: F64
     cost: F32
@@ -172,16 +174,18 @@ def gptq(weight: F32, feedback: Feedback, bits: int, group: int | None, choice: 
             targets += feedback.unit_upper[:start, block].T.astype(np.float32) @ errors[:start]
         if entered:
             cost = feedback.cost[block]
-            found, block_scales = round_group(weights[block], targets, (unit_upper, cost), bits, choice, half)
+            rounded, block_scales = round_group(
+                weights[block], targets, (unit_upper, cost), bits, choice, half
+            )
             scales[:, start // step] = block_scales
-            values = found * block_scales
+            values = rounded * block_scales
         else:
             places = np.arange(start, stop) if order is None else order[block]
             block_scales = scales[:, places // (group or columns)].T
-            found = round_columns(weights[block], targets, block_scales, unit_upper, bits)[0]
-            values = found * block_scales
+            rounded = round_columns(weights[block], targets, block_scales, unit_upper, bits)[0]
+            values = rounded * block_scales
         errors[block] = weights[block] - values
-        codes[block] = found
+        codes[block] = rounded
     if order is not None:
         unsorted = np.empty_like(codes)
         unsorted[order] = codes
@@ -210,10 +214,12 @@ def row_losses(weight: F32, codes: I8, scales: F32, group: int | None, feedback:
 def never_worse(
     weight: F32, found: tuple[I8, F32], plain: tuple[I8, F32], group: int | None, feedback: Feedback
 ) -> None:
-    """Put the plain rounding into the rows of `found` where it loses less, as it can where codes are clipped."""
+    """Put the plain rounding into the rows of `found` where it loses less, as it can where codes are
+    clipped.
+    """
     worse = row_losses(weight, *found, group, feedback) > row_losses(weight, *plain, group, feedback)
-    for kept, other in zip(found, plain, strict=True):
-        kept[worse] = other[worse]
+    codes, scales = found
+    codes[worse], scales[worse] = plain[0][worse], plain[1][worse]
 
 
 def mean_cost(feedback: Feedback, group: int | None, columns: int) -> F32 | None:
