@@ -1,1 +1,56 @@
-"""Arithmetic on arrays: a native kernel and a numpy twin of each, and the one place that picks between them."""
+"""The arithmetic of every model: native kernels, and for each a numpy twin that is its definition.
+
+`HAVERSACK_KERNELS=native` (the default) runs the native module and fails, naming the build command, when it
+is missing; `HAVERSACK_KERNELS=twin` runs numpy. `HAVERSACK_ISA` names an instruction set (portable, avx2,
+avx512, neon, dotprod).
+
+Every kernel is row-invariant: the bits of one output row depend neither on how many rows a call has, nor on
+the number of threads, nor on how the work is cut.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+# Public name -> the file that holds it. No file may bear the name of something public: importing it would
+# put the module in the function's place.
+_PUBLIC = {
+    "Matrix": "_matrix",
+    "pack_int4": "_matrix",
+    "pack_int8": "_matrix",
+    "packed_nbytes": "_matrix",
+    "unpack": "_matrix",
+    "huge_copy": "memory",
+    "matmul": "products",
+    "matmul_many": "products",
+    "isa": "processor",
+    "set_threads": "processor",
+    "threads": "processor",
+    "layer_norm": "norms",
+    "rms_norm": "norms",
+    "rope": "rotary",
+    "rope_table": "rotary",
+    "softmax": "probabilities",
+    "gate": "gates",
+    "CacheLayer": "attend",
+    "Visible": "attend",
+    "attention": "attend",
+    "cache_write": "attend",
+    "filter_logits": "sampling",
+    "sample": "sampling",
+}
+
+__all__ = list(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(_PUBLIC)

@@ -1,5 +1,5 @@
 // The Python module. Each kernel family binds itself: see register.h.
-#include "register.h"
+#include "bind/register.h"
 
 NB_MODULE(_native, module) {
     module.doc() = "Haversack's native kernels; reached through haversack.kernels, never directly.";

@@ -1,0 +1,254 @@
+"""Weight matrices as the kernels read them, and the packed layout byte by byte.
+
+Layout `rows-1` (f32, f16, bf16): `rows` x `columns` numbers, little endian, row after row; what hub files
+hold.
+
+Layout `rows16-1` (int8, int4): 16 output rows are interleaved, so that one 64-byte load serves 16 outputs.
+Rows are padded to a multiple of 16, columns to a multiple of the group (int8: of 32); padding holds weight
+0 and scale 0. The blocks of 16 rows follow one another. With r = row % 16:
+
+- **int8**, one scale per row: for every 4 columns 64 bytes, byte `4 * r + c` = weight of (row, column c of
+  the 4) + 128; after all columns 16 scales of the rows as f32 (64 bytes).
+- **int4**, one scale per row and group of columns: for each group, for every 8 columns 64 bytes, byte `4 *
+  r + c` = (weight of column c of the 8) + 8 in the low half and (weight of column 4 + c) + 8 in the high
+  half (c = 0..3); after the group's bytes its 16 scales as f16 (32 bytes).
+
+A weight's value is its integer times its scale.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from haversack.core.errors import UserError, not_allowed
+
+Array = npt.NDArray[Any]
+
+FLOAT_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
+KINDS = ("f32", "f16", "bf16", "int8", "int4")
+GROUPS = (32, 64, 96, 128)
+LAYOUTS = {"f32": "rows-1", "f16": "rows-1", "bf16": "rows-1", "int8": "rows16-1", "int4": "rows16-1"}
+INT8_COLUMNS = 32
+"""int8: columns are padded to this many, and activations get one scale for each so many."""
+
+
+def _round_up(n: int, step: int) -> int:
+    return -(-n // step) * step
+
+
+def packed_nbytes(kind: str, rows: int, columns: int, group: int | None = None) -> int:
+    """How many bytes a matrix takes: exact, padding included."""
+    if kind in FLOAT_BYTES:
+        return rows * columns * FLOAT_BYTES[kind]
+    blocks = _round_up(rows, 16) // 16
+    if kind == "int8":
+        return blocks * (_round_up(columns, INT8_COLUMNS) * 16 + 64)
+    if kind == "int4":
+        group = _checked_group(group)
+        return blocks * (_round_up(columns, group) // group) * (group * 8 + 32)
+    raise not_allowed("kind", kind, KINDS)
+
+
+def _checked_group(group: int | None) -> int:
+    if group not in GROUPS:
+        raise not_allowed("group", group, GROUPS)
+    return group
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """`rows` outputs by `columns` inputs of `kind` in `layout`.
+
+    `data` is a flat uint8 array; it may be a read-only view of a mapped file at any alignment and must
+    outlive no one: the matrix keeps it. `group` is the number of columns under one scale (int4), else None.
+    """
+
+    kind: str
+    rows: int
+    columns: int
+    group: int | None
+    layout: str
+    data: Array
+    _handle: Any = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise not_allowed("kind", self.kind, KINDS)
+        if self.layout != LAYOUTS[self.kind]:
+            raise not_allowed("layout", self.layout, [LAYOUTS[self.kind]])
+        if self.rows < 1 or self.columns < 1:
+            raise UserError(
+                f"a matrix needs at least one row and column, not {self.rows} x {self.columns}", field="shape"
+            )
+        if self.kind == "int4":
+            _checked_group(self.group)
+        elif self.group is not None:
+            raise UserError(
+                f"group={self.group} is for int4; {self.kind} takes none", field="group", given=self.group
+            )
+        data = self.data
+        if data.dtype != np.uint8 or data.ndim != 1 or not data.flags.c_contiguous:
+            object.__setattr__(self, "data", np.ascontiguousarray(data).reshape(-1).view(np.uint8))
+        needed = packed_nbytes(self.kind, self.rows, self.columns, self.group)
+        if self.data.nbytes != needed:
+            raise UserError(
+                f"a {self.kind} matrix of {self.rows} x {self.columns} takes {needed} bytes, "
+                f"got {self.data.nbytes}",
+                field="data",
+                given=self.data.nbytes,
+                nearest=needed,
+            )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.rows, self.columns
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.data.nbytes)
+
+    @classmethod
+    def from_bytes(
+        cls,
+        kind: str,
+        shape: tuple[int, int],
+        group: int | None,
+        layout: str,
+        data: memoryview | bytes | bytearray | Array,
+    ) -> Matrix:
+        """A matrix over bytes that are already in `layout` (no copy)."""
+        rows, columns = (int(n) for n in shape)
+        return cls(kind, rows, columns, group, layout, np.frombuffer(data, dtype=np.uint8))
+
+    @classmethod
+    def from_array(cls, values: Array, kind: str = "f32") -> Matrix:
+        """A float matrix of `kind` from numbers [rows, columns], rounded to nearest even."""
+        if kind not in FLOAT_BYTES:
+            raise not_allowed("kind", kind, list(FLOAT_BYTES))
+        rows, columns = values.shape
+        if kind == "bf16":
+            stored = to_bf16(np.asarray(values, dtype=np.float32))
+        else:
+            stored = np.asarray(values, dtype=np.float32 if kind == "f32" else np.float16)
+        return cls(
+            kind, rows, columns, None, "rows-1", np.ascontiguousarray(stored).reshape(-1).view(np.uint8)
+        )
+
+
+def to_bf16(values: Array) -> Array:
+    """f32 -> the upper 16 bits (uint16), rounded to nearest even; NaN stays NaN."""
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    rounded = ((bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    return np.where(np.isnan(values), ((bits >> 16) | 0x40).astype(np.uint16), rounded)
+
+
+def from_bf16(stored: Array) -> Array:
+    """uint16 -> f32."""
+    return (stored.astype(np.uint32) << 16).view(np.float32)
+
+
+def pack_int8(values: Array, scales: Array) -> Matrix:
+    """int8 weights `values` [rows, columns] with one scale per row, f32[rows]."""
+    values, scales = np.asarray(values), np.asarray(scales, dtype=np.float32)
+    rows, columns = _checked_values("pack_int8", values, -128, 127)
+    if scales.shape != (rows,):
+        raise UserError(f"pack_int8 expects scales of shape ({rows},), got {scales.shape}", field="scales")
+    blocks, padded = _round_up(rows, 16) // 16, _round_up(columns, INT8_COLUMNS)
+    quads = np.zeros((blocks * 16, padded), np.int16)
+    quads[:rows, :columns] = values
+    bytes_ = (quads + 128).astype(np.uint8).reshape(blocks, 16, padded // 4, 4).transpose(0, 2, 1, 3)
+    packed = np.empty((blocks, padded * 16 + 64), np.uint8)
+    packed[:, :-64] = bytes_.reshape(blocks, -1)
+    inline = np.zeros((blocks, 16), "<f4")
+    inline.reshape(-1)[:rows] = scales
+    packed[:, -64:] = inline.view(np.uint8)
+    return Matrix("int8", rows, columns, None, "rows16-1", packed.reshape(-1))
+
+
+def pack_int4(values: Array, scales: Array, group: int) -> Matrix:
+    """int4 weights `values` [rows, columns] in -8..7 with scales f32[rows, ceil(columns / group)], stored
+    as f16.
+
+    Scales that f16 cannot hold (beyond 65504, or not finite) are refused.
+    """
+    values, scales = np.asarray(values), np.asarray(scales, dtype=np.float32)
+    rows, columns = _checked_values("pack_int4", values, -8, 7)
+    group = _checked_group(group)
+    blocks, groups = _round_up(rows, 16) // 16, _round_up(columns, group) // group
+    if scales.shape != (rows, groups):
+        raise UserError(
+            f"pack_int4 expects scales of shape ({rows}, {groups}), got {scales.shape}", field="scales"
+        )
+    if not bool(np.all(np.abs(scales) < 65520)):
+        raise UserError("pack_int4: a scale does not fit f16 (beyond 65504, or not finite)", field="scales")
+    nibbles = np.zeros((blocks * 16, groups * group), np.int16)
+    nibbles[:rows, :columns] = values
+    # block, row, group, eight, half, column -> block, group, eight, row, column, half
+    parts = (
+        (nibbles + 8)
+        .astype(np.uint8)
+        .reshape(blocks, 16, groups, group // 8, 2, 4)
+        .transpose(0, 2, 3, 1, 5, 4)
+    )
+    packed = np.empty((blocks, groups, group * 8 + 32), np.uint8)
+    packed[:, :, :-32] = (parts[..., 0] | (parts[..., 1] << 4)).reshape(blocks, groups, -1)
+    inline = np.zeros((blocks * 16, groups), "<f2")
+    inline[:rows] = scales
+    packed[:, :, -32:] = np.ascontiguousarray(inline.reshape(blocks, 16, groups).transpose(0, 2, 1)).view(
+        np.uint8
+    )
+    return Matrix("int4", rows, columns, group, "rows16-1", packed.reshape(-1))
+
+
+def _checked_values(what: str, values: Array, low: int, high: int) -> tuple[int, int]:
+    if values.ndim != 2 or values.size == 0 or not np.issubdtype(values.dtype, np.integer):
+        raise UserError(
+            f"{what} expects integers [rows, columns], got {values.dtype} of shape {values.shape}",
+            field="values",
+        )
+    if int(values.min()) < low or int(values.max()) > high:
+        raise UserError(
+            f"{what} expects values in {low}..{high}, got {int(values.min())}..{int(values.max())}",
+            field="values",
+        )
+    return values.shape[0], values.shape[1]
+
+
+def unpack_integers(matrix: Matrix) -> tuple[Array, Array]:
+    """The integers int8[rows, columns] and scales f32 ([rows] for int8, [rows, groups] for int4)."""
+    rows, columns = matrix.shape
+    blocks = _round_up(rows, 16) // 16
+    if matrix.kind == "int8":
+        packed = matrix.data.reshape(blocks, -1)
+        bytes_ = packed[:, :-64].reshape(blocks, -1, 16, 4).transpose(0, 2, 1, 3).reshape(blocks * 16, -1)
+        scales = np.ascontiguousarray(packed[:, -64:]).view("<f4").reshape(-1)[:rows]
+        return (bytes_[:rows, :columns].astype(np.int16) - 128).astype(np.int8), scales.astype(np.float32)
+    if matrix.kind != "int4" or matrix.group is None:
+        raise not_allowed("kind", matrix.kind, ["int8", "int4"])
+    group = matrix.group
+    grouped = matrix.data.reshape(blocks, -1, group * 8 + 32)
+    groups = grouped.shape[1]
+    pairs = grouped[:, :, :-32].reshape(blocks, groups, group // 8, 16, 4)
+    # block, group, eight, row, half, column -> block, row, group, eight, half, column
+    nibbles = np.stack([pairs & 15, pairs >> 4], axis=-2).transpose(0, 3, 1, 2, 4, 5).reshape(blocks * 16, -1)
+    stored = np.ascontiguousarray(grouped[:, :, -32:]).view("<f2").transpose(0, 2, 1)
+    scales = stored.reshape(blocks * 16, groups)[:rows].astype(np.float32)
+    return nibbles[:rows, :columns].astype(np.int8) - np.int8(8), scales
+
+
+def unpack(matrix: Matrix) -> Array:
+    """The matrix as f32[rows, columns]."""
+    rows, columns = matrix.shape
+    if matrix.kind == "f32":
+        return np.frombuffer(matrix.data, dtype="<f4").reshape(rows, columns).astype(np.float32)
+    if matrix.kind == "f16":
+        return np.frombuffer(matrix.data, dtype="<f2").reshape(rows, columns).astype(np.float32)
+    if matrix.kind == "bf16":
+        return from_bf16(np.frombuffer(matrix.data, dtype="<u2").reshape(rows, columns))
+    integers, scales = unpack_integers(matrix)
+    spread = scales[:, None] if matrix.group is None else np.repeat(scales, matrix.group, axis=1)[:, :columns]
+    return integers.astype(np.float32) * spread
