@@ -1,0 +1,191 @@
+"""pack.json: what a pack says of itself, as records, and its reading and writing with a checksum over every
+byte."""
+
+from __future__ import annotations
+
+import math
+import re
+import zlib
+from typing import Any
+
+import msgspec
+
+from haversack.core._safetensors import DIMENSIONS_MOST, NAME_MOST
+from haversack.core.errors import not_allowed
+
+FORMAT = (1, 0)
+PACK_KINDS = ("language", "speech", "vision", "signal", "delta", "mcu", "split", "codec")
+RECORD_NAME = "pack.json"
+WEIGHTS_NAME = "weights.safetensors"
+RECORD_MOST = 64 * 2**20
+PIECE = 2**20
+"""Bytes under one checksum."""
+
+# Bytes of one number; the packed kinds are counted by `nbytes_of`.
+PLAIN_KINDS: dict[str, int] = {"f32": 4, "f16": 2, "bf16": 2, "u8": 1, "i32": 4}
+PACKED_KINDS = ("int8", "int4")
+DTYPE_OF_KIND = {
+    "f32": "F32",
+    "f16": "F16",
+    "bf16": "BF16",
+    "u8": "U8",
+    "i32": "I32",
+    "int8": "U8",
+    "int4": "U8",
+}
+
+_SEAL = b'"crc32":"'
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}")
+
+
+class TensorEntry(msgspec.Struct, frozen=True, kw_only=False):
+    """One tensor of a pack or a hub folder.
+
+    `kind`: f32, f16, bf16, int8, int4, u8 or i32 (a hub folder may hold more, such as i64; no method reads
+    those). `shape`: of the numbers, not of their packed bytes. `group`: weights under one scale (int4), else
+    None. `layout`: `rows-1` (row after row) or `rows16-1` (16 rows interleaved; docs/format.md). `file`: name
+    beside pack.json or in the hub folder; `offset` and `nbytes`: where its bytes are in that file.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    group: int | None
+    layout: str
+    file: str
+    offset: int
+    nbytes: int
+
+
+class FileEntry(msgspec.Struct, frozen=True):
+    """One file of a pack: its `size` in bytes, the CRC-32 `head` of its first `start` bytes (a weights file's
+    header; 0 and 0 for other files) and the CRC-32 of each MiB from there on."""
+
+    size: int
+    start: int
+    head: int
+    pieces: tuple[int, ...]
+
+
+class PackRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What pack.json holds.
+
+    `format`: [major, minor]; a reader takes every minor of its major. `kind`: one of PACK_KINDS.
+    `architecture`, `plan` (slot -> method), `provenance` (where it came from), `measurements` (records of
+    core/measurement.py) are the business of those who made the pack; `activations` is the activation type of
+    the matrix products.
+    """
+
+    format: tuple[int, int]
+    kind: str
+    architecture: dict[str, Any] = {}
+    plan: dict[str, Any] = {}
+    activations: str = "f32"
+    provenance: dict[str, Any] = {}
+    measurements: list[dict[str, Any]] = []
+    tensors: tuple[TensorEntry, ...] = ()
+    files: dict[str, FileEntry] = {}
+    crc32: str = ""
+
+
+def pack_schema() -> dict[str, Any]:
+    """The JSON Schema of pack.json."""
+    return msgspec.json.schema(PackRecord)
+
+
+def encode_record(record: PackRecord) -> bytes:
+    """pack.json's bytes, ending in their own CRC-32 (taken with eight zeros in its place)."""
+    body = msgspec.json.encode(msgspec.structs.replace(record, crc32="0" * 8))
+    text = msgspec.json.format(body, indent=1) if len(body) < 2**20 else body
+    text = text.replace(b'"crc32": "', _SEAL) + b"\n"
+    at = text.rindex(_SEAL) + len(_SEAL)
+    return text[:at] + b"%08x" % zlib.crc32(text) + text[at + 8 :]
+
+
+def decode_record(data: bytes) -> PackRecord:
+    """The record of pack.json's bytes. Raises ValueError with the finding: size, seal, JSON, fields, version,
+    entries."""
+    if len(data) > RECORD_MOST:
+        raise ValueError(f"it has {len(data)} bytes, more than the {RECORD_MOST} a pack needs")
+    at = data.rfind(_SEAL) + len(_SEAL)
+    if at < len(_SEAL) or len(data) < at + 8:
+        raise ValueError("it does not end in its checksum, so it is truncated or no pack.json")
+    if data[at : at + 8] != b"%08x" % zlib.crc32(data[:at] + b"0" * 8 + data[at + 8 :]):
+        raise ValueError("its checksum does not match: it was altered or truncated")
+    try:
+        version = msgspec.json.decode(data, type=_Version).format
+        if version[0] != FORMAT[0]:
+            raise ValueError(
+                f"it is of format {version[0]}.{version[1]} and this program reads {FORMAT[0]}.x; "
+                f"use a {'newer' if version[0] > FORMAT[0] else 'older'} haversack"
+            )
+        record = msgspec.json.decode(data, type=PackRecord)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    except msgspec.MsgspecError as error:
+        raise ValueError(f"it is no record of a pack ({error})") from error
+    _check_record(record)
+    return record
+
+
+def nbytes_of(kind: str, shape: tuple[int, ...], group: int | None, layout: str) -> int:
+    """Bytes that a tensor takes, padding included; docs/format.md explains them.
+
+    Raises ValueError when kind, shape, group and layout do not belong together.
+    """
+    if kind in PLAIN_KINDS:
+        if layout != "rows-1" or group is not None:
+            raise ValueError(f"{kind} has the layout rows-1 and no group, not {layout} and {group}")
+        return math.prod(shape) * PLAIN_KINDS[kind]
+    if kind not in PACKED_KINDS:
+        raise ValueError(f"the kind {kind} is unknown")
+    if layout != "rows16-1" or len(shape) != 2:
+        raise ValueError(f"{kind} has the layout rows16-1 and two dimensions, not {layout} and {len(shape)}")
+    blocks, columns = -(-shape[0] // 16), shape[1]
+    if kind == "int8":
+        if group is not None:
+            raise ValueError("int8 has one scale a row and no group")
+        return blocks * (-(-columns // 32) * 32 * 16 + 64)
+    if group is None or group % 8 or not 8 <= group <= 4096:
+        raise ValueError(f"int4 has groups of a multiple of 8, not {group}")
+    return blocks * -(-columns // group) * (group * 8 + 32)
+
+
+def plain_name(name: str) -> bool:
+    """True for a file name that cannot leave its folder and is the same on every system."""
+    return bool(_NAME.fullmatch(name)) and not name.endswith(".")
+
+
+class _Version(msgspec.Struct):
+    format: tuple[int, int]
+
+
+def _check_record(record: PackRecord) -> None:
+    if record.kind not in PACK_KINDS:
+        raise ValueError(str(not_allowed("kind", record.kind, PACK_KINDS)).rstrip("."))
+    for name, file in record.files.items():
+        if not plain_name(name) or name == RECORD_NAME:
+            raise ValueError(f"the file name {name[:80]!r} is not allowed in a pack")
+        if not 0 <= file.start <= file.size or len(file.pieces) != -(-(file.size - file.start) // PIECE):
+            raise ValueError(f"its checksums of {name} do not cover {file.size} bytes")
+    seen: set[str] = set()
+    for entry in record.tensors:
+        shown = entry.name[:80]
+        if entry.name in seen:
+            raise ValueError(f"the tensor {shown} occurs twice")
+        seen.add(entry.name)
+        if not 1 <= len(entry.name) <= NAME_MOST:
+            raise ValueError(f"the tensor name {shown!r} has {len(entry.name)} characters")
+        if len(entry.shape) > DIMENSIONS_MOST or not all(0 <= size < 2**63 for size in entry.shape):
+            raise ValueError(f"the tensor {shown} has an impossible shape")
+        try:
+            needed = nbytes_of(entry.kind, entry.shape, entry.group, entry.layout)
+        except ValueError as error:
+            raise ValueError(f"the tensor {shown}: {error}") from error
+        if needed != entry.nbytes:
+            raise ValueError(f"the tensor {shown} takes {needed} bytes and is said to have {entry.nbytes}")
+        holder = record.files.get(entry.file)
+        if holder is None:
+            raise ValueError(f"the tensor {shown} is in {entry.file[:80]!r}, which is no file of this pack")
+        if not holder.start <= entry.offset <= holder.size - entry.nbytes:
+            raise ValueError(f"the tensor {shown} lies outside of {entry.file}")
