@@ -15,7 +15,7 @@ from typing import ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from haversack.kernels import Matrix, pack_int4, pack_int8, packed_nbytes, unpack
+from haversack.kernels import Matrix, pack_int4, pack_int8, packed_nbytes
 from haversack.shrink._rounding import F32, I8
 
 # Statistics of inputs that a method may name in `needs`.
@@ -90,6 +90,27 @@ class Quantized:
         return pack_int4(self.codes, self.scales, self.kind.group)
 
 
+@dataclass(frozen=True)
+class Kept:
+    """A matrix f32 [rows, columns] to be stored in a float `kind`."""
+
+    kind: StoredKind
+    values: F32
+
+    def packed(self) -> Matrix:
+        """The matrix in the kernels' layout."""
+        return Matrix.from_array(self.values, self.kind.kind)
+
+
+class Compressed(Protocol):
+    """What a method gives back for a matrix: its stored kind, and the matrix in the kernels' layout."""
+
+    @property
+    def kind(self) -> StoredKind: ...
+
+    def packed(self) -> Matrix: ...
+
+
 class Precision(Protocol):
     """Fills shrink: precision.
 
@@ -107,7 +128,9 @@ class Precision(Protocol):
         it.
         """
 
-    def quantize(self, weights: Mapping[str, F32], inputs: InputStatistics | None) -> dict[str, Quantized]:
+    def quantize(
+        self, weights: Mapping[str, F32], inputs: InputStatistics | None
+    ) -> Mapping[str, Compressed]:
         """Compress matrices f32 [rows, columns] of one input; `inputs` is None when `needs` is empty."""
 
 
@@ -123,15 +146,3 @@ def expected_noise(bits: int, group: int, choice: str) -> float:
     peak += (0.5772 - (math.log(math.log(2 * sharing)) + math.log(4 * math.pi)) / 2) / peak
     largest_code = (1 << (bits - 1)) - (1 if choice == "largest" or bits == 8 else 0)
     return (peak / largest_code) ** 2 / 12 * (0.9 if choice == "searched" else 1.0)
-
-
-__all__ = [
-    "HessianSum",
-    "InputStatistics",
-    "Matrix",
-    "Precision",
-    "Quantized",
-    "StoredKind",
-    "expected_noise",
-    "unpack",
-]
