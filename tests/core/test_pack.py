@@ -246,7 +246,7 @@ def test_bytes_must_add_up(tmp_path):
 def test_no_pack_is_told_from_a_damaged_one(tmp_path):
     with pytest.raises(UserError, match="there is no pack"):
         Pack.open(tmp_path / "none")
-    with pytest.raises(UserError, match="it has no pack.json"):
+    with pytest.raises(UserError, match="it has no pack"):
         Pack.open(tmp_path)
 
 

@@ -1,0 +1,155 @@
+import mmap
+import os
+import sys
+
+import pytest
+
+from haversack.core.errors import UserError
+from haversack.core.memory import (
+    MemoryPlan,
+    MemoryWatch,
+    cached_mib,
+    drop_cached,
+    peak_mib,
+    reset_peak,
+    run_measured,
+)
+
+MIB = 2**20
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc, which is Linux's")
+
+
+def run(code, **kwargs):
+    done = run_measured([sys.executable, "-S", "-c", code], **kwargs)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def nothing_mib():
+    """What an interpreter that does nothing holds."""
+    return run("import mmap, os, sys, time; time.sleep(0.1)").peak_mib
+
+
+@pytest.fixture
+def file(tmp_path):
+    """A file of 24 MiB on a disk, out of the page cache."""
+    path = tmp_path / "weights"
+    path.write_bytes(os.urandom(24 * MIB))
+    drop_cached([path])
+    if cached_mib(path) > 1:
+        pytest.skip("this file system keeps its files in memory")
+    return path
+
+
+def test_a_buffer_is_counted_also_when_it_is_gone_again(nothing_mib):
+    used = run("import time; b = bytearray(b'x') * (40 << 20); del b; time.sleep(0.1)").peak_mib - nothing_mib
+    assert 39 < used < 44
+
+
+def test_the_parent_does_not_colour_the_child(nothing_mib):
+    held = bytearray(b"x") * (200 * MIB)
+    assert abs(run("import mmap, os, sys, time; time.sleep(0.1)").peak_mib - nothing_mib) < 4
+    assert len(held) and peak_mib() > 200
+
+
+def test_children_are_summed_also_those_that_ended(nothing_mib):
+    grow = "import time; b = bytearray(b'x') * (20 << 20); time.sleep(0.1)"
+    code = (
+        f"import subprocess, sys\nfor _ in range(2): subprocess.run([sys.executable, '-S', '-c', {grow!r}])"
+    )
+    used = run(code).peak_mib
+    assert 3 * nothing_mib + 38 < used < 3 * nothing_mib + 60
+
+
+def test_reading_a_file_costs_its_cached_pages(nothing_mib, file):
+    code = f"import os, time; f = os.open({str(file)!r}, 0)\nwhile os.read(f, 1 << 20): pass\ntime.sleep(0.1)"
+    assert 23 < run(code, files=[file]).peak_mib - nothing_mib < 30
+    assert run(code).peak_mib - nothing_mib < 6, "not asked for, not counted"
+
+
+def test_dropping_what_was_read_does_not_cost(nothing_mib, file):
+    code = (
+        f"import os, time; f = os.open({str(file)!r}, 0)\n"
+        "while os.read(f, 1 << 20): os.posix_fadvise(f, 0, 0, os.POSIX_FADV_DONTNEED)\ntime.sleep(0.1)"
+    )
+    assert run(code, files=[file]).peak_mib - nothing_mib < 8
+
+
+def test_mapped_pages_are_counted_once(nothing_mib, file):
+    code = (
+        f"import mmap, os, time; f = os.open({str(file)!r}, 0)\n"
+        "m = mmap.mmap(f, 0, access=mmap.ACCESS_READ); s = sum(m[i] for i in range(0, len(m), 4096))\n"
+        "time.sleep(0.1)"
+    )
+    for _ in range(2):  # cold, then warm: the cached pages must not count beside the mapped ones
+        assert 23 < run(code, files=[file]).peak_mib - nothing_mib < 30
+
+
+def test_half_mapped_half_read(nothing_mib, file):
+    code = (
+        f"import mmap, os, time; f = os.open({str(file)!r}, 0)\nwhile os.read(f, 1 << 20): pass\n"
+        "m = mmap.mmap(f, 12 << 20, access=mmap.ACCESS_READ); s = sum(m[i] for i in range(0, len(m), 4096))\n"
+        "time.sleep(0.1)"
+    )
+    assert 23 < run(code, files=[file]).peak_mib - nothing_mib < 30
+
+
+def test_this_process_can_watch_itself(file):
+    import subprocess
+
+    with MemoryWatch() as watch:
+        before = watch.peak_mib
+        grow = "import time; b = bytearray(b'x') * (30 << 20); time.sleep(0.1)"
+        subprocess.run([sys.executable, "-S", "-c", grow], check=True)
+    assert watch.peak_mib - before > 30
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as view:
+        opened.read()
+        unmapped = peak_mib([file]) - peak_mib()
+        assert 20 < unmapped <= 24.5
+        assert sum(view[i] for i in range(0, len(view), 4096)) >= 0
+        assert peak_mib([file]) - peak_mib() < 1
+
+
+def test_the_peak_can_start_again():
+    if not reset_peak():
+        pytest.skip("this system does not let a process reset its peak")
+    block = bytearray(b"x") * (64 * MIB)
+    high = peak_mib()
+    del block
+    reset_peak()
+    assert peak_mib() < high - 50
+
+
+def test_output_return_code_and_environment_arrive():
+    code = "import os, sys; print(os.environ['NOTE']); print(sys.stdin.read(), file=sys.stderr); sys.exit(3)"
+    done = run_measured([sys.executable, "-S", "-c", code], env={"NOTE": "here"}, stdin="said")
+    assert (done.returncode, done.stdout, done.stderr) == (3, "here\n", "said\n")
+    assert done.seconds > 0
+
+
+def test_a_command_that_hangs_is_ended_with_its_children():
+    with pytest.raises(UserError, match="took longer"):
+        run_measured(["/bin/sh", "-c", "sleep 60 & sleep 60"], timeout=0.2)
+
+
+def test_a_command_that_is_not_there_is_named():
+    with pytest.raises(UserError, match="no-such-command cannot be started"):
+        run_measured(["no-such-command"])
+
+
+def test_the_kernel_enforces_a_limit():
+    code = "b = bytearray(b'x') * (100 << 20)"
+    try:
+        fits = run_measured([sys.executable, "-S", "-c", code], limit_mib=160)
+    except UserError as error:
+        pytest.skip(str(error))
+    assert fits.returncode == 0, fits.stderr
+    assert run_measured([sys.executable, "-S", "-c", code], limit_mib=60).returncode == -9
+
+
+def test_a_plan_adds_up_and_prints_its_lines():
+    plan = MemoryPlan((("weights", 10 * MIB), ("cache", MIB // 2))) + MemoryPlan((("tokenizer", MIB),))
+    assert plan.total_mib == 11.5
+    assert plan.record() == {"total_mib": 11.5, "lines": {"weights": 10.0, "cache": 0.5, "tokenizer": 1.0}}
+    assert plan.text(12.25).splitlines()[-2:] == ["  planned        11.5 MiB", "  measured       12.2 MiB"]
