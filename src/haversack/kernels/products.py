@@ -11,16 +11,19 @@ whatever f32 arithmetic gives with f32 activations.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from haversack.core.errors import UserError, not_allowed
-from haversack.kernels._matrix import FLOAT_BYTES, INT8_COLUMNS, Array, Matrix, unpack, unpack_integers
+from haversack.kernels._matrix import FLOAT_BYTES, INT8_COLUMNS, KINDS, Array, Matrix, unpack, unpack_integers
+from haversack.kernels._native import native
 
 ACTIVATIONS = ("f32", "int8-dynamic", "int8-static")
+_CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
 SMALLEST = np.float32(1e-30)
-"""A group whose largest input is below this counts as all zeros."""
+"""A group of inputs whose largest input is below this counts as all zeros."""
 
 
 def quantize_activations(x: Array, group: int, static_scale: float | None = None) -> tuple[Array, Array]:
@@ -86,11 +89,21 @@ def matmul(
     out: Array | None = None,
     add: Array | None = None,
 ) -> Array:
-    """x f32[n, columns] times `matrix` -> f32[n, rows], written to `out` when given, plus `add` [n, rows]
-    when given.
+    """x f32[n, columns] times `matrix` -> f32[n, rows]; into `out` and plus `add` [n, rows] where given.
 
-    `add` may be `out` itself. Errors: UserError for a shape, type or activation type that does not fit.
+    `add` may be `out` itself; `x` may not. UserError for a shape, type or activation type that does not fit.
     """
+    module = native()
+    if module is not None:
+        try:
+            to = np.empty((len(x), matrix.rows), np.float32) if out is None else out
+            code = _CODES[activations]
+            if (code == 2) == (static_scale is not None) and module.matmul(
+                x, matrix._handle or _handle(module, matrix), to, add, code, static_scale or 0.0
+            ):
+                return to
+        except (TypeError, KeyError):  # not what the kernel takes: made so below, or refused
+            pass
     return matmul_many(
         x,
         [matrix],
@@ -110,19 +123,47 @@ def matmul_many(
     out: Sequence[Array] | None = None,
     add: Sequence[Array | None] | None = None,
 ) -> list[Array]:
-    """Several matrices that share their inputs, in one call: inputs are quantized once."""
+    """Several matrices that share their inputs: inputs are quantized once, threads are woken once.
+
+    Each result is bit for bit what `matmul` gives.
+    """
     _check(x, matrices, activations, static_scale, out, add)
-    results: list[Array] = []
-    for i, matrix in enumerate(matrices):
-        result = matmul_twin(x, matrix, activations, static_scale)
-        addend = add[i] if add is not None else None
-        if addend is not None:
-            result = result + addend
-        if out is not None:
-            out[i][...] = result
-            result = out[i]
-        results.append(result)
-    return results
+    if out is None:
+        out = [np.empty((len(x), matrix.rows), np.float32) for matrix in matrices]
+    module = native()
+    if module is None:
+        for i, matrix in enumerate(matrices):
+            result = matmul_twin(x, matrix, activations, static_scale)
+            addend = None if add is None else add[i]
+            out[i][...] = result if addend is None else result + addend
+        return list(out)
+    x = np.ascontiguousarray(x)
+    for begin in range(0, len(matrices), module.MOST_PRODUCTS):
+        part = slice(begin, begin + module.MOST_PRODUCTS)
+        targets = [
+            array if array.flags.c_contiguous else np.empty(array.shape, np.float32) for array in out[part]
+        ]
+        fitted = module.matmul_many(
+            x,
+            [matrix._handle or _handle(module, matrix) for matrix in matrices[part]],
+            targets,
+            None if add is None else [a if a is None else np.ascontiguousarray(a) for a in add[part]],
+            _CODES[activations],
+            static_scale or 0.0,
+        )
+        assert fitted, "checked above"
+        for array, target in zip(out[part], targets, strict=True):
+            if array is not target:
+                array[...] = target
+    return list(out)
+
+
+def _handle(module: ModuleType, matrix: Matrix) -> Any:
+    """The matrix as native kernels take it, made once."""
+    group = matrix.group or (INT8_COLUMNS if matrix.kind == "int8" else 0)
+    handle = module.matrix(matrix.data, KINDS.index(matrix.kind), matrix.rows, matrix.columns, group)
+    object.__setattr__(matrix, "_handle", handle)
+    return handle
 
 
 def _check(

@@ -1,0 +1,92 @@
+// Float weights, row-major, as they lie in hub files. Lanes run along the inputs: each output has one accumulator of 16
+// lanes, and the lanes are added in a fixed tree at the end.
+#include "matmul_tiles.h"
+
+namespace haversack::HAVERSACK_TARGET {
+namespace {
+
+struct F32 {
+    static constexpr int64_t bytes = 4;
+    HAVERSACK_INLINE Floats whole(const uint8_t *p) { return load(p); }
+    HAVERSACK_INLINE Floats part(const uint8_t *p, int64_t n) { return load_part(p, n); }
+};
+struct F16 {
+    static constexpr int64_t bytes = 2;
+    HAVERSACK_INLINE Floats whole(const uint8_t *p) { return load_f16(p); }
+    HAVERSACK_INLINE Floats part(const uint8_t *p, int64_t n) { return load_f16_part(p, n); }
+};
+struct Bf16 {
+    static constexpr int64_t bytes = 2;
+    HAVERSACK_INLINE Floats whole(const uint8_t *p) { return load_bf16(p); }
+    HAVERSACK_INLINE Floats part(const uint8_t *p, int64_t n) { return load_bf16_part(p, n); }
+};
+
+// Rows by T tokens. x: interleaved units of 16 inputs, zeros behind the last.
+template <typename Type, int Rows, int T>
+HAVERSACK_INLINE void tile(const Product &product, const float *x, int64_t token, int64_t row) {
+    const int64_t columns = product.weights.columns, stride = columns * Type::bytes;
+    const uint8_t *w = product.weights.data + row * stride;
+    Floats sums[Rows][T];
+    for (auto &of_row : sums)
+        for (Floats &one : of_row) one = zero();
+    int64_t k = 0;
+    for (; k + lanes <= columns; k += lanes, w += lanes * Type::bytes, x += lanes * T) {
+        Floats weights[Rows];
+        for (int r = 0; r < Rows; ++r) weights[r] = Type::whole(w + r * stride);
+        for (int t = 0; t < T; ++t) {
+            const Floats input = load(x + lanes * t);
+            for (int r = 0; r < Rows; ++r) sums[r][t] = fma(weights[r], input, sums[r][t]);
+        }
+    }
+    if (k < columns) {
+        for (int r = 0; r < Rows; ++r) {
+            const Floats weights = Type::part(w + r * stride, columns - k);
+            for (int t = 0; t < T; ++t) sums[r][t] = fma(weights, load(x + lanes * t), sums[r][t]);
+        }
+    }
+    for (int t = 0; t < T; ++t)
+        for (int r = 0; r < Rows; ++r) {
+            const int64_t at = (token + t) * product.weights.rows + row + r;
+            const float value = sum(sums[r][t]);
+            product.out[at] = product.add ? value + product.add[at] : value;
+        }
+}
+
+template <typename Type>
+void blocks(const Product &product, const Tiles &tiles, int64_t first_block, int64_t last_block) {
+    const int64_t last_row = smaller_of(last_block * 16, product.weights.rows);
+    const int64_t step = tiles_at_once(tiles, 4);
+    // Enough sums at once to hide the latency of one, few enough to stay in registers.
+    const int64_t most = tiles.n == 1 || float_tile > 2 ? 4 : 2;
+    for (int64_t begin = 0; begin < tiles.count; begin += step) {
+        const int64_t end = smaller_of(begin + step, tiles.count);
+        for (int64_t row = first_block * 16; row < last_row;) {
+            const int64_t rows = row + most <= last_row ? most : 1;
+            for (int64_t i = begin; i < end; ++i)
+                with_tokens<float_tile>(tiles.size(i), [&](auto tokens) {
+                    constexpr int T = decltype(tokens)::value;
+                    const float *x = tiles.inputs<float>(i);
+                    const int64_t token = tiles.first(i);
+                    if (rows == 1) {
+                        tile<Type, 1, T>(product, x, token, row);
+                    } else if constexpr (float_tile > 2) {
+                        tile<Type, 4, T>(product, x, token, row);
+                    } else if (rows == 2) {
+                        tile<Type, 2, T>(product, x, token, row);
+                    } else {
+                        tile<Type, 4, 1>(product, x, token, row);  // one token alone
+                    }
+                });
+            row += rows;
+        }
+    }
+}
+
+}  // namespace
+
+void float_blocks(const Product &product, const Tiles &tiles, int64_t first_block, int64_t last_block) {
+    const Kind kind = product.weights.kind;
+    (kind == Kind::f32 ? blocks<F32> : kind == Kind::f16 ? blocks<F16> : blocks<Bf16>)(product, tiles, first_block, last_block);
+}
+
+}  // namespace haversack::HAVERSACK_TARGET

@@ -1,0 +1,49 @@
+"""Run in a process of its own, one for each instruction set: are the bits of an output row always the same?
+
+Prints a digest of all results, so that instruction sets can be compared too.
+"""
+
+import hashlib
+
+import numpy as np
+
+from haversack import kernels
+
+
+def matrices(rng: np.random.Generator, rows: int, columns: int) -> list[kernels.Matrix]:
+    values = rng.standard_normal((rows, columns)).astype(np.float32)
+    made = [kernels.Matrix.from_array(values, kind) for kind in ("f32", "f16", "bf16")]
+    scales = rng.random(rows).astype(np.float32) * 0.02
+    made.append(kernels.pack_int8(rng.integers(-128, 128, (rows, columns)), scales))
+    for group in (32, 64, 96, 128):
+        grouped = rng.random((rows, -(-columns // group))) * 0.1
+        made.append(kernels.pack_int4(rng.integers(-8, 8, (rows, columns)), grouped, group))
+    return made
+
+
+def main() -> None:
+    rng = np.random.default_rng(7)
+    digest = hashlib.sha256()
+    for rows, columns in ((1, 1), (15, 33), (37, 95), (64, 256), (130, 257), (513, 320)):
+        x = rng.standard_normal((257, columns)).astype(np.float32)
+        x[:, :: max(1, columns // 5)] *= 30  # outliers, so that scales differ
+        for matrix in matrices(rng, rows, columns):
+            packed = matrix.kind in ("int8", "int4")
+            for activations, scale in (("f32", None), ("int8-dynamic", None), ("int8-static", 0.05)):
+                if not packed and activations != "f32":
+                    continue
+                kernels.set_threads(1)
+                whole = kernels.matmul(x, matrix, activations=activations, static_scale=scale)
+                digest.update(whole.tobytes())
+                for threads in (1, 2, 3, 8):
+                    kernels.set_threads(threads)
+                    for n in (1, 2, 7, 32, 257):
+                        start = 0 if n == 257 else 3 * n
+                        part = x[start : start + n]
+                        got = kernels.matmul(part, matrix, activations=activations, static_scale=scale)
+                        same = np.array_equal(got.view(np.uint32), whole[start : start + n].view(np.uint32))
+                        assert same, (matrix.kind, matrix.group, rows, columns, activations, threads, n)
+    print(kernels.isa(), digest.hexdigest())
+
+
+main()

@@ -1,0 +1,298 @@
+"""Matrix products: native equals its twin, and the bits of an output do not depend on the call around it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from haversack import kernels
+from haversack.core.errors import UserError
+from haversack.kernels._matrix import GROUPS, KINDS, to_bf16
+from haversack.kernels._native import native
+from haversack.kernels.products import matmul_twin, quantize_activations
+
+pytestmark = pytest.mark.skipif(native() is None, reason="numpy twins only: nothing native to compare")
+ISAS = list(native().isa_names()) if native() is not None else []
+
+
+def random_matrix(rng, kind, rows, columns, group=32):
+    if kind == "int8":
+        return kernels.pack_int8(rng.integers(-128, 128, (rows, columns)), rng.random(rows) * 0.02)
+    if kind == "int4":
+        scales = rng.random((rows, -(-columns // group))) * 0.1
+        return kernels.pack_int4(rng.integers(-8, 8, (rows, columns)), scales, group)
+    return kernels.Matrix.from_array(rng.standard_normal((rows, columns)), kind)
+
+
+def close(got, expected, tolerance=1e-5):
+    scale = max(float(np.abs(expected).max()), 1e-20)
+    return float(np.abs(got - expected).max()) <= tolerance * scale
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    kind=st.sampled_from(KINDS),
+    rows=st.integers(1, 70),
+    columns=st.integers(1, 300),
+    n=st.integers(1, 27),
+    group=st.sampled_from(GROUPS),
+    activations=st.sampled_from(["f32", "int8-dynamic", "int8-static"]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_equals_its_twin(kind, rows, columns, n, group, activations, seed):
+    rng = np.random.default_rng(seed)
+    matrix = random_matrix(rng, kind, rows, columns, group)
+    activations = activations if kind in ("int8", "int4") else "f32"
+    scale = 0.03 if activations == "int8-static" else None
+    x = (rng.standard_normal((n, columns)) * rng.choice([1e-3, 1.0, 40.0])).astype(np.float32)
+    expected = matmul_twin(x, matrix, activations, scale)
+    # Sums that cancel are judged by the size of what was added, as one rounding of a term is.
+    size = np.abs(x).max() * np.abs(kernels.unpack(matrix)).max() * np.sqrt(columns)
+    got = kernels.matmul(x, matrix, activations=activations, static_scale=scale)
+    assert np.abs(got - expected).max() <= 1e-5 * max(float(np.abs(expected).max()), 0.2 * float(size))
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_f32_activations_equal_the_dequantized_product(kind):
+    rng = np.random.default_rng(1)
+    matrix = random_matrix(rng, kind, 200, 512, 64)
+    x = rng.standard_normal((9, 512)).astype(np.float32)
+    exact = x.astype(np.float64) @ kernels.unpack(matrix).astype(np.float64).T
+    assert close(kernels.matmul(x, matrix), exact, 2e-6)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_int8_activations_are_near_the_f32_product(kind):
+    rng = np.random.default_rng(2)
+    matrix = random_matrix(rng, kind, 200, 512, 32)
+    x = rng.standard_normal((9, 512)).astype(np.float32)
+    exact = kernels.matmul(x, matrix)
+    got = kernels.matmul(x, matrix, activations="int8-dynamic")
+    assert np.linalg.norm(got - exact) <= 0.008 * np.linalg.norm(exact)
+
+
+@pytest.fixture(scope="module")
+def digests():
+    """Runs the invariance check under every instruction set of this processor."""
+    found = {}
+    for isa in ISAS:
+        script = Path(__file__).with_name("_invariance.py")
+        env = dict(os.environ, HAVERSACK_ISA=isa, HAVERSACK_KERNELS="native", PYTHONDONTWRITEBYTECODE="1")
+        run = subprocess.run(
+            [sys.executable, str(script)], capture_output=True, text=True, env=env, check=False
+        )
+        found[isa] = (run.returncode, run.stdout.split(), run.stderr)
+    return found
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_rows_threads_and_tiles_leave_the_bits_alone(digests, isa):
+    code, words, errors = digests[isa]
+    assert code == 0, errors
+    assert words[0] == isa
+
+
+@pytest.mark.skipif(not {"avx2", "avx512"} <= set(ISAS), reason="this processor lacks AVX-512 VNNI")
+def test_avx2_and_avx512_give_the_same_bits(digests):
+    assert digests["avx2"][1][1] == digests["avx512"][1][1]
+
+
+def test_many_equals_one_at_a_time_also_with_mixed_kinds():
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((5, 96)).astype(np.float32)
+    several = [
+        random_matrix(rng, "int4", 40, 96, 32),
+        random_matrix(rng, "int4", 24, 96, 32),
+        random_matrix(rng, "int4", 17, 96, 96),
+        random_matrix(rng, "int8", 33, 96),
+    ] * 3
+    got = kernels.matmul_many(x, several, activations="int8-dynamic")
+    for matrix, result in zip(several, got, strict=True):
+        assert np.array_equal(result, kernels.matmul(x, matrix, activations="int8-dynamic"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_add_is_added_and_may_be_the_output(kind):
+    rng = np.random.default_rng(4)
+    matrix = random_matrix(rng, kind, 37, 70)
+    x = rng.standard_normal((3, 70)).astype(np.float32)
+    plain = kernels.matmul(x, matrix)
+    rest = rng.standard_normal(plain.shape).astype(np.float32)
+    expected = plain + rest
+    assert np.array_equal(kernels.matmul(x, matrix, add=rest), expected)
+    assert kernels.matmul(x, matrix, add=rest, out=rest) is rest
+    assert np.array_equal(rest, expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("offset", [0, 1, 3, 6])
+def test_bytes_at_any_alignment(kind, offset):
+    rng = np.random.default_rng(5)
+    matrix = random_matrix(rng, kind, 20, 45)
+    held = np.zeros(matrix.nbytes + offset, np.uint8)
+    held[offset:] = matrix.data
+    held.flags.writeable = False
+    moved = kernels.Matrix.from_bytes(
+        kind, matrix.shape, matrix.group, matrix.layout, memoryview(held)[offset:]
+    )
+    x = rng.standard_normal((2, 45)).astype(np.float32)
+    assert np.array_equal(kernels.matmul(x, moved), kernels.matmul(x, matrix))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("activations", ["f32", "int8-dynamic", "int8-static"])
+def test_not_finite_inputs_show_in_their_own_token_only(bad, kind, activations):
+    if kind not in ("int8", "int4") and activations != "f32":
+        return
+    rng = np.random.default_rng(6)
+    matrix = random_matrix(rng, kind, 30, 64)
+    scale = 0.05 if activations == "int8-static" else None
+    x = rng.standard_normal((4, 64)).astype(np.float32)
+    clean = kernels.matmul(x, matrix, activations=activations, static_scale=scale)
+    x[2, 40] = bad
+    got = kernels.matmul(x, matrix, activations=activations, static_scale=scale)
+    assert not np.isfinite(got[2]).any() or activations == "f32"
+    assert not np.isfinite(got[2]).all()
+    keep = [0, 1, 3]
+    assert np.array_equal(got[keep], clean[keep])
+
+
+def test_tiny_and_zero_groups():
+    matrix = random_matrix(np.random.default_rng(7), "int4", 16, 64)
+    x = np.zeros((2, 64), np.float32)
+    x[1, :32] = 1e-38
+    assert np.array_equal(
+        kernels.matmul(x, matrix, activations="int8-dynamic"), np.zeros((2, 16), np.float32)
+    )
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    rows=st.integers(1, 50),
+    columns=st.integers(1, 200),
+    group=st.sampled_from(GROUPS),
+)
+def test_packing_and_unpacking_keep_every_weight(seed, rows, columns, group):
+    rng = np.random.default_rng(seed)
+    values = rng.integers(-8, 8, (rows, columns))
+    scales = rng.standard_normal((rows, -(-columns // group))).astype(np.float16).astype(np.float32)
+    packed = kernels.pack_int4(values, scales, group)
+    assert packed.nbytes == kernels.packed_nbytes("int4", rows, columns, group)
+    assert np.array_equal(kernels.unpack(packed), values * np.repeat(scales, group, axis=1)[:, :columns])
+    eight = rng.integers(-128, 128, (rows, columns))
+    one = rng.standard_normal(rows).astype(np.float32)
+    packed = kernels.pack_int8(eight, one)
+    assert packed.nbytes == kernels.packed_nbytes("int8", rows, columns)
+    assert np.array_equal(kernels.unpack(packed), eight.astype(np.float32) * one[:, None])
+
+
+def test_layout_byte_by_byte():
+    values = np.zeros((17, 32), np.int64)
+    values[3, 1], values[3, 5], values[16, 31] = 7, -8, -3
+    scales = np.arange(17, dtype=np.float32)[:, None]
+    data = kernels.pack_int4(values, scales, 32).data
+    assert data.nbytes == 2 * (4 * 64 + 32)
+    assert data[4 * 3 + 1] == 15 + 16 * 0  # row 3: column 1 in the low half, column 5 in the high half
+    assert data[288 + 3 * 64 + 3] == 8 + 16 * 5  # second block, row 0 of it: column 27 low, column 31 high
+    assert np.array_equal(data[256:288].view(np.float16), np.arange(16))
+    eight = kernels.pack_int8(values, scales[:, 0]).data
+    assert eight.nbytes == 2 * (8 * 64 + 64)
+    assert eight[4 * 3 + 1] == 128 + 7 and eight[64 + 4 * 3 + 1] == 128 - 8
+
+
+def test_quantized_activations_are_within_half_a_step():
+    x = np.random.default_rng(8).standard_normal((4, 100)).astype(np.float32)
+    integers, scales = quantize_activations(x, 32)
+    back = (integers * scales[:, :, None]).reshape(4, -1)[:, :100]
+    assert np.abs(back - x).max() <= 0.5001 * scales.max()
+    assert np.abs(integers).max() == 127
+
+
+def test_bf16_rounds_to_nearest_even():
+    values = np.array([1.0, 1.00390625, 1.01171875, -0.0, np.inf, np.nan, 3.4e38], np.float32)
+    assert to_bf16(values)[:5].tolist() == [0x3F80, 0x3F80, 0x3F82, 0x8000, 0x7F80]
+    assert np.isnan((to_bf16(values).astype(np.uint32) << 16).view(np.float32)[5])
+
+
+def test_callers_on_several_threads_get_their_own_results():
+    rng = np.random.default_rng(9)
+    matrix = random_matrix(rng, "int4", 512, 512)
+    inputs = [rng.standard_normal((3, 512)).astype(np.float32) for _ in range(6)]
+    expected = [kernels.matmul(x, matrix, activations="int8-dynamic") for x in inputs]
+    wrong = []
+
+    def call(i):
+        for _ in range(100):
+            if not np.array_equal(kernels.matmul(inputs[i], matrix, activations="int8-dynamic"), expected[i]):
+                wrong.append(i)
+
+    callers = [threading.Thread(target=call, args=(i,)) for i in range(6)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(60)
+    assert not wrong and not any(caller.is_alive() for caller in callers)
+
+
+X = np.zeros((2, 64), np.float32)
+INT4 = kernels.pack_int4(np.zeros((8, 64), np.int8), np.ones((8, 2)), 32)
+F16 = kernels.Matrix.from_array(np.zeros((8, 64)), "f16")
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: kernels.matmul(X[:, :60], INT4), "x has 60 columns, the matrix 64"),
+        (lambda: kernels.matmul(X[0], INT4), "x must be f32"),
+        (lambda: kernels.matmul(X.astype(np.float64), INT4), "x must be f32"),
+        (lambda: kernels.matmul([[0.0] * 64], INT4), "got list"),
+        (lambda: kernels.matmul(X, F16, activations="int8-dynamic"), "takes f32 activations"),
+        (lambda: kernels.matmul(X, INT4, activations="int8"), "int8-dynamic"),
+        (lambda: kernels.matmul(X, INT4, activations="int8-static"), "static_scale"),
+        (lambda: kernels.matmul(X, INT4, static_scale=0.1), "static_scale"),
+        (lambda: kernels.matmul(X, INT4, activations="int8-static", static_scale=-1.0), "positive"),
+        (lambda: kernels.matmul(X, INT4, activations="int8-static", static_scale=float("nan")), "positive"),
+        (lambda: kernels.matmul(X, INT4, out=np.zeros((2, 9), np.float32)), "out must be f32"),
+        (lambda: kernels.matmul(X, INT4, out=np.zeros((2, 8))), "out must be f32"),
+        (lambda: kernels.matmul(X, INT4, add=np.zeros((1, 8), np.float32)), "add must be f32"),
+        (lambda: kernels.matmul_many(X, [INT4, F16], out=[np.zeros((2, 8), np.float32)]), "2 matrices but 1"),
+        (lambda: kernels.pack_int4(np.full((2, 32), 8), np.ones((2, 1)), 32), "-8..7"),
+        (lambda: kernels.pack_int4(np.zeros((2, 32), int), np.ones((2, 2)), 32), "scales of shape"),
+        (lambda: kernels.pack_int4(np.zeros((2, 32), int), np.full((2, 1), 1e6), 32), "fit f16"),
+        (lambda: kernels.pack_int4(np.zeros((2, 32), int), np.ones((2, 1)), 48), "group=48"),
+        (lambda: kernels.pack_int8(np.zeros((2, 32)), np.ones(2)), "integers"),
+        (
+            lambda: kernels.Matrix.from_bytes("int4", (8, 64), 32, "rows16-1", b"123"),
+            "takes 576 bytes, got 3",
+        ),
+        (lambda: kernels.Matrix.from_bytes("int4", (8, 64), 32, "rows-1", b"123"), "layout=rows-1"),
+        (lambda: kernels.Matrix.from_bytes("int5", (8, 64), 32, "rows-1", b"123"), "kind=int5"),
+        (lambda: kernels.Matrix.from_bytes("f32", (0, 64), None, "rows-1", b""), "at least one row"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_words(call, words):
+    with pytest.raises(UserError, match=words):
+        call()
+
+
+def test_strided_inputs_and_outputs_are_served():
+    rng = np.random.default_rng(10)
+    matrix = random_matrix(rng, "int4", 24, 64)
+    wide = rng.standard_normal((4, 128)).astype(np.float32)
+    x = wide[:, ::2]
+    expected = kernels.matmul(np.ascontiguousarray(x), matrix)
+    out = np.zeros((4, 48), np.float32)[:, ::2]
+    assert np.array_equal(kernels.matmul(x, matrix), expected)
+    assert np.array_equal(kernels.matmul(x, matrix, out=out), expected)
+    assert np.array_equal(out, expected)
+    assert kernels.matmul(x[:0], matrix).shape == (0, 24)
