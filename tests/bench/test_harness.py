@@ -11,8 +11,18 @@ import time
 import numpy as np
 import pytest
 
-from haversack.bench import Bar, Bench, Outcome, Row, Run, Unavailable, run_bench, stored_result
-from haversack.bench import _harness, _store
+from haversack.bench import (
+    Bar,
+    Bench,
+    Outcome,
+    Row,
+    Run,
+    Unavailable,
+    _harness,
+    _store,
+    run_bench,
+    stored_result,
+)
 from haversack.core.errors import DamagedFileError, UserError
 
 DOCUMENT_KEYS = {"system", "number", "mode", "machine", "commit", "seconds", "rows"}

@@ -10,7 +10,8 @@ from haversack.bench import Bar, Outcome, Row, Side
 from haversack.bench._rows import blank, judge
 
 ROW_KEYS = {
-    "id", "claim", "published", "baseline", "ours", "ratio", "unit", "judged", "bar", "holds", "source", "note",
+    "id", "claim", "published", "baseline", "ours", "ratio", "unit", "judged", "bar", "holds", "source",
+    "note",
 }  # fmt: skip
 SEVEN = tuple(float(value) for value in range(1, 8))
 

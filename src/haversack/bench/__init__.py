@@ -1,4 +1,5 @@
-"""One file per published system, and the named bench `engine`: method and baseline in one run, judged by bars.
+"""One file per published system, and the named bench `engine`: method and baseline in one run, judged by
+bars.
 
 A bench file declares a `Bench` named `bench`; each of its functions measures a few rows::
 

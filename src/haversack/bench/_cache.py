@@ -28,9 +28,9 @@ def content_key(inputs: Mapping[str, Any]) -> str:
 def cached(name: str, inputs: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
     """The folder `bench/NAME-KEY` of the cache, made by `make(folder)` when it is not there yet.
 
-    `inputs` is everything that the content depends on. `make` fills a partial folder that takes the final name
-    when it returns; when it raises or the process is killed, nothing of that name exists. Processes that want
-    the same folder at once wait for the one that makes it.
+    `inputs` is everything that the content depends on. `make` fills a partial folder that takes the final
+    name when it returns; when it raises or the process is killed, nothing of that name exists. Processes
+    that want the same folder at once wait for the one that makes it.
     """
     goal = cache_folder() / "bench" / f"{name}-{content_key(inputs)}"
     goal.parent.mkdir(parents=True, exist_ok=True)

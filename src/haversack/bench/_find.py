@@ -59,7 +59,8 @@ def find_bench(given: str) -> Bench:
     if text in slugs:
         entry = known[slugs[text]]
         raise UserError(
-            f"{entry['slug']} ({entry['title']}) has no bench: its state is absent; benches: {', '.join(benches)}",
+            f"{entry['slug']} ({entry['title']}) has no bench: its state is absent; "
+            f"benches: {', '.join(benches)}",
             field="system",
             given=given,
             nearest=nearest_name(text, benches) or (benches[0] if benches else None),

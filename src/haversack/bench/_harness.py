@@ -27,7 +27,7 @@ FULL_SEED = 20260
 
 @dataclass
 class Run:
-    """What a measuring function gets: the mode, a seed (fresh in quick runs, fixed in full ones), the clock."""
+    """What a measuring function gets: the mode, a seed (fresh in quick runs, fixed in full), the clock."""
 
     quick: bool
     seed: int
@@ -69,7 +69,8 @@ class Measure:
 @dataclass
 class Bench:
     """A system's claims. `watches` are the files a stored result depends on: patterns under the package
-    (`kernels/*.py`) or, starting with `native/`, under the repository; the bench's own file is one of them."""
+    (`kernels/*.py`) or, starting with `native/`, under the repository; the bench's own file is one of them.
+    """
 
     slug: str
     watches: tuple[str, ...]
@@ -110,10 +111,10 @@ def run_bench(
 ) -> dict[str, Any]:
     """Measure `bench` and return the document of `bench --json`; a full run is stored when it is complete.
 
-    `rows` is a glob over row ids: measuring functions none of whose rows match are not run, their rows are shown
-    as stored. A row that cannot be measured here keeps its stored values, or has `holds` null, with the reason in
-    its note. A measuring function that breaks gives its rows `holds` false and the error as their note.
-    Raises UserError when `rows` matches nothing.
+    `rows` is a glob over row ids: measuring functions none of whose rows match are not run, their rows are
+    shown as stored. A row that cannot be measured here keeps its stored values, or has `holds` null, with
+    the reason in its note. A measuring function that breaks gives its rows `holds` false and the error as
+    their note. Raises UserError when `rows` matches nothing.
     """
     wanted = _wanted(bench, quick, rows)
     start = time.monotonic()

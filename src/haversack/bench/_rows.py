@@ -19,13 +19,13 @@ JUDGED = ("ratio", "ours")
 MIN_PAIRS = 7
 
 
-class Unavailable(HaversackError):
-    """A row that cannot be measured here (a peer, data or an instruction set is absent); its text is the reason."""
+class Unavailable(HaversackError):  # noqa: N818 - a verdict, not a fault
+    """A row that cannot be measured here (a peer or data is absent); its text is the reason."""
 
 
 @dataclass(frozen=True)
 class Bar:
-    """What the judged number is held against: `op` is `<=`, `>=`, `==` or `in` (a pair: from, to, both allowed)."""
+    """What the judged number is held against: `op` is `<=`, `>=`, `==` or `in` (a pair: from, to)."""
 
     op: str
     value: float | tuple[float, float]

@@ -29,7 +29,7 @@ def source_root() -> Path | None:
 
 
 def watched_files(patterns: Iterable[str]) -> tuple[list[Path], list[Path]]:
-    """The files that `patterns` name: of the package, and of the repository's root (patterns `native/...`)."""
+    """The files that `patterns` name: of the package, and of the repository (patterns `native/...`)."""
     package: set[Path] = set()
     native: set[Path] = set()
     root = source_root()

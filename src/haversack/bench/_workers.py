@@ -17,10 +17,11 @@ from haversack.bench._rows import Unavailable
 
 
 class Worker:
-    """`argv` started with `env` on top of this process's environment. A context manager; leaving it ends the process.
+    """`argv` started with `env` on top of this process's environment. A context manager; leaving it ends the
+    process.
 
-    `started` is the clock (`time.perf_counter`) just before the process was made, so that a reply's arrival minus
-    `started` counts everything from process start on.
+    `started` is the clock (`time.perf_counter`) just before the process was made, so that a reply's arrival
+    minus `started` counts everything from process start on.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class Worker:
         self.close()
 
     def ask(self, do: str, **values: Any) -> dict[str, Any]:
-        """Send one request and wait for its reply. Raises Unavailable when the worker fails, ends or stays silent."""
+        """Send one request and wait for its reply. Raises Unavailable when the worker fails or stays silent."""
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(json.dumps({"do": do, **values}).encode() + b"\n")

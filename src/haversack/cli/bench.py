@@ -76,8 +76,9 @@ def _show(document: dict[str, Any]) -> None:
             console.print(f"{row['id']}: {row['note']}", style="red" if row["holds"] is False else "dim")
     judged = [row["holds"] for row in document["rows"] if row["bar"]]
     console.print(
-        f"{judged.count(True)} bars hold, {judged.count(False)} do not, {judged.count(None)} were not judged; "
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['isa']}; commit {document['commit'] or 'unknown'}"
+        f"{judged.count(True)} bars hold, {judged.count(False)} do not, "
+        f"{judged.count(None)} were not judged; {machine['cpu']}, {machine['cores']} cores, "
+        f"{machine['isa']}; commit {document['commit'] or 'unknown'}"
     )
 
 

@@ -1,7 +1,8 @@
 """Random weights of TinyLlama-1.1B's shape, the same numbers for both sides of a comparison.
 
-Standard library and numpy only: this file is read by the package and, by path, by workers that run in a peer's
-own environment. Numbers come from a bit generator's raw stream, which numpy keeps the same between versions.
+Standard library and numpy only: this file is read by the package and, by path, by workers that run in a
+peer's own environment. Numbers come from a bit generator's raw stream, which numpy keeps the same between
+versions.
 """
 
 from __future__ import annotations

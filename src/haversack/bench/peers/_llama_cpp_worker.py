@@ -1,10 +1,12 @@
 """Runs inside the peer's own environment: llama.cpp behind JSON lines. Never imported by the package.
 
     python -P _llama_cpp_worker.py write GGUF OUTPUT_TYPE    writes the random model, with the `gguf` package
-    python -P _llama_cpp_worker.py serve                     answers one JSON request a line until standard input ends
+    python -P _llama_cpp_worker.py serve                     answers one JSON request a line until standard
+    input ends
 
-Requests: open {model, threads, mmap, flash, context}, prefill {tokens}, decode {tokens}, threads {n}, logits {}.
-Only the wrapper's ctypes bindings are loaded, not its chat templates: starting up costs the peer no more than it must.
+Requests: open {model, threads, mmap, flash, context}, prefill {tokens}, decode {tokens}, threads {n}, logits
+{}. Only the wrapper's ctypes bindings are loaded, not its chat templates: starting up costs the peer no more
+than it must.
 """
 
 from __future__ import annotations
@@ -129,8 +131,8 @@ def serve() -> None:
 def write(path: str, output_type: str) -> None:
     """The random model as GGUF: Q4_0 everywhere, the output matrix as `output_type` (Q6_K or Q8_0).
 
-    llama.cpp rotates neighbouring pairs of a head where hub checkpoints rotate halves, so the rows of the query and
-    key matrices are reordered within each head, as every converter does.
+    llama.cpp rotates neighbouring pairs of a head where hub checkpoints rotate halves, so the rows of the
+    query and key matrices are reordered within each head, as every converter does.
     """
     import gguf
     import numpy as np

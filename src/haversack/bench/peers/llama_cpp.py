@@ -1,8 +1,8 @@
 """llama.cpp as a peer, through llama-cpp-python built on this machine, in an environment of its own.
 
-The environment lies in the cache folder (`peers/llama-cpp-python`) and takes about ten minutes to build on two
-cores, once. llama.cpp picks its native build's instructions (AVX-512 VNNI where the machine has it) and repacks
-Q4_0 weights for them. The package never imports it: the comparison talks to a worker process.
+The environment lies in the cache folder (`peers/llama-cpp-python`) and takes about ten minutes to build on
+two cores, once. llama.cpp picks its native build's instructions (AVX-512 VNNI where the machine has it) and
+repacks Q4_0 weights for them. The package never imports it: the comparison talks to a worker process.
 """
 
 from __future__ import annotations
