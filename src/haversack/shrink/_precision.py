@@ -35,7 +35,7 @@ class StoredKind:
 
     def nbytes(self, rows: int, columns: int) -> int:
         """Bytes of a stored matrix [rows, columns], scales and padding included."""
-        return packed_nbytes(self.kind, rows, columns, self.group)
+        return int(packed_nbytes(self.kind, rows, columns, self.group))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,322 @@
+"""Compressing a language model block by block: calibrate, compress, write, drop.
+
+Calibration text runs through the blocks already compressed, so that each block is fitted to the inputs it
+will really get. Inside a block the same holds: matrices that share an input (query, key and value; gate and
+up) are compressed together, in order of use, and the pass that collects the next input's statistics runs
+through them as compressed and stops where that input is reached. At any time one block, one Hessian and the
+hidden states of the text are in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from haversack.core.budget import BudgetError, Failure
+from haversack.core.errors import UserError, not_allowed
+from haversack.core.memory import MemoryPlan
+from haversack.core.pack import PackWriter, TensorSource
+from haversack.core.progress import Progress
+from haversack.kernels import Matrix
+from haversack.shrink._activations import IN_MEMORY_MIB, Activations
+from haversack.shrink._precision import HessianSum, InputStatistics, Precision, StoredKind
+from haversack.shrink._rounding import F32
+from haversack.shrink._source import read_rows, read_tensor
+
+I32 = NDArray[np.int32]
+Tap = Callable[[str, F32], None]
+Weights = dict[str, Any]  # matrices as kernels.Matrix, vectors as f32 arrays
+
+FEWEST_OUTPUT_BITS = 6
+PROCESS_MIB = 200  # interpreter, libraries, tokenizer and the buffers of a forward pass
+
+
+class Walk(Protocol):
+    """A model as compression sees it; shrink/_language.py makes one from an architecture."""
+
+    blocks: int
+    width: int
+    embedding: str
+    output: str
+    last: tuple[str, ...]
+
+    def names(self, block: int) -> Sequence[str]:
+        """The tensors of `block` in order of use."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor."""
+
+    def is_matrix(self, name: str) -> bool:
+        """True for what multiplies activations, False for norms and biases."""
+
+    def embed(self, tokens: I32, embedding: F32) -> F32:
+        """Hidden states f32 [n, width] of `tokens` [n]."""
+
+    def run(self, block: int, hidden: F32, weights: Mapping[str, Any], tap: Tap | None) -> F32:
+        """Hidden states f32 [n, width] after `block`; `tap` sees every matrix product's name and input."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What is not left to the precision method.
+
+    `output`: kind of the output matrix, "as-blocks" or a kind; in "int8" (the default) it has 8 bits where
+    the method gives fewer than 6, since every error in it is an error in the answer. `embedding`: kind of an
+    embedding that is not also the output matrix.
+    """
+
+    output: str = "int8"
+    embedding: str = "f16"
+
+    def __post_init__(self) -> None:
+        if self.output not in ("int8", "f16", "as-blocks"):
+            raise not_allowed("output", self.output, ("int8", "f16", "as-blocks"))
+        if self.embedding not in ("f16", "f32", "int8"):
+            raise not_allowed("embedding", self.embedding, ("f16", "f32", "int8"))
+
+
+BITS = {"f32": 32, "f16": 16, "bf16": 16, "int8": 8, "int4": 4}
+
+
+def stored_kinds(walk: Walk, precision: Precision, policy: Policy) -> dict[str, StoredKind]:
+    """How each tensor will be stored, in the order of the file: the planner's sizes come from here too."""
+    kinds: dict[str, StoredKind] = {}
+    shape = _matrix_shape(walk, walk.output)
+    natural = precision.stored(*shape)
+    output = natural
+    if BITS[natural.kind] < FEWEST_OUTPUT_BITS and policy.output != "as-blocks":
+        output = StoredKind(policy.output)
+    if walk.embedding == walk.output:
+        kinds[walk.embedding] = output
+    else:
+        kept = natural.kind if natural.kind in ("f32", "f16", "bf16") else policy.embedding
+        kinds[walk.embedding] = StoredKind(kept)
+    for block in range(walk.blocks):
+        for name in walk.names(block):
+            matrix = walk.is_matrix(name)
+            kinds[name] = precision.stored(*_matrix_shape(walk, name)) if matrix else StoredKind("f32")
+    for name in walk.last:
+        kinds[name] = StoredKind("f32")
+    if walk.output != walk.embedding:
+        kinds[walk.output] = output
+    return kinds
+
+
+def stored_nbytes(walk: Walk, kinds: Mapping[str, StoredKind]) -> int:
+    """Bytes of all tensors in `kinds`, scales and padding included."""
+    total = 0
+    for name, kind in kinds.items():
+        shape = walk.shape(name)
+        rows, columns = (shape[0], shape[1]) if len(shape) == 2 else (1, int(np.prod(shape)))
+        total += kind.nbytes(rows, columns)
+    return total
+
+
+def _matrix_shape(walk: Walk, name: str) -> tuple[int, int]:
+    shape = walk.shape(name)
+    if len(shape) != 2:
+        raise UserError(
+            f"{name} has the shape {shape}; matrices with two dimensions can be compressed.",
+            field="model",
+            given=name,
+        )
+    return shape[0], shape[1]
+
+
+def memory_plan(walk: Walk, precision: Precision, tokens: int, work_ram_mib: float | None) -> MemoryPlan:
+    """What `compress` will hold at most, and where the hidden states of `tokens` go.
+
+    Raises BudgetError when even with hidden states on disk `work_ram_mib` is not enough.
+    """
+    largest = max(
+        (
+            sum(4 * int(np.prod(walk.shape(name))) for name in walk.names(block))
+            for block in range(walk.blocks)
+        ),
+        default=0,
+    )
+    widest = max(
+        (
+            walk.shape(name)[1]
+            for block in range(walk.blocks)
+            for name in walk.names(block)
+            if walk.is_matrix(name)
+        ),
+        default=0,
+    )
+    ends = max(4 * int(np.prod(walk.shape(name))) for name in (walk.embedding, walk.output))
+    hessians = 2 * 4 * widest * widest if precision.needs else 0
+    states = min(4 * tokens * walk.width, IN_MEMORY_MIB << 20) if precision.needs else 0
+    lines = [
+        ("a block in f32, twice", 2 * max(largest, ends)),
+        ("statistics of its widest input", hessians),
+        ("hidden states of the calibration text", states),
+        ("program and buffers", PROCESS_MIB << 20),
+    ]
+    plan = MemoryPlan(tuple(lines))
+    if work_ram_mib is not None and plan.total_mib > work_ram_mib:
+        lines[2] = ("hidden states of the calibration text (on disk)", 8 << 20 if precision.needs else 0)
+        plan = MemoryPlan(tuple(lines))
+        if plan.total_mib > work_ram_mib:
+            failure = Failure("work_ram_mib", work_ram_mib, float(np.ceil(plan.total_mib)), "MiB")
+            raise BudgetError([failure], "compressing this model")
+    return plan
+
+
+class _Reached(Exception):  # noqa: N818 - it is no error
+    """Raised by a tap to end a pass at the input it waited for."""
+
+
+def inputs_of(walk: Walk, block: int, weights: Weights) -> list[tuple[str, ...]]:
+    """The matrices of `block` in order of use, those that multiply the same input together."""
+    groups: list[list[str]] = []
+    last: list[Any] = [None]
+
+    def note(name: str, x: F32) -> None:
+        if last[0] is x:
+            groups[-1].append(name)
+        else:
+            groups.append([name])
+            last[0] = x
+
+    walk.run(block, np.ones((2, walk.width), np.float32), weights, note)
+    return [tuple(group) for group in groups]
+
+
+def statistics_of(
+    walk: Walk, block: int, weights: Weights, first: str, states: Activations
+) -> InputStatistics:
+    """What the calibration text sends into the matrix `first`; passes end there."""
+    total = HessianSum(walk.shape(first)[1])
+
+    def gather(name: str, x: F32) -> None:
+        if name == first:
+            total.add(x)
+            raise _Reached
+
+    for index in range(len(states)):
+        try:
+            walk.run(block, states.read(index), weights, gather)
+        except _Reached:
+            continue
+    if not np.isfinite(np.trace(total.sum)):
+        raise UserError(
+            f"calibration text gives inputs of {first} that are not finite; the model cannot be "
+            "calibrated on it.",
+            field="calibration",
+            given=first,
+        )
+    return total.finish()
+
+
+def compress(
+    source: TensorSource,
+    walk: Walk,
+    precision: Precision,
+    writer: PackWriter,
+    *,
+    texts: I32 | None,
+    policy: Policy,
+    folder: Path,
+    activations_mib: float = IN_MEMORY_MIB,
+    bar: Progress | None = None,
+) -> None:
+    """Write every tensor of `source` through `writer` as `precision` and `policy` say.
+
+    `texts` i32 [pieces, length] is needed when the method's `needs` is not empty; `folder` takes hidden
+    states that do not fit in `activations_mib`. Raises UserError naming the tensor for weights or inputs that
+    are not finite.
+    """
+    if precision.needs and (texts is None or texts.size == 0):
+        raise UserError(
+            f"{precision.name} needs calibration text and got none.", field="calibration", given=None
+        )
+    kinds = stored_kinds(walk, precision, policy)
+    calibrated = bool(precision.needs) and texts is not None
+    count, length = texts.shape if calibrated and texts is not None else (0, 0)
+    with Activations(count, length, walk.width, folder, activations_mib) as states:
+        if texts is not None and calibrated:
+            embedding = read_tensor(source, walk.embedding)
+            for index, tokens in enumerate(texts):
+                states.write(index, walk.embed(tokens, embedding))
+            del embedding
+        _write_rows(source, writer, walk.embedding, kinds[walk.embedding])
+        for block in range(walk.blocks):
+            _compress_block(source, walk, block, precision, kinds, states, writer)
+            if bar is not None:
+                bar.advance()
+    for name in walk.last:
+        _write_vector(writer, name, read_tensor(source, name))
+    if walk.output != walk.embedding:
+        _write_rows(source, writer, walk.output, kinds[walk.output])
+
+
+def _compress_block(
+    source: TensorSource,
+    walk: Walk,
+    block: int,
+    precision: Precision,
+    kinds: Mapping[str, StoredKind],
+    states: Activations,
+    writer: PackWriter,
+) -> None:
+    names = walk.names(block)
+    plain = {name: read_tensor(source, name) for name in names}
+    for name in names:
+        if not walk.is_matrix(name):
+            _write_vector(writer, name, plain[name])
+    weights: Weights = {
+        name: Matrix.from_array(values) if walk.is_matrix(name) else values for name, values in plain.items()
+    }
+    for group in inputs_of(walk, block, weights):
+        inputs = statistics_of(walk, block, weights, group[0], states) if len(states) else None
+        found = precision.quantize({name: plain[name] for name in group}, inputs)
+        for name in group:
+            weights[name] = matrix = found[name].packed()
+            _write_matrix(writer, name, found[name].kind, matrix)
+            del plain[name]
+    for index in range(len(states)):
+        after = walk.run(block, states.read(index), weights, None)
+        if not np.isfinite(after).all():
+            raise UserError(
+                f"block {block} turns the calibration text into values that are not finite; "
+                "the checkpoint is damaged or needs another number type.",
+                field="model",
+                given=f"block {block}",
+            )
+        states.write(index, after)
+
+
+def _write_rows(source: TensorSource, writer: PackWriter, name: str, kind: StoredKind) -> None:
+    """Store a matrix that is not fitted to inputs, an embedding or the output matrix, some rows at a time."""
+    from haversack.shrink.precision.keep import Keep
+    from haversack.shrink.precision.round_to_nearest import RoundToNearest
+
+    rows, columns = source.tensors[name].shape
+    method: Precision
+    if kind.kind in ("f32", "f16", "bf16"):
+        method = Keep(kind=kind.kind)
+    else:
+        method = RoundToNearest(bits=BITS[kind.kind], group=kind.group or 64, scales="searched")
+    at_once = max(16, (4 << 20) // columns // 16 * 16)  # the packed layout goes by 16 rows
+
+    def pieces() -> Iterator[Any]:
+        for start in range(0, rows, at_once):
+            values = read_rows(source, name, start, min(start + at_once, rows))
+            yield method.quantize({name: values}, None)[name].packed().data
+
+    layout = "rows16-1" if kind.kind in ("int8", "int4") else "rows-1"
+    writer.add_tensor(name, kind.kind, (rows, columns), pieces(), kind.group, layout)
+
+
+def _write_matrix(writer: PackWriter, name: str, kind: StoredKind, matrix: Matrix) -> None:
+    writer.add_tensor(name, kind.kind, matrix.shape, [matrix.data], kind.group, matrix.layout)
+
+
+def _write_vector(writer: PackWriter, name: str, values: F32) -> None:
+    writer.add_tensor(name, "f32", values.shape, [np.ascontiguousarray(values, np.float32).data])
