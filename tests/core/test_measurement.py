@@ -21,7 +21,7 @@ def test_quality_loss_follows_its_direction():
 def test_the_machine_is_what_the_system_says():
     said = machine()
     assert said["cores"] == len(os.sched_getaffinity(0))
-    assert said["isa"] in ("avx512", "avx2", "neon", "neon-dot", "portable")
+    assert said["isa"] in ("avx512", "avx2", "neon", "dotprod", "portable")
     assert said["ram_mib"] > 100 and said["cpu"] and said["python"].startswith("3.")
 
 

@@ -31,7 +31,7 @@ class Device:
     """What a machine can hold and how fast it is; rates are what good code reaches, not the data sheet's
     peak.
 
-    `isa`: instruction set our kernels would pick (`avx512`, `avx2`, `neon`, `neon-dot`, `portable`, `thumb`).
+    `isa`: instruction set our kernels would pick (`avx512`, `avx2`, `neon`, `dotprod`, `portable`, `thumb`).
     `ram_mib`, `storage_mib`: what the system leaves to programs. `read_gb_s`: reading memory with all cores,
     in 4 KiB pages; `read_gb_s_one_thread`. `storage_mb_s`: reading storage past the page cache. `gops`: 10^9
     operations a second of all cores (a multiply-add is two) by precision of the arithmetic. `call_us`: one

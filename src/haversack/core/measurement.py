@@ -122,7 +122,7 @@ def available_cores() -> int:
 
 
 def instruction_set() -> str:
-    """The best of our kernels' instruction sets that this processor has: avx512 (with VNNI), avx2, neon-dot,
+    """The best of our kernels' instruction sets that this processor has: avx512 (with VNNI), avx2, dotprod,
     neon or portable. Read from the system; what the kernels really use is `haversack.kernels.isa()`."""
     flags = _cpu_flags()
     if {"avx512f", "avx512bw", "avx512vl", "avx512_vnni"} <= flags:
@@ -130,7 +130,7 @@ def instruction_set() -> str:
     if {"avx2", "fma", "f16c"} <= flags:
         return "avx2"
     if platform.machine() in ("aarch64", "arm64"):
-        return "neon-dot" if "asimddp" in flags or platform.system() == "Darwin" else "neon"
+        return "dotprod" if "asimddp" in flags or platform.system() == "Darwin" else "neon"
     return "portable"
 
 

@@ -1,0 +1,166 @@
+"""Storage read past the page cache, and storage slower than this machine's.
+
+`DirectFile` reads ranges of a file with O_DIRECT, so that streamed weights cost only the buffer they are read
+into; where a file system refuses that, it reads and drops. `SlowStorage` gives reads the bandwidth and
+latency of another device, so that a fast machine shows how a board's card would do.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from haversack.core._pace import Pace
+from haversack.core.device import Device
+from haversack.core.errors import DamagedFileError, UserError
+
+BLOCK = 4096
+_MOST_AT_ONCE = 8 * 2**20
+
+
+class SlowStorage:
+    """Reads at `mb_s` (10^6 bytes a second) after `latency_us` each. All files given the same object share
+    it."""
+
+    def __init__(self, mb_s: float, latency_us: float = 0.0) -> None:
+        if not latency_us >= 0:
+            raise UserError(f"latency_us={latency_us} is not a time.", field="latency_us", given=latency_us)
+        self.latency_s = latency_us * 1e-6
+        self._pace = Pace(mb_s * 1e6)
+
+    @classmethod
+    def of(cls, device: Device, latency_us: float = 0.0) -> Self:
+        """The storage of a device profile."""
+        return cls(device.storage_mb_s, latency_us)
+
+    def ready_at(self, count: int, now: float) -> float:
+        """When a read of `count` bytes that is asked for at `now` has arrived."""
+        return self._pace.reserve(count, now) + self.latency_s
+
+    def wait(self, count: int, started: float) -> None:
+        """Sleep until a read that began at `started` (time.monotonic) would have arrived."""
+        remaining = self.ready_at(count, started) - time.monotonic()
+        if remaining > 0:
+            time.sleep(remaining)
+
+
+class DirectFile:
+    """Reads ranges of `path` past the page cache; a context manager, safe to use from several threads.
+
+    `direct` says whether the file system took O_DIRECT; where not, what was read is dropped from the cache
+    again. `bytes_read` counts what left the storage, alignment included. Raises UserError when the file
+    cannot be opened.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], storage: SlowStorage | None = None) -> None:
+        self.path = Path(path)
+        self.bytes_read = 0
+        self._storage = storage
+        self._counting = threading.Lock()
+        try:
+            self._descriptor, self.direct = _open(self.path)
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be read: {error.strerror}.", field="path", given=str(path)
+            ) from error
+        self.size = os.fstat(self._descriptor).st_size
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; reading afterwards fails."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def read(self, offset: int, count: int, buffer: mmap.mmap | None = None) -> memoryview:
+        """`count` bytes from `offset`, as a view into `buffer` (made by `aligned_buffer`; reused, its
+        contents change with the next read) or into memory of its own. Raises DamagedFileError when the file
+        ends before."""
+        if count < 0 or offset < 0:
+            raise ValueError("offset and count are not negative")
+        first = offset // BLOCK * BLOCK
+        span = -(-(offset + count - first) // BLOCK) * BLOCK
+        if buffer is None:
+            buffer = aligned_buffer(count)
+        elif len(buffer) < span:
+            raise ValueError(f"the buffer has {len(buffer)} bytes and this read takes {span}")
+        started = time.monotonic()
+        view = memoryview(buffer)
+        done = 0
+        while done < offset + count - first:
+            got = self._read_some(view[done : min(span, done + _MOST_AT_ONCE)], first + done)
+            if got == 0:
+                raise DamagedFileError(self.path, f"it ends at byte {first + done}, before {offset + count}")
+            done += got
+        with self._counting:
+            self.bytes_read += done
+        if not self.direct and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._descriptor, first, span, os.POSIX_FADV_DONTNEED)
+        if self._storage is not None:
+            self._storage.wait(span, started)
+        return view[offset - first : offset - first + count]
+
+    def read_many(self, ranges: Sequence[tuple[int, int]]) -> list[memoryview]:
+        """Each (offset, count) of `ranges`, in memory of its own; neighbours that touch are read together."""
+        found: dict[int, memoryview] = {}
+        order = sorted(range(len(ranges)), key=lambda i: ranges[i])
+        at = 0
+        while at < len(order):
+            begin, count = ranges[order[at]]
+            end, run = begin + count, [order[at]]
+            while at + len(run) < len(order):
+                following = ranges[order[at + len(run)]]
+                if following[0] > end + BLOCK:
+                    break
+                end = max(end, following[0] + following[1])
+                run.append(order[at + len(run)])
+            view = self.read(begin, end - begin)
+            for index in run:
+                start = ranges[index][0] - begin
+                found[index] = view[start : start + ranges[index][1]]
+            at += len(run)
+        return [found[index] for index in range(len(ranges))]
+
+    def _read_some(self, view: memoryview, offset: int) -> int:
+        try:
+            return os.preadv(self._descriptor, [view], offset)
+        except OSError as error:
+            if (
+                self.direct and error.errno == errno.EINVAL
+            ):  # opened with O_DIRECT, but reading needs the cache
+                os.close(self._descriptor)
+                self._descriptor, self.direct = os.open(self.path, os.O_RDONLY), False
+                return os.preadv(self._descriptor, [view], offset)
+            raise UserError(
+                f"{self.path} cannot be read: {error.strerror}.", field="path", given=str(self.path)
+            ) from error
+
+
+def aligned_buffer(count: int) -> mmap.mmap:
+    """Memory for `DirectFile.read` of up to `count` bytes at any offset: page-aligned, not touched before it
+    is used."""
+    return mmap.mmap(-1, max(1, -(-count // BLOCK) + 1) * BLOCK)
+
+
+def _open(path: Path) -> tuple[int, bool]:
+    if hasattr(os, "O_DIRECT"):
+        try:
+            return os.open(path, os.O_RDONLY | os.O_DIRECT), True
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+    return os.open(path, os.O_RDONLY), False
