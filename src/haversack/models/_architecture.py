@@ -1,0 +1,237 @@
+"""What a model is made of, without its weights: a record that every family maps its config to.
+
+A block is a declared list of branches. Each branch is one layer (attention, feed-forward, ...) with the norms
+around it; sequential blocks add one branch after the other to the hidden state, parallel ones all read the
+block's input::
+
+    hidden = after_norm(hidden + post_norm(layer(norm(hidden))))
+
+Records name tensors as the hub does, so that a pack and a hub folder load through the same code. A new kind
+of layer is a record here and a file of the same name in `run/layers/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+from haversack.models._rope import Rope
+
+ACTIVATIONS = ("silu", "gelu", "gelu-tanh", "relu")
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A norm over the last axis of width `width`: `kind` rms (weight + `offset`, no bias) or layer (with
+    bias).
+
+    `weight` and `bias` are tensor names.
+    """
+
+    weight: str
+    width: int
+    eps: float
+    kind: str = "rms"
+    offset: float = 0.0
+    bias: str | None = None
+
+    def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """(tensor name, shape) of each tensor."""
+        yield self.weight, (self.width,)
+        if self.bias is not None:
+            yield self.bias, (self.width,)
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A matrix [outputs, inputs] named `weight`, with an optional bias [outputs]."""
+
+    weight: str
+    inputs: int
+    outputs: int
+    bias: str | None = None
+
+    @classmethod
+    def named(cls, module: str, inputs: int, outputs: int, bias: bool = False) -> Linear:
+        """The linear layer whose tensors are `module`.weight and, with `bias`, `module`.bias."""
+        return cls(f"{module}.weight", inputs, outputs, f"{module}.bias" if bias else None)
+
+    def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """(tensor name, shape) of each tensor."""
+        yield self.weight, (self.outputs, self.inputs)
+        if self.bias is not None:
+            yield self.bias, (self.outputs,)
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Grouped-query self-attention over a cache.
+
+    `window`: a query sees the last `window` positions, itself included; None sees all. `rope` None leaves
+    positions out. `query_norm` and `key_norm` normalize each head. `scale` multiplies the products of query
+    and key, `softcap` bounds them by softcap * tanh(. / softcap).
+    """
+
+    kind: ClassVar[str] = "attention"
+
+    heads: int
+    key_value_heads: int
+    head_width: int
+    scale: float
+    query: Linear
+    key: Linear
+    value: Linear
+    output: Linear
+    rope: Rope | None = None
+    window: int | None = None
+    softcap: float | None = None
+    query_norm: Norm | None = None
+    key_norm: Norm | None = None
+
+    def products(self) -> tuple[tuple[Linear, ...], ...]:
+        """The matrix products in order; those in one tuple multiply the same input."""
+        return (self.query, self.key, self.value), (self.output,)
+
+    def norms(self) -> tuple[Norm, ...]:
+        """The norms inside the layer."""
+        return tuple(norm for norm in (self.query_norm, self.key_norm) if norm is not None)
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """down(activation(gate(x)) * up(x)), or down(activation(up(x))) when `gate` is None."""
+
+    kind: ClassVar[str] = "feed_forward"
+
+    width: int
+    activation: str
+    gate: Linear | None
+    up: Linear
+    down: Linear
+
+    def products(self) -> tuple[tuple[Linear, ...], ...]:
+        """The matrix products in order; those in one tuple multiply the same input."""
+        return (self.up,) if self.gate is None else (self.gate, self.up), (self.down,)
+
+    def norms(self) -> tuple[Norm, ...]:
+        """The norms inside the layer."""
+        return ()
+
+
+Layer = Attention | FeedForward
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One layer and the norms around it: before it, on its result, and on the sum with what it was added
+    to.
+    """
+
+    layer: Layer
+    norm: Norm | None = None
+    post_norm: Norm | None = None
+    after_norm: Norm | None = None
+
+    def norms(self) -> tuple[Norm, ...]:
+        """All norms of the branch, the layer's own included."""
+        around = tuple(n for n in (self.norm, self.post_norm, self.after_norm) if n is not None)
+        return around + self.layer.norms()
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block: its branches in order.
+
+    `parallel`: all read the block's input instead of one another's sum.
+    """
+
+    index: int
+    branches: tuple[Branch, ...]
+    parallel: bool = False
+
+    @cached_property
+    def attention(self) -> Attention | None:
+        """The block's attention, which owns its part of the cache; None when the block has none."""
+        for branch in self.branches:
+            if isinstance(branch.layer, Attention):
+                return branch.layer
+        return None
+
+    def products(self) -> tuple[tuple[Linear, ...], ...]:
+        """The matrix products of the block in order of use; those in one tuple multiply the same input."""
+        return tuple(group for branch in self.branches for group in branch.layer.products())
+
+    def matrices(self) -> tuple[Linear, ...]:
+        """Every matrix of the block, in order of use."""
+        return tuple(linear for group in self.products() for linear in group)
+
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Tensor name -> shape of everything the block holds."""
+        found: dict[str, tuple[int, ...]] = {}
+        for branch in self.branches:
+            for norm in branch.norms():
+                found.update(norm.tensors())
+        for linear in self.matrices():
+            found.update(linear.tensors())
+        return found
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A decoder: token embedding, blocks, final norm, output matrix.
+
+    `embedding` is the name of the matrix [vocabulary, width]; `head.weight` is the same name when it is tied.
+    `context` is the largest number of positions the model was made for. `start_of_text` is the token that
+    begins a text (None when there is none), `end_of_text` the tokens that end one. `embedding_scale`
+    multiplies the embedding, `logit_softcap` bounds the logits.
+    """
+
+    family: str
+    vocabulary: int
+    width: int
+    context: int
+    embedding: str
+    blocks: tuple[Block, ...]
+    final_norm: Norm
+    head: Linear
+    start_of_text: int | None = None
+    end_of_text: tuple[int, ...] = ()
+    embedding_scale: float = 1.0
+    logit_softcap: float | None = None
+
+    @property
+    def tied(self) -> bool:
+        """True when the output matrix is the embedding."""
+        return self.head.weight == self.embedding
+
+    def top_tensors(self) -> dict[str, tuple[int, ...]]:
+        """Tensor name -> shape of what lies outside the blocks: embedding, final norm, output matrix."""
+        found: dict[str, tuple[int, ...]] = {self.embedding: (self.vocabulary, self.width)}
+        found.update(self.final_norm.tensors())
+        found.update(self.head.tensors())
+        return found
+
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Tensor name -> shape of the whole model, in order of first use."""
+        top = self.top_tensors()
+        found = {self.embedding: top.pop(self.embedding)}
+        for block in self.blocks:
+            found.update(block.tensors())
+        return found | top
+
+    def matrices(self) -> tuple[Linear, ...]:
+        """Every matrix that multiplies, in order of use: those of the blocks, then the output matrix."""
+        return (*(linear for block in self.blocks for linear in block.matrices()), self.head)
+
+    def cache_nbytes(self, capacity: int, cache_type: str = "f32") -> int:
+        """Bytes of keys and values (and scales, for int8) of `capacity` tokens."""
+        number = {"f32": 4, "f16": 2, "int8": 1}[cache_type]
+        total = 0
+        for block in self.blocks:
+            attention = block.attention
+            if attention is not None:
+                entry = attention.head_width * number + (4 if cache_type == "int8" else 0)
+                total += 2 * attention.key_value_heads * capacity * entry
+        return total
