@@ -91,8 +91,9 @@ def test_quality_comes_first_until_the_difference_is_too_small_to_see():
     near = candidate("int8", loss=0.9 * SAME_QUALITY, speed=9)
     coarse = candidate("int4", loss=0.03, speed=20)
     wide = Budget(ram_mib=100)
-    assert choose([exact, near, coarse], wide, "quality") is exact
-    assert choose([replace(exact, loss=0.0001), near, coarse], wide, "quality") is near
+    assert choose([exact, near, coarse], wide, "quality") is near
+    worse = replace(near, loss=1.1 * SAME_QUALITY)
+    assert choose([exact, worse, coarse], wide, "quality") is exact
     assert choose([exact, near, coarse], wide, "speed") is coarse
     assert choose([exact, replace(near, storage_mib=3), coarse], wide, "size").plan.precision == "int8"
 

@@ -149,7 +149,7 @@ def merit(candidate: Candidate, objective: str) -> tuple[float, ...]:
 
     Quality in steps of SAME_QUALITY, so that a difference too small to see decides nothing.
     """
-    quality = math.ceil(round(max(candidate.loss, 0.0) / SAME_QUALITY, 3))
+    quality = math.floor(max(candidate.loss, 0.0) / SAME_QUALITY)
     speed, size = -candidate.device, candidate.ram_mib + candidate.storage_mib
     if objective == "speed":
         return (speed, quality, size)

@@ -51,6 +51,9 @@ class Walk(Protocol):
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor."""
 
+    def products(self, block: int) -> Sequence[tuple[str, ...]]:
+        """The matrices of `block` in order of use, those that multiply the same input together."""
+
     def is_matrix(self, name: str) -> bool:
         """True for what multiplies activations, False for norms and biases."""
 
@@ -172,22 +175,6 @@ class _Reached(Exception):  # noqa: N818 - it is no error
     """Raised by a tap to end a pass at the input it waited for."""
 
 
-def inputs_of(walk: Walk, block: int, weights: Weights) -> list[tuple[str, ...]]:
-    """The matrices of `block` in order of use, those that multiply the same input together."""
-    groups: list[list[str]] = []
-    last: list[Any] = [None]
-
-    def note(name: str, x: F32) -> None:
-        if last[0] is x:
-            groups[-1].append(name)
-        else:
-            groups.append([name])
-            last[0] = x
-
-    walk.run(block, np.ones((2, walk.width), np.float32), weights, note)
-    return [tuple(group) for group in groups]
-
-
 def statistics_of(
     walk: Walk, block: int, weights: Weights, first: str, states: Activations
 ) -> InputStatistics:
@@ -273,7 +260,7 @@ def _compress_block(
     weights: Weights = {
         name: Matrix.from_array(values) if walk.is_matrix(name) else values for name, values in plain.items()
     }
-    for group in inputs_of(walk, block, weights):
+    for group in walk.products(block):
         inputs = statistics_of(walk, block, weights, group[0], states) if len(states) else None
         found = precision.quantize({name: plain[name] for name in group}, inputs)
         for name in group:

@@ -1,0 +1,163 @@
+"""What a plan will take, before anything is packed: bytes from the layout itself, time from the device's
+roofline.
+
+Sizes are exact (the functions that write the pack say them); memory adds up the same lines that the engine
+plans with; time is a bound from the device profile, printed beside what was measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from haversack.core.device import Device
+from haversack.core.roofline import Cost, energy_mj, seconds
+from haversack.models._architecture import Architecture
+from haversack.shrink._precision import StoredKind
+
+MIB = 2**20
+PROMPT_TOKENS = 64  # the first output is predicted for a prompt of so many
+OUTPUT_TOKENS = 32  # the energy of a job is predicted for so many more
+# Native calls a block besides its matrix products: norms, positions, cache, attention, gate, additions.
+SMALL_CALLS = 9
+# Share of the loss by which unit noise in all weights raises it, until something was measured.
+LOSS_PER_NOISE = 4.0
+# Squared error over mean square: one scale for 32 or 64 inputs, one for a head's key or value.
+ACTIVATION_NOISE = {"f32": 0.0, "int8-dynamic": 2.5e-5}
+CACHE_NOISE = {"f32": 0.0, "f16": 2e-8, "int8": 4e-5}
+COPIED_SPEEDUP = 1.17  # huge pages against 4 KiB pages
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of a model as one precision stores it.
+
+    `blocks`: of each block; `embedding`: looked up row by row, 0 when it is also the output matrix; `output`;
+    `rest`: norms outside blocks; `files`: everything in the pack that is no tensor.
+    """
+
+    blocks: tuple[int, ...]
+    embedding: int
+    output: int
+    rest: int
+    files: int
+
+    @property
+    def weights(self) -> int:
+        """Bytes of all tensors."""
+        return sum(self.blocks) + self.embedding + self.output + self.rest
+
+    @property
+    def storage(self) -> int:
+        """Bytes of the pack."""
+        return self.weights + self.files
+
+
+def sizes(architecture: Architecture, kinds: Mapping[str, StoredKind], files: int) -> Sizes:
+    """Sizes of `architecture` stored as `kinds` beside `files` bytes of tokenizer, licence and record."""
+
+    def nbytes(name: str, shape: tuple[int, ...]) -> int:
+        rows, columns = (shape[0], shape[1]) if len(shape) == 2 else (1, shape[0])
+        return kinds[name].nbytes(rows, columns)
+
+    top = {name: nbytes(name, shape) for name, shape in architecture.top_tensors().items()}
+    output = top.pop(architecture.head.weight)
+    embedding = 0 if architecture.tied else top.pop(architecture.embedding)
+    blocks = tuple(
+        sum(nbytes(name, shape) for name, shape in block.tensors().items()) for block in architecture.blocks
+    )
+    return Sizes(blocks, embedding, output, sum(top.values()), files)
+
+
+def bits_a_weight(architecture: Architecture, found: Sizes) -> float:
+    """Mean bits of a weight, scales and padding included."""
+    weights = sum(_numbers(shape) for shape in architecture.tensors().values())
+    return 8 * found.weights / weights
+
+
+def _numbers(shape: tuple[int, ...]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total
+
+
+def token_costs(
+    architecture: Architecture,
+    found: Sizes,
+    *,
+    tokens: int,
+    activations: str,
+    residency: str,
+    cache_type: str,
+    held: int,
+) -> list[Cost]:
+    """The kernel calls of one step over `tokens` tokens with `held` tokens in the cache.
+
+    Every matrix is read once a step; streamed blocks come from storage as well.
+    """
+    arithmetic = "f32" if activations == "f32" else "int8"
+    faster = COPIED_SPEEDUP if residency == "copied" else 1.0
+    costs = []
+    for block, nbytes in zip(architecture.blocks, found.blocks, strict=True):
+        linears = block.matrices()
+        operations = 2.0 * tokens * sum(linear.inputs * linear.outputs for linear in linears)
+        calls = max(1, len(block.products()))
+        stored = nbytes / calls if residency == "streamed" else 0.0
+        costs.append(Cost("products", nbytes / calls / faster, operations / calls, arithmetic, calls, stored))
+        attention = block.attention
+        if attention is not None:
+            seen = held if attention.window is None else min(held, attention.window)
+            products = 4.0 * tokens * seen * attention.heads * attention.head_width
+            read = architecture.cache_nbytes(seen, cache_type) / len(architecture.blocks)
+            costs.append(Cost("attention", read, products, "f32"))
+        costs.append(Cost("small", 16.0 * tokens * architecture.width, 0.0, "f32", SMALL_CALLS - 1))
+    head = 2.0 * architecture.width * architecture.vocabulary
+    costs.append(Cost("output", found.output / faster, head, arithmetic))
+    costs.append(Cost("sampling", 4.0 * architecture.vocabulary, 4.0 * architecture.vocabulary, "f32"))
+    return costs
+
+
+@dataclass(frozen=True)
+class Times:
+    """Predicted on a device: `tokens_per_s` when decoding, `latency_ms` to the first output, `energy_mj`
+    of a job.
+    """
+
+    tokens_per_s: float
+    latency_ms: float
+    energy_mj: float
+
+
+def times(
+    device: Device,
+    architecture: Architecture,
+    found: Sizes,
+    *,
+    activations: str,
+    residency: str,
+    cache_type: str,
+) -> Times:
+    """The roofline of decoding and of reading a prompt on `device`."""
+
+    def step(tokens: int, held: int) -> float:
+        costs = token_costs(
+            architecture,
+            found,
+            tokens=tokens,
+            activations=activations,
+            residency=residency,
+            cache_type=cache_type,
+            held=held,
+        )
+        return seconds(costs, device)
+
+    decoding = step(1, PROMPT_TOKENS + OUTPUT_TOKENS)
+    first = step(PROMPT_TOKENS, PROMPT_TOKENS)
+    busy = first + OUTPUT_TOKENS * decoding
+    return Times(1 / decoding, 1e3 * first, energy_mj(busy, device))
+
+
+def noise(precision_noise: float, activations: str, cache_type: str) -> float:
+    """Expected squared relative error that a plan puts into its matrix products."""
+    return precision_noise + ACTIVATION_NOISE[activations] + CACHE_NOISE[cache_type]
