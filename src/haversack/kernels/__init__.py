@@ -31,14 +31,19 @@ _PUBLIC = {
     "rms_norm": "norms",
     "rope": "rotary",
     "rope_table": "rotary",
+    "log_softmax": "probabilities",
     "softmax": "probabilities",
     "gate": "gates",
     "CacheLayer": "attend",
     "Visible": "attend",
     "attention": "attend",
+    "cache_gather": "attend",
     "cache_write": "attend",
+    "rope_write": "attend",
     "filter_logits": "sampling",
+    "greedy": "sampling",
     "sample": "sampling",
+    "uniform": "sampling",
 }
 
 __all__ = list(_PUBLIC)

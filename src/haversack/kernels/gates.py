@@ -1,0 +1,61 @@
+"""Gates of feed-forward blocks: out = activation(gate) * up."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from haversack.core.errors import not_allowed
+from haversack.kernels._arguments import check_array, check_out, check_rows, placed
+from haversack.kernels._matrix import Array
+from haversack.kernels._native import native
+
+KINDS = ("silu", "gelu", "gelu-tanh", "relu")
+
+
+def activation_twin(x: Array, kind: str) -> Array:
+    """The activation functions, in f64: f64 of x's shape."""
+    x = x.astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if kind == "silu":
+            result = x / (1 + np.exp(-x))
+        elif kind == "gelu":
+            result = x * np.frompyfunc(lambda t: 0.5 * math.erfc(-t / math.sqrt(2)), 1, 1)(x).astype(
+                np.float64
+            )
+        elif kind == "gelu-tanh":
+            result = 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+        elif kind == "relu":
+            result = np.maximum(x, 0)
+        else:
+            raise not_allowed("kind", kind, KINDS)
+    activated: Array = result
+    return activated
+
+
+def gate_twin(gate: Array, up: Array | None, kind: str) -> Array:
+    """The definition of `gate`."""
+    activated = activation_twin(gate, kind).astype(np.float32)
+    result: Array = activated if up is None else activated * up
+    return result
+
+
+def gate(gate: Array, up: Array | None, kind: str = "silu", *, out: Array | None = None) -> Array:
+    """gate, up f32[n, f] -> activation(gate) * up, f32[n, f]; up None: activation(gate) alone.
+
+    `kind` is silu, gelu (with erf), gelu-tanh or relu. `out` may be `gate` or `up`. Raises UserError for a
+    shape, type or kind that does not fit.
+    """
+    module = native()
+    if module is not None:
+        out = np.empty(np.shape(gate), np.float32) if out is None else out
+        module.gate(gate, up, kind, out)
+        return out
+    if kind not in KINDS:
+        raise not_allowed("kind", kind, KINDS)
+    check_rows("gate", "gate", gate)
+    if up is not None:
+        check_array("gate", "up", up, gate.shape)
+    check_out("gate", out, gate.shape)
+    return placed(gate_twin(gate, up, kind), out)
