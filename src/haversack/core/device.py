@@ -108,15 +108,7 @@ class Device:
     def save(self, name: str | None = None) -> Path:
         """Write the profile into the user's data folder under `name`; returns the file. Raises UserError for
         a name that is not lower-case words joined by hyphens, and when the folder cannot be written."""
-        name = name or self.name
-        if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
-            near = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "my-device"
-            raise UserError(
-                f"{name!r} cannot name a device; use lower-case letters, digits and hyphens, as in {near}.",
-                field="name",
-                given=name,
-                nearest=near,
-            )
+        name = check_device_name(name or self.name)
         folder = _user_folder()
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -138,6 +130,20 @@ _NUMBERS = (
     "storage_mb_s",
     *_MAY_BE_ZERO,
 )
+
+
+def check_device_name(name: str) -> str:
+    """The name, when a profile may be saved under it. Raises UserError with one that may be used
+    otherwise."""
+    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
+        near = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "my-device"
+        raise UserError(
+            f"{name!r} cannot name a device; use lower-case letters, digits and hyphens, as in {near}.",
+            field="name",
+            given=name,
+            nearest=near,
+        )
+    return name
 
 
 def device(name_or_path: str | os.PathLike[str]) -> Device:

@@ -260,8 +260,8 @@ def _advice(folder: Path) -> str:
     pickles = sorted(found.name for pattern in _PICKLES for found in folder.glob(pattern))
     if pickles:
         return (
-            f"; {pickles[0]} is a pickle, which can run any code when it is read, so it is refused; "
-            "convert it with AutoModel.from_pretrained(FOLDER).save_pretrained(FOLDER, safe_serialization=True)"
+            f"; {pickles[0]} is a pickle, which can run any code when it is read, so it is refused; convert "
+            "it with transformers: from_pretrained(FOLDER).save_pretrained(FOLDER, safe_serialization=True)"
         )
     if (folder / "adapter_config.json").is_file():
         return "; it is an adapter: merge it into its base model first"

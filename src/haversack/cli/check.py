@@ -1,0 +1,31 @@
+"""Check a pack: every header, size, offset and checksum of every file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    pack: Annotated[Path, typer.Argument(metavar="PACK", help="the folder of the pack")],
+    json: Annotated[bool, typer.Option("--json", help="print one JSON document")] = False,
+) -> None:
+    """Check a pack; prints everything it finds and exits with 0 (whole) or 2 (damaged)."""
+    from haversack.core.pack import check_pack
+
+    findings = check_pack(pack)
+    if json:
+        import msgspec
+
+        document = {"pack": str(pack), "whole": not findings, "findings": findings}
+        print(msgspec.json.encode(document).decode())
+    elif findings:
+        print(f"{pack} is damaged: {len(findings)} finding{'s' if len(findings) > 1 else ''}.")
+        for finding in findings:
+            print(f"  {finding}")
+    else:
+        print(f"{pack} is whole.")
+    if findings:
+        raise typer.Exit(2)
