@@ -28,16 +28,16 @@ class Axis:
 
     @classmethod
     def over(cls, values: Sequence[float], first: float, last: float, *, count: int = 5) -> Axis:
-        """An axis that holds all of `values` and zero's side of them, with about `count` ticks of 1, 2 or
+        """An axis that holds all of `values`, with about `count` ticks of 1, 2 or
         5 steps.
         """
         low, high = min(values), max(values)
         if high - low < 1e-9 * max(abs(high), 1.0):
             high = low + max(abs(low), 1.0) * 0.1
         step = tick_step((high - low) / count)
-        low, high = math.floor(low / step) * step, math.ceil(high / step) * step
-        ticks = tuple(low + step * index for index in range(round((high - low) / step) + 1))
-        return cls(low, high, first, last, ticks)
+        begin, end = math.floor(low / step), math.ceil(high / step)
+        ticks = tuple(step * index for index in range(begin, end + 1))
+        return cls(min(ticks[0], low), max(ticks[-1], high), first, last, ticks)
 
     def at(self, value: float) -> float:
         """The pixel of `value`, never outside the axis."""

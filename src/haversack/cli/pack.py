@@ -1,0 +1,152 @@
+"""Make a model fit a device's budget: screen plans, measure the best, write the pack and its report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def command(
+    model: Annotated[str, typer.Argument(help="a bundled model (code) or a checkpoint folder (./NAME)")],
+    device: Annotated[
+        str, typer.Option("--device", "-d", help="a device profile; see: haversack devices list")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="the pack to write (default: MODEL.pack here)")
+    ] = None,
+    ram_mib: Annotated[float | None, typer.Option(help="budget: peak memory of the run, MiB")] = None,
+    storage_mib: Annotated[float | None, typer.Option(help="budget: size of the pack, MiB")] = None,
+    latency_ms: Annotated[
+        float | None, typer.Option(help="budget: first output for a prompt of 64 tokens, ms")
+    ] = None,
+    energy_mj: Annotated[
+        float | None, typer.Option(help="budget: modelled energy of 64 tokens read and 32 written, mJ")
+    ] = None,
+    max_quality_loss: Annotated[
+        float | None, typer.Option(help="budget: loss over the f32 model, as a fraction (0.01 is 1 %)")
+    ] = None,
+    objective: Annotated[
+        str, typer.Option(help="best by quality, speed or size within the budget")
+    ] = "quality",
+    effort: Annotated[float, typer.Option(help="seconds that the search may measure")] = 120.0,
+    precision: Annotated[
+        str | None, typer.Option(help="fix the precision: NAME or NAME:key=value,...")
+    ] = None,
+    structure: Annotated[str | None, typer.Option(help="fix the structure")] = None,
+    architecture: Annotated[str | None, typer.Option(help="fix the architecture")] = None,
+    activations: Annotated[
+        str | None, typer.Option(help="fix the activation type: f32 or int8-dynamic")
+    ] = None,
+    residency: Annotated[str | None, typer.Option(help="fix where weights live: mapped, copied, ...")] = None,
+    cache_type: Annotated[str | None, typer.Option(help="fix the cache's type: f32, f16 or int8")] = None,
+    output_matrix: Annotated[
+        str, typer.Option(help="the output matrix under 4-bit methods: int8, f16 or as-blocks")
+    ] = "int8",
+    embedding: Annotated[
+        str, typer.Option(help="an embedding that is not the output matrix: f16, f32 or int8")
+    ] = "f16",
+    calibration: Annotated[
+        Path | None, typer.Option(help="text to calibrate on (UTF-8, or .npy of tokens)")
+    ] = None,
+    calibration_tokens: Annotated[int, typer.Option(help="tokens to calibrate on")] = 32768,
+    evaluation: Annotated[Path | None, typer.Option(help="text to measure quality on (UTF-8)")] = None,
+    work_ram_mib: Annotated[
+        float | None, typer.Option(help="memory of the packing itself, MiB (default: half of this machine's)")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="draws the calibration text's pieces")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="print one JSON document")] = False,
+) -> None:
+    """Make a model fit a device's budget: screen plans, measure the best, write the pack and its report."""
+    from contextlib import nullcontext
+
+    from haversack.core.budget import Budget
+    from haversack.core.device import device as find_device
+    from haversack.core.memory import peak_mib
+    from haversack.core.progress import quiet
+    from haversack.plan import Job, Policy, half_of_this_machine_mib, pack_model
+
+    job = Job(
+        model=model,
+        output=output or Path(f"{Path(model).name}.pack"),
+        device=find_device(device),
+        budget=Budget(
+            ram_mib=ram_mib,
+            storage_mib=storage_mib,
+            latency_ms=latency_ms,
+            energy_mj=energy_mj,
+            max_quality_loss=max_quality_loss,
+        ),
+        objective=objective,
+        effort_s=effort,
+        precision=precision,
+        structure=structure,
+        architecture=architecture,
+        activations=activations,
+        residency=residency,
+        cache_type=cache_type,
+        policy=Policy(output=output_matrix, embedding=embedding),
+        calibration=calibration,
+        evaluation=evaluation,
+        calibration_tokens=calibration_tokens,
+        work_ram_mib=work_ram_mib if work_ram_mib is not None else half_of_this_machine_mib(),
+        seed=seed,
+    )
+    with quiet() if json else nullcontext():
+        outcome = pack_model(job)
+    record = outcome.record()
+    record["ram_mib"] = {"planned": round(outcome.memory.total_mib, 1), "measured": round(peak_mib(), 1)}
+    if json:
+        import msgspec
+
+        print(msgspec.json.encode(record).decode())
+    else:
+        _show(outcome, record)
+
+
+def _show(outcome: Any, record: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from haversack.plan import ranked
+
+    console = Console()
+    table = Table(title_justify="left", pad_edge=False, box=None, header_style="dim")
+    for name in ("plan", "activations", "weights", "cache"):
+        table.add_column(name)
+    numbers = ("bits", "bits/byte", "loss", "MiB memory", "MiB storage", "tokens/s here", "tokens/s device")
+    for name in numbers:
+        table.add_column(name, justify="right")
+    table.add_column("fits")
+    shown = [one for one in outcome.candidates if one.source == "measured"]
+    plain = [one for one in outcome.candidates if one.plan.precision.startswith("keep") and one not in shown]
+    best = {}
+    for one in ranked(plain, "quality"):  # what the model would take uncompressed, for comparison
+        best.setdefault(one.plan.precision, one)
+    for one in [*ranked(shown, "quality"), *best.values()]:
+        measured, fits = one.source == "measured", outcome.budget.fits(one.demand())
+        table.add_row(
+            one.plan.precision,
+            one.plan.activations,
+            one.plan.residency,
+            one.plan.cache_type,
+            f"{one.bits:.2f}",
+            "" if one.quality is None else f"{one.quality:.4f}",
+            f"{100 * one.loss:+.2f} %" if measured else f"~{100 * one.loss:.2f} %",
+            f"{one.ram_mib:.1f}" if measured else f"~{one.ram_mib:.1f}",
+            f"{one.storage_mib:.1f}",
+            "" if one.here is None else f"{one.here:.1f}",
+            f"~{one.device:.1f}",
+            "yes" if fits else "no",
+            style="bold" if one is outcome.chosen else "" if fits else "dim",
+        )
+    console.print(table)
+    left = len(outcome.candidates) - len(shown)
+    console.print(
+        f"\n{len(shown)} plans measured, {left} predicted (~) in {outcome.seconds:.0f} s. "
+        f"Chosen: [bold]{outcome.chosen.plan.label}[/bold]"
+    )
+    console.print(f"Pack: {outcome.pack}   report: {outcome.pack / 'report.html'}", soft_wrap=True)
+    ram = record["ram_mib"]
+    console.print(f"Memory of the packing: {ram['planned']:.0f} MiB planned, {ram['measured']:.0f} measured")

@@ -1,0 +1,171 @@
+"""All plans that the methods at hand allow, each with what prediction says of it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from haversack.core import index
+from haversack.core.device import Device
+from haversack.core.errors import UserError
+from haversack.core.method import Method
+from haversack.models._architecture import Architecture
+from haversack.plan._candidates import Candidate, Plan
+from haversack.plan._predict import LOSS_PER_NOISE, MIB, Sizes, bits_a_weight, noise, sizes, times
+from haversack.run._memory import planned_memory
+from haversack.shrink._language import LanguageWalk
+from haversack.shrink._pipeline import Policy, stored_kinds
+from haversack.shrink._precision import Precision
+
+# Parameters that change a pack's size or type and are worth a plan each; others stay at their defaults.
+VARIED = ("bits", "group", "kind")
+CACHE_TYPES = ("f32", "f16", "int8")
+ACTIVATIONS = ("f32", "int8-dynamic")
+
+
+@dataclass(frozen=True)
+class Space:
+    """What is to be searched: the model, where it shall run, and what the user has fixed already (None:
+    free).
+    """
+
+    architecture: Architecture
+    device: Device
+    files_nbytes: int
+    tokenizer_nbytes: int
+    context: int
+    policy: Policy = field(default_factory=Policy)
+    precision: str | None = None
+    activations: str | None = None
+    residency: str | None = None
+    cache_type: str | None = None
+
+
+def precision_choices(fixed: str | None) -> list[str]:
+    """The precision methods with their varied parameters, as `NAME:key=value,...`; only `fixed` when given.
+
+    A fixed method without parameters is varied in them too. Raises UserError for an unknown method or
+    parameter.
+    """
+    if fixed is not None and ":" in fixed:
+        return [str(index.create("shrink", "precision", fixed))]
+    entries = (
+        index.methods("shrink", "precision") if fixed is None else [index.find("shrink", "precision", fixed)]
+    )
+    choices: list[str] = []
+    for entry in entries:
+        varied = [
+            [f"{parameter.name}={value}" for value in parameter.allowed]
+            for parameter in entry.parameters
+            if parameter.name in VARIED and parameter.allowed
+        ]
+        for values in itertools.product(*varied):
+            text = f"{entry.name}:{','.join(values)}" if values else entry.name
+            choices.append(full_name(index.create("shrink", "precision", text), VARIED))
+    return list(dict.fromkeys(choices))
+
+
+def full_name(method: Method, shown: Iterable[str]) -> str:
+    """`NAME:key=value,...` with the parameters `shown` even at their defaults, so that a plan says what it
+    is.
+
+    The group is left out where it has no meaning: whole rows share a scale at 8 bits.
+    """
+    values = {
+        name: getattr(method, name)
+        for name in shown
+        if hasattr(method, name) and not (name == "group" and getattr(method, "bits", 4) == 8)
+    }
+    return f"{method.name}:{','.join(f'{name}={value}' for name, value in values.items())}"
+
+
+def create_precision(choice: str) -> Precision:
+    """The precision method that `choice` names."""
+    method = index.create("shrink", "precision", choice)
+    if not hasattr(method, "quantize"):
+        raise UserError(f"{choice} cannot compress weights.", field="precision", given=choice)
+    found: Precision = method  # type: ignore[assignment]
+    return found
+
+
+def residencies(fixed: str | None) -> list[str]:
+    """The ways of holding weights that need nothing beside a pack."""
+    if fixed is not None:
+        index.create("run", "residency", fixed)
+        return [fixed]
+    return [entry.name for entry in index.methods("run", "residency") if not entry.requires]
+
+
+def activation_types(kinds: Iterable[str], fixed: str | None) -> list[str]:
+    """The activation types that the kernels have for weights stored in `kinds`: integers meet only
+    integers.
+    """
+    integers = any(kind in ("int8", "int4") for kind in kinds)
+    return [one for one in ACTIVATIONS if (one == "f32" or integers) and fixed in (None, one)]
+
+
+def predicted(space: Space) -> tuple[list[Candidate], dict[Plan, float]]:
+    """Every plan of `space` as a predicted candidate, and the noise each is expected to add."""
+    candidates: list[Candidate] = []
+    noises: dict[Plan, float] = {}
+    for choice in precision_choices(space.precision):
+        method = create_precision(choice)
+        kinds = stored_kinds(LanguageWalk(space.architecture), method, space.policy)
+        found = sizes(space.architecture, kinds, space.files_nbytes)
+        for activations, residency, cache_type in itertools.product(
+            activation_types((kind.kind for kind in kinds.values()), space.activations),
+            residencies(space.residency),
+            [one for one in CACHE_TYPES if space.cache_type in (None, one)],
+        ):
+            plan = Plan(choice, activations=activations, residency=residency, cache_type=cache_type)
+            noises[plan] = noise(method.noise(), activations, cache_type)
+            candidates.append(predict(space, plan, found, noises[plan]))
+    if not candidates:
+        raise UserError(
+            f"no plan has activations {space.activations} with precision {space.precision}.",
+            field="activations",
+            given=space.activations,
+            nearest="f32",
+        )
+    return candidates, noises
+
+
+def predict(space: Space, plan: Plan, found: Sizes, added: float) -> Candidate:
+    """What `plan`, stored in `found` bytes, will take on the device."""
+    took = times(
+        space.device,
+        space.architecture,
+        found,
+        activations=plan.activations,
+        residency=plan.residency,
+        cache_type=plan.cache_type,
+    )
+    memory = planned_memory(
+        space.architecture,
+        blocks=found.blocks,
+        top=found.embedding + found.output + found.rest,
+        residency=plan.residency,
+        cache_type=plan.cache_type,
+        context=space.context,
+        tokenizer_nbytes=space.tokenizer_nbytes,
+        base_mib=space.device.base_ram_mib,
+    )
+    return Candidate(
+        plan,
+        bits=bits_a_weight(space.architecture, found),
+        loss=LOSS_PER_NOISE * added,
+        storage_mib=found.storage / MIB,
+        ram_mib=memory.total_mib,
+        device=took.tokens_per_s,
+        latency_ms=took.latency_ms,
+        energy_mj=took.energy_mj,
+    )
+
+
+def by_precision(candidates: Iterable[Candidate]) -> Mapping[str, list[Candidate]]:
+    """Candidates that share a pack, in their order."""
+    groups: dict[str, list[Candidate]] = {}
+    for candidate in candidates:
+        groups.setdefault(candidate.plan.precision, []).append(candidate)
+    return groups

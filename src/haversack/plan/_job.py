@@ -1,0 +1,336 @@
+"""The main job: a model and a budget in, a pack and its report out."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from haversack import __version__
+from haversack.core import index
+from haversack.core.budget import Budget
+from haversack.core.device import Device
+from haversack.core.errors import UserError, not_allowed
+from haversack.core.measurement import Measurement, Quality, machine
+from haversack.core.memory import MemoryPlan
+from haversack.core.pack import Pack, PackWriter
+from haversack.core.progress import Progress, progress
+from haversack.formats.safetensors import HubFolder
+from haversack.models import Tokenizer, read_architecture
+from haversack.models._bundled import model_folder
+from haversack.models._calibration import TokenText, segments, token_text
+from haversack.plan._candidates import OBJECTIVES, Candidate, Plan
+from haversack.plan._enumerate import Space, create_precision, predicted
+from haversack.plan._measure import RunFigures, quality, run_figures
+from haversack.plan._predict import MIB
+from haversack.plan._report import report_html
+from haversack.plan._search import Clock, screened, search
+from haversack.run._weights import check_tensors
+from haversack.shrink._language import LanguageWalk
+from haversack.shrink._pipeline import Policy, compress, memory_plan
+
+CALIBRATION_TOKENS = 32_768
+CALIBRATION_LENGTH = 512
+FEWEST_CALIBRATION, FEWEST_EVALUATION = 2_048, 1_024
+EVALUATION_TOKENS = 24_576
+WINDOW = 1_024
+PROMPT_CHARACTERS, SPEED_TOKENS = 240, 32
+# Files of a checkpoint folder that belong into its pack, besides the weights.
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja")
+LICENCE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "LICENCE")
+RECORD_NBYTES = 96 << 10  # pack.json, report.html and the weights' header, about
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the user asked for.
+
+    `effort_s` bounds the search; the rest is named as in `haversack pack --help`.
+    """
+
+    model: str
+    output: Path
+    device: Device
+    budget: Budget
+    objective: str = "quality"
+    effort_s: float = 120.0
+    precision: str | None = None
+    structure: str | None = None
+    architecture: str | None = None
+    activations: str | None = None
+    residency: str | None = None
+    cache_type: str | None = None
+    policy: Policy = field(default_factory=Policy)
+    calibration: Path | None = None
+    evaluation: Path | None = None
+    calibration_tokens: int = CALIBRATION_TOKENS
+    work_ram_mib: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.objective not in OBJECTIVES:
+            raise not_allowed("objective", self.objective, OBJECTIVES)
+        for slot in ("structure", "architecture"):
+            choice = getattr(self, slot)
+            if choice is not None and choice != "none":
+                index.create("shrink", slot, choice)
+        if self.device.runtime != "python":
+            raise UserError(
+                f"{self.device.name} does not run language packs (its runtime is {self.device.runtime}).",
+                field="device",
+                given=self.device.name,
+                nearest="raspberry-pi-zero-2w",
+            )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The written pack, the chosen candidate, all candidates, and what the packing took."""
+
+    pack: Path
+    chosen: Candidate
+    candidates: tuple[Candidate, ...]
+    budget: Budget
+    seconds: float
+    memory: MemoryPlan
+
+    def record(self) -> dict[str, Any]:
+        """As `pack --json` prints it."""
+        return {
+            "pack": str(self.pack),
+            "plan": self.chosen.plan.record(),
+            "candidates": [candidate.record(self.budget) for candidate in self.candidates],
+            "seconds": round(self.seconds, 2),
+        }
+
+
+def device_budget(budget: Budget, device: Device) -> Budget:
+    """`budget` with the device's memory and storage as limits where none is set."""
+    from dataclasses import replace
+
+    return replace(
+        budget,
+        ram_mib=budget.ram_mib if budget.ram_mib is not None else device.ram_mib,
+        storage_mib=budget.storage_mib if budget.storage_mib is not None else device.storage_mib,
+    )
+
+
+class Bench:
+    """Packs candidates in a scratch folder beside the output and measures them; the search's `Workshop`."""
+
+    def __init__(self, job: Job, source: HubFolder, scratch: Path, bar: Progress) -> None:
+        self.job, self.source, self.scratch, self.bar = job, source, scratch, bar
+        self.architecture = read_architecture(source.config)
+        self.tokenizer = Tokenizer.open(source.tokenizer_path)
+        self.walk = LanguageWalk(self.architecture)
+        self._packs: dict[str, Path] = {}
+        self._qualities: dict[tuple[str, str, str], float] = {}
+
+    @cached_property
+    def evaluation(self) -> TokenText:
+        """The text that quality is measured on."""
+        text = self._text("evaluation", self.job.evaluation, FEWEST_EVALUATION)
+        return text.part(EVALUATION_TOKENS)
+
+    @cached_property
+    def calibration(self) -> TokenText:
+        """The text that methods are calibrated on."""
+        return self._text("calibration", self.job.calibration, FEWEST_CALIBRATION)
+
+    def _text(self, purpose: str, path: Path | None, fewest: int) -> TokenText:
+        def encode(part: str) -> list[int]:
+            return self.tokenizer.encode(part, special=False)
+
+        return token_text(encode, self.architecture.vocabulary, purpose, path, fewest)
+
+    @property
+    def calibration_source(self) -> str:
+        """What was calibrated on, in words."""
+        used = self.__dict__.get("calibration")
+        return "none" if used is None else f"{used.source}: up to {self.job.calibration_tokens:,} tokens"
+
+    @property
+    def window(self) -> int:
+        return min(WINDOW, self.architecture.context)
+
+    def reference(self) -> float:
+        """Quality of the model as it came, computed in f32."""
+        return quality(self.source.path, None, self.evaluation, self.window)
+
+    def pack(self, precision: str) -> Path:
+        """The candidate pack of `precision`, written when first asked for."""
+        if precision not in self._packs:
+            path = self.scratch / f"{len(self._packs)}.pack"
+            method = create_precision(precision)
+            texts = None
+            if method.needs:
+                length = min(CALIBRATION_LENGTH, self.architecture.context)
+                count = -(-self.job.calibration_tokens // length)
+                texts = segments(self.calibration.tokens, length, count, self.job.seed)
+            with PackWriter(path) as writer:
+                compress(
+                    self.source,
+                    self.walk,
+                    method,
+                    writer,
+                    texts=texts,
+                    policy=self.job.policy,
+                    folder=self.scratch,
+                )
+                add_files(writer, self.source.path)
+                writer.finish({"architecture": self.source.config, "plan": Plan(precision).record()})
+            self._packs[precision] = path
+        return self._packs[precision]
+
+    def quality(self, plan: Plan) -> float:
+        key = (plan.precision, plan.activations, plan.cache_type)
+        if key not in self._qualities:
+            self._qualities[key] = quality(self.pack(plan.precision), plan, self.evaluation, self.window)
+        return self._qualities[key]
+
+    def figures(self, plan: Plan) -> RunFigures:
+        prompt = self.tokenizer.decode(self.evaluation.tokens[:PROMPT_CHARACTERS].tolist())[
+            :PROMPT_CHARACTERS
+        ]
+        return run_figures(self.pack(plan.precision), plan, prompt, SPEED_TOKENS)
+
+    def storage_mib(self, plan: Plan) -> float:
+        return (Pack.open(self.pack(plan.precision)).nbytes + RECORD_NBYTES) / MIB
+
+
+def add_files(writer: PackWriter, folder: Path) -> None:
+    """Tokenizer and licence of the checkpoint, where it has them."""
+    for name in (*TOKENIZER_FILES, *LICENCE_FILES):
+        if (folder / name).is_file():
+            writer.add_file(name, folder / name)
+
+
+@contextmanager
+def scratch_folder(output: Path) -> Iterator[Path]:
+    """A folder beside `output` for candidate packs, removed at the end whatever happens."""
+    from haversack.core._files import explain_write_errors, partial_path, remove_stale_partials
+
+    with explain_write_errors(output):
+        remove_stale_partials(output)
+        folder = Path(tempfile.mkdtemp(prefix=f"{partial_path(output).name}.", dir=output.parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def pack_model(job: Job, tell: Callable[[str], None] = lambda text: None) -> Outcome:
+    """Search, measure, choose, write. Raises UserError (BudgetError) before any work when nothing can fit."""
+    begun = time.monotonic()
+    source = HubFolder.open(model_folder(job.model))
+    walk = LanguageWalk(read_architecture(source.config))
+    check_tensors(source, walk.architecture)
+    budget = device_budget(job.budget, job.device)
+    files = sum(
+        (source.path / name).stat().st_size for name in TOKENIZER_FILES if (source.path / name).is_file()
+    )
+    space = Space(
+        architecture=walk.architecture,
+        device=job.device,
+        files_nbytes=files + RECORD_NBYTES,
+        tokenizer_nbytes=files,
+        context=walk.architecture.context,
+        policy=job.policy,
+        precision=job.precision,
+        activations=job.activations,
+        residency=job.residency,
+        cache_type=job.cache_type,
+    )
+    what = f"{job.model} on {job.device.name}"
+    candidates, noises = predicted(space)
+    fitting = screened(candidates, budget, what)
+    plans = [
+        memory_plan(walk, create_precision(one), job.calibration_tokens, job.work_ram_mib)
+        for one in {candidate.plan.precision for candidate in fitting}
+    ]
+    memory = max(plans, key=lambda plan: plan.total_bytes)
+    with progress(f"packing {job.model}") as bar, scratch_folder(job.output) as scratch:
+        bench = Bench(job, source, scratch, bar)
+        clock = Clock(job.effort_s)
+        tell("quality of the f32 model")
+        reference = bench.reference()
+        found, chosen = search(candidates, noises, budget, job.objective, reference, bench, clock, what, tell)
+        write_pack(job, bench, budget, found, chosen, reference)
+    seconds = time.monotonic() - begun
+    return Outcome(job.output, chosen, tuple(found), budget, seconds, memory)
+
+
+def write_pack(
+    job: Job, bench: Bench, budget: Budget, found: list[Candidate], chosen: Candidate, reference: float
+) -> None:
+    """The chosen candidate's tensors under the name the user gave, with its measurements and report."""
+    pack = Pack.open(bench.pack(chosen.plan.precision))
+    assert chosen.quality is not None
+    measurement = Measurement(
+        quality=(
+            Quality("bits per byte", chosen.quality, "lower"),
+            Quality("bits per byte of the f32 model", reference, "lower"),
+        ),
+        memory_mib=chosen.ram_mib,
+        storage_mib=chosen.storage_mib,
+        throughput=chosen.here,
+        seed=job.seed,
+    )
+    title = f"{Path(job.model).name or job.model} in a haversack"
+    page = report_html(
+        title=title,
+        model=job.model,
+        device=job.device,
+        budget=budget,
+        objective=job.objective,
+        candidates=found,
+        chosen=chosen,
+        facts=facts(job, bench, reference),
+    )
+    with PackWriter(job.output, expected_bytes=pack.nbytes) as writer:
+        for name, entry in pack.tensors.items():
+            writer.add_tensor(name, entry.kind, entry.shape, [pack.bytes(name)], entry.group, entry.layout)
+        add_files(writer, bench.source.path)
+        writer.add_file("report.html", page.encode())
+        writer.finish(
+            {
+                "architecture": bench.source.config,
+                "plan": chosen.plan.record(),
+                "activations": chosen.plan.activations,
+                "measurements": [measurement.record()],
+                "provenance": {
+                    "model": job.model,
+                    "haversack": __version__,
+                    "device": job.device.name,
+                    "objective": job.objective,
+                    "evaluation": bench.evaluation.source,
+                    "calibration": bench.calibration_source,
+                },
+            }
+        )
+
+
+def facts(job: Job, bench: Bench, reference: float) -> list[tuple[str, str]]:
+    """Labelled lines for the report: what quality and speed were measured on."""
+    here = machine()
+    text = bench.evaluation
+    estimated = ", ".join(job.device.estimated)
+    return [
+        ("quality", f"bits per byte; the f32 model has {reference:.4f}"),
+        ("evaluation", f"{text.source}: {len(text.tokens):,} tokens, {text.byte_count:,} bytes"),
+        ("calibration", f"{bench.calibration_source}, seed {job.seed}"),
+        ("measured on", f"{here['cpu']}, {here['cores']} cores, {here['isa']}"),
+        ("device", job.device.title + (f"; estimated in its profile: {estimated}" if estimated else "")),
+        ("haversack", __version__),
+    ]
+
+
+def half_of_this_machine_mib() -> float:
+    """The default of `--work-ram-mib`."""
+    return float(machine()["ram_mib"]) / 2
