@@ -30,7 +30,10 @@ def data_folder() -> Path:
 
 
 def cache_folder() -> Path:
-    """What can be made again at any time (`$XDG_CACHE_HOME/haversack`); not created."""
+    """What can be made again at any time (`$HAVERSACK_CACHE`, else `$XDG_CACHE_HOME/haversack`);
+    not created."""
+    if named := os.environ.get("HAVERSACK_CACHE"):
+        return Path(named)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "haversack"
 
 
