@@ -91,7 +91,11 @@ class PackWriter:
                     field="output",
                     given=str(self.path),
                 )
-            self._partial.mkdir()
+            try:
+                self._partial.mkdir()
+            except BaseException:
+                remove(self._partial)
+                raise
         return self
 
     def __exit__(
@@ -186,6 +190,7 @@ class PackWriter:
                 measurements=list(record.get("measurements", [])),
                 tensors=tensors,
                 files=self._files,
+                crc32="",
             )
             data = encode_record(written)
             with (self._partial / RECORD_NAME).open("wb") as file:

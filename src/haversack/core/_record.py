@@ -83,9 +83,9 @@ class PackRecord(msgspec.Struct, frozen=True, kw_only=True):
     activations: str = "f32"
     provenance: dict[str, Any] = {}
     measurements: list[dict[str, Any]] = []
-    tensors: tuple[TensorEntry, ...] = ()
-    files: dict[str, FileEntry] = {}
-    crc32: str = ""
+    tensors: tuple[TensorEntry, ...]
+    files: dict[str, FileEntry]
+    crc32: str
 
 
 def pack_schema() -> dict[str, Any]:
