@@ -1,0 +1,67 @@
+"""A language model as compression sees it: its tensors in order of use, and a pass through one block."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from haversack.kernels import CacheLayer, Matrix
+from haversack.models._architecture import Architecture
+from haversack.run._forward import Forward
+from haversack.shrink._pipeline import Tap
+from haversack.shrink._rounding import F32
+
+I32 = NDArray[np.int32]
+
+
+class LanguageWalk:
+    """The `Walk` of shrink/_pipeline.py over a decoder."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        self.architecture = architecture
+        self.blocks = len(architecture.blocks)
+        self.width = architecture.width
+        self.embedding = architecture.embedding
+        self.output = architecture.head.weight
+        self.shapes = architecture.tensors()
+        top = architecture.top_tensors()
+        self.last = tuple(name for name in top if name not in (self.embedding, self.output))
+        self._matrices = {linear.weight for linear in architecture.matrices()}
+
+    @cached_property
+    def _forward(self) -> Forward:
+        return Forward(self.architecture)
+
+    def names(self, block: int) -> Sequence[str]:
+        """The tensors of `block` in order of use."""
+        return tuple(self.architecture.blocks[block].tensors())
+
+    def products(self, block: int) -> Sequence[tuple[str, ...]]:
+        """The matrices of `block` in order of use, those that multiply the same input together."""
+        groups = self.architecture.blocks[block].products()
+        return [tuple(linear.weight for linear in group) for group in groups]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor."""
+        return self.shapes[name]
+
+    def is_matrix(self, name: str) -> bool:
+        """True for what multiplies activations, False for norms and biases."""
+        return name in self._matrices
+
+    def embed(self, tokens: I32, embedding: F32) -> F32:
+        """Hidden states f32 [n, width] of `tokens` [n]."""
+        return self._forward.embed(tokens, Matrix.from_array(embedding))
+
+    def run(self, block: int, hidden: F32, weights: Mapping[str, Any], tap: Tap | None) -> F32:
+        """Hidden states f32 [n, width] after `block`, the n tokens being a text of their own."""
+        attention = self.architecture.blocks[block].attention
+        layer = None
+        if attention is not None:
+            layer = CacheLayer.empty(attention.key_value_heads, len(hidden), attention.head_width, "f32")
+        positions = np.arange(len(hidden), dtype=np.int32)
+        return self._forward.block_forward(block, hidden, positions, layer, weights, tap)
