@@ -19,7 +19,7 @@ def test_the_list_marks_what_is_estimated_and_what_is_yours():
     device("laptop").save("my-laptop")
     done = CliRunner().invoke(devices.app, ["list"])
     assert done.exit_code == 0
-    rows = {line.split()[0]: line for line in done.stdout.splitlines() if line}
+    rows = {line.split()[0]: line for line in done.stdout.splitlines() if line.strip()}
     assert "~2.2" in rows["raspberry-pi-zero-2w"] and " 22 " in rows["raspberry-pi-zero-2w"]
     assert "(yours)" in rows["my-laptop"]
     done = CliRunner().invoke(devices.app, ["list", "--json"])

@@ -7,20 +7,19 @@ from typing import Annotated
 
 import typer
 
+from haversack.cli._output import Json, print_json
+
 
 def command(
     pack: Annotated[Path, typer.Argument(metavar="PACK", help="the folder of the pack")],
-    json: Annotated[bool, typer.Option("--json", help="print one JSON document")] = False,
+    json: Json = False,
 ) -> None:
     """Check a pack; prints everything it finds and exits with 0 (whole) or 2 (damaged)."""
     from haversack.core.pack import check_pack
 
     findings = check_pack(pack)
     if json:
-        import msgspec
-
-        document = {"pack": str(pack), "whole": not findings, "findings": findings}
-        print(msgspec.json.encode(document).decode())
+        print_json({"pack": pack, "whole": not findings, "findings": findings})
     elif findings:
         print(f"{pack} is damaged: {len(findings)} finding{'s' if len(findings) > 1 else ''}.")
         for finding in findings:

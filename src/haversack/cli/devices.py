@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from haversack.cli._output import Json, print_json, table
+
 if TYPE_CHECKING:
+    from haversack.core.device import Device
     from haversack.kernels._machine import MachineMeasurement
 
 app = typer.Typer(help=__doc__, no_args_is_help=True)
@@ -15,7 +18,7 @@ app = typer.Typer(help=__doc__, no_args_is_help=True)
 
 @app.command("list")
 def list_devices(
-    json: Annotated[bool, typer.Option("--json", help="print one JSON document")] = False,
+    json: Json = False,
 ) -> None:
     """Show every device profile; a figure that was not measured is marked with ~."""
     from haversack.core.device import device, device_names, user_device_names
@@ -24,41 +27,33 @@ def list_devices(
     own = set(user_device_names())
     if json:
         rows = [{**profile.__dict__, "yours": profile.name in own} for profile in profiles]
-        _print_json({"devices": rows})
+        print_json({"devices": rows})
         return
-    from rich.console import Console
-    from rich.table import Table
 
-    table = Table(pad_edge=False, box=None)
-    table.add_column("device", no_wrap=True)
-    for name in (
-        "RAM MiB",
-        "cores",
-        "isa",
-        "read GB/s",
-        "storage MB/s",
-        "int8 GOP/s",
-        "f32 GOP/s",
-        "runtime",
-    ):
-        table.add_column(name, justify="left" if name in ("isa", "runtime") else "right")
-    for profile in profiles:
-
-        def shown(value: float, field: str, profile: Any = profile) -> str:
-            return f"{'~' if profile.is_estimated(field) else ''}{value:g}"
-
-        table.add_row(
-            profile.name + (" (yours)" if profile.name in own else ""),
-            shown(profile.ram_mib, "ram_mib"),
-            str(profile.cores),
-            profile.isa,
-            shown(profile.read_gb_s, "read_gb_s"),
-            shown(profile.storage_mb_s, "storage_mb_s"),
-            shown(profile.gops.get("int8", profile.gops["f32"]), "gops.int8"),
-            shown(profile.gops["f32"], "gops.f32"),
-            profile.runtime,
+    def shown(profile: Device, field: str) -> str:
+        value = (
+            profile.gops.get(field[5:], profile.gops["f32"])
+            if field.startswith("gops.")
+            else getattr(profile, field)
         )
-    Console().print(table)
+        return f"{'~' if profile.is_estimated(field) else ''}{value:g}"
+
+    figures = ("ram_mib", "read_gb_s", "storage_mb_s", "gops.int8", "gops.f32")
+    names = ("RAM MiB", "read GB/s", "storage MB/s", "int8 GOP/s", "f32 GOP/s")
+    table(
+        ("device", *names, "cores", "isa", "runtime"),
+        [
+            (
+                profile.name + (" (yours)" if profile.name in own else ""),
+                *(shown(profile, field) for field in figures),
+                profile.cores,
+                profile.isa,
+                profile.runtime,
+            )
+            for profile in profiles
+        ],
+        right=(*names, "cores"),
+    )
     print("~ estimated; measure your own machine with: haversack devices measure --save NAME")
 
 
@@ -72,7 +67,7 @@ def measure(
         Path | None,
         typer.Option("--folder", help="measure the storage that holds this folder (default: here)"),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="print one JSON document")] = False,
+    json: Json = False,
 ) -> None:
     """Measure this machine: memory, storage, arithmetic, the cost of a call and the memory before any
     model."""
@@ -87,7 +82,7 @@ def measure(
         measured = measure_machine(name, folder=folder, bar=bar)
     path = measured.device.save() if save is not None else None
     if json:
-        _print_json({**measured.record(), "saved": str(path) if path else None})
+        print_json({**measured.record(), "saved": str(path) if path else None})
         return
     _show(measured)
     if path is not None:
@@ -119,9 +114,3 @@ def _show(measured: MachineMeasurement) -> None:
     for check in measured.checks:
         ratio = check.predicted_ms / check.measured_ms
         print(f"  {check.what:<40}{check.predicted_ms:>12.2f}{check.measured_ms:>12.2f}{ratio:>8.2f}")
-
-
-def _print_json(document: dict[str, Any]) -> None:
-    import msgspec
-
-    print(msgspec.json.encode(document).decode())
