@@ -14,8 +14,8 @@ with typer annotations, when it takes an object::
 
 or `app = typer.Typer(...)` whose commands are verbs (`devices list`, `devices measure`); one file never has
 both. What every command shares comes from `_output.py`: `Json` (the `--json` option), `print_json`, `table`,
-`show_memory`. Raise `UserError` for what a person can mend and let everything else pass: `main` below turns it
-into one sentence and an exit code, and under `--json` into a record. A command never calls `sys.exit` and
+`show_memory`. Raise `UserError` for what a person can mend and let everything else pass: `main` below turns
+it into one sentence and an exit code, and under `--json` into a record. A command never calls `sys.exit` and
 never prints a traceback. Under `--json` progress is silent already. SIGTERM arrives as SystemExit(143), so
 `finally` and context managers clean up.
 """
@@ -145,6 +145,8 @@ def _run(given: list[str], as_json: bool) -> int:
 
     with quiet() if as_json else nullcontext():
         outcome = command.main(args=given[1:], prog_name=f"haversack {given[0]}", standalone_mode=False)
+    if outcome == 130:  # typer's own name for an interrupt
+        raise KeyboardInterrupt
     return outcome if isinstance(outcome, int) else 0
 
 

@@ -1,7 +1,8 @@
 """Errors that a person can act on: what was wrong, what arrived, what is allowed, what to do.
 
-`UserError` ends a command with exit code 2 and one sentence (with `--json`: `error`, `field`, `given`, `nearest`).
-Anything else that escapes is ours and ends it with exit code 1. `KeyboardInterrupt` ends it with 130.
+`UserError` ends a command with exit code 2 and one sentence (with `--json`: `error`, `field`, `given`,
+`nearest`). Anything else that escapes is ours and ends it with exit code 1. `KeyboardInterrupt` ends it with
+130.
 """
 
 from __future__ import annotations
@@ -20,12 +21,15 @@ class HaversackError(Exception):
 class UserError(HaversackError):
     """Something the caller can mend.
 
-    `field` names the option or record field, `given` is what arrived, `nearest` the nearest value that would work.
+    `field` names the option or record field, `given` is what arrived, `nearest` the nearest value that would
+    work.
     """
 
     exit_code = 2
 
-    def __init__(self, sentence: str, *, field: str | None = None, given: Any = None, nearest: Any = None) -> None:
+    def __init__(
+        self, sentence: str, *, field: str | None = None, given: Any = None, nearest: Any = None
+    ) -> None:
         super().__init__(sentence)
         self.field = field
         self.given = given
@@ -37,7 +41,8 @@ class UserError(HaversackError):
 
 
 class DamagedFileError(UserError):
-    """A file that is truncated, altered or not of the format its name claims. `path` is the file, `what` the finding."""
+    """A file that is truncated, altered or not of the format its name claims: `path` is the file, `what` the
+    finding."""
 
     def __init__(self, path: object, what: str, *, field: str | None = None, advice: str = "") -> None:
         sentence = f"{path} is damaged: {what}." + (f" {advice}" if advice else "")
@@ -80,7 +85,7 @@ def unknown_name(what: str, given: str, allowed: Iterable[str], *, field: str | 
 
 
 def not_allowed(field: str, given: Any, allowed: Sequence[Any]) -> UserError:
-    """The error for a parameter value outside its declared values: `bits=5 is not supported (allowed ...)`."""
+    """The error for a parameter value outside its declared ones: `bits=5 is not supported (allowed ...)`."""
     nearest: Any = None
     if isinstance(given, int | float) and not isinstance(given, bool):
         numbers = [value for value in allowed if isinstance(value, int | float)]
@@ -89,4 +94,9 @@ def not_allowed(field: str, given: Any, allowed: Sequence[Any]) -> UserError:
         nearest = nearest_name(given, [value for value in allowed if isinstance(value, str)])
     shown = ", ".join(str(value) for value in allowed)
     advice = f"; use {field}={nearest}." if nearest is not None else "."
-    return UserError(f"{field}={given} is not supported (allowed {shown}){advice}", field=field, given=given, nearest=nearest)
+    return UserError(
+        f"{field}={given} is not supported (allowed {shown}){advice}",
+        field=field,
+        given=given,
+        nearest=nearest,
+    )

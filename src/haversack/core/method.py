@@ -14,8 +14,8 @@ Example of a method file::
         bits: int = parameter(4, allowed=(4, 8), help="bits a weight")
         group: int = parameter(64, allowed=(32, 64, 128), help="weights that share a scale")
 
-Class variables and parameters are literals, so that the index (core/index.py) reads them from the syntax tree without
-importing the file.
+Class variables and parameters are literals, so that the index (core/index.py) reads them from the syntax tree
+without importing the file.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ TRAITS: dict[str, tuple[str, ...]] = {
 def parameter(default: Any, *, allowed: Sequence[Any] | None = None, help: str = "") -> Any:
     """A dataclass field whose allowed values stand beside its default.
 
-    `allowed` is a tuple of values, or a `range` (inclusive of its ends for the check's purpose is NOT implied:
-    a range allows exactly its members). None allows any value of the annotated type.
+    `allowed` is a tuple of values, or a `range`, which allows exactly its members. None allows any value of
+    the annotated type.
     """
     return dataclasses.field(default=default, metadata={"allowed": allowed, "help": help})
 
@@ -81,7 +81,8 @@ class Method:
                 raise not_allowed(field.name, value, allowed)
 
     def __str__(self) -> str:
-        """`name:key=value,...` with the parameters that differ from their defaults; `parse_choice` reads it back."""
+        """`name:key=value,...` with the parameters that differ from their defaults; `parse_choice` reads it
+        back."""
         changed = [
             f"{field.name}={getattr(self, field.name)}"
             for field in dataclasses.fields(self)
@@ -97,7 +98,9 @@ def parse_choice(text: str) -> tuple[str, dict[str, str]]:
     """
     name, _, rest = text.partition(":")
     if not name:
-        raise UserError(f"{text!r} names no method; write NAME or NAME:key=value,...", field="method", given=text)
+        raise UserError(
+            f"{text!r} names no method; write NAME or NAME:key=value,...", field="method", given=text
+        )
     parameters: dict[str, str] = {}
     for part in filter(None, rest.split(",")):
         key, equals, value = part.partition("=")

@@ -42,8 +42,9 @@ class System:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What exists of a system: its `files` and `bench` (relative to the package), the docs pages that a source
-    checkout should have and has not, its stored `result` (None without one) with each row's `source`."""
+    """What exists of a system: its `files` and `bench` (relative to the package), the docs pages that a
+    source checkout should have and has not, its stored `result` (None without one), each row with its
+    `source`."""
 
     files: tuple[str, ...]
     bench: str | None
