@@ -42,7 +42,7 @@ def house(tmp_path, monkeypatch):
 
 def sums_bench(**changes) -> Bench:
     """Adding numbers by numpy against a Python loop: a time row, a quality row, a bytes row."""
-    bench = Bench("sums", watches=("kernels/*.py",), **changes)
+    bench = Bench(**{"slug": "sums", "watches": ("kernels/*.py",)} | changes)
 
     @bench.measure(
         Row("speed", "numpy adds faster than a loop", unit="s", kind="time", bar=Bar("<=", 0.5), quick=True),
@@ -141,8 +141,7 @@ def test_rows_measured_apart_keep_their_own_hash(house):
 
 
 def test_native_sources_count_only_where_they_exist(house, tmp_path):
-    bench = sums_bench()
-    bench.watches = ("kernels/*.py", "native/*.cpp")
+    bench = sums_bench(watches=("kernels/*.py", "native/*.cpp"))
     root = tmp_path / "checkout"
     package = root / "src" / "haversack"
     package.parent.mkdir(parents=True)

@@ -60,6 +60,7 @@ class Measure:
     rows: tuple[Row, ...]
     seconds: float
     quick_seconds: float
+    watches: tuple[str, ...]
 
     @property
     def quick(self) -> bool:
@@ -78,9 +79,13 @@ class Bench:
     measures: list[Measure] = field(default_factory=list)
 
     def measure(
-        self, *rows: Row, seconds: float, quick_seconds: float = 10.0
+        self,
+        *rows: Row,
+        seconds: float,
+        quick_seconds: float = 10.0,
+        watches: tuple[str, ...] | None = None,
     ) -> Callable[[Callable[[Run], Outcomes]], Callable[[Run], Outcomes]]:
-        """Declare that the decorated function measures `rows`.
+        """Declare that the decorated function measures `rows`; `watches` replaces the bench's for them.
 
         The function returns an `Outcome` or an `Unavailable` for each row it could settle (in a quick run: of
         the quick ones), or raises Unavailable or UserError for all of them.
@@ -92,7 +97,8 @@ class Bench:
             taken.add(row.id)
 
         def declare(function: Callable[[Run], Outcomes]) -> Callable[[Run], Outcomes]:
-            self.measures.append(Measure(function, rows, seconds, quick_seconds))
+            files = self.watches if watches is None else watches
+            self.measures.append(Measure(function, rows, seconds, quick_seconds, files))
             return function
 
         return declare
@@ -146,7 +152,8 @@ def run_bench(
         "rows": [_shown(row, fresh, kept, reasons) for row in bench.rows],
     }
     if not quick:
-        _store.store(bench.slug, document, fresh, bench.watches)
+        watches = {row.id: measure.watches for measure in bench.measures for row in measure.rows}
+        _store.store(bench.slug, document, fresh, watches)
     return document
 
 

@@ -96,31 +96,37 @@ def stored_result(slug: str) -> dict[str, Any] | None:
 
 
 def store(
-    slug: str, document: Mapping[str, Any], measured_ids: Iterable[str], watches: Sequence[str]
+    slug: str,
+    document: Mapping[str, Any],
+    measured: Iterable[str],
+    watches: Mapping[str, Sequence[str]],
 ) -> Path:
-    """Write the document's measured rows, keeping stored rows that this run did not measure; in one step.
+    """Write the rows whose ids are in `measured`, keeping the old file's other rows as they were; in one
+    step.
 
-    Rows of `document` that were not measured now are taken from the old file as they are.
+    `watches` names each row's files. Rows that were never measured are written with their reason.
     """
     path = result_path(slug)
     old = stored_result(slug)
     kept = {row["id"]: row for row in old["rows"]} if old else {}
-    measured = set(measured_ids)
-    stamp = {
-        "machine": document["machine"],
-        "commit": document["commit"],
-        "measured": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "watches": list(watches),
-        "hash": content_hash(watches),
-    }
+    hashes: dict[tuple[str, ...], dict[str, str | None]] = {}
+    fresh = set(measured)
     rows = []
     for row in document["rows"]:
-        if row["id"] in measured:
-            rows.append({**row, "source": "stored", **stamp})
-        elif row["id"] in kept:
+        if row["id"] in kept and row["id"] not in fresh:
             rows.append({**kept[row["id"]], "source": "stored"})
-        else:
-            rows.append({**row, "source": "stored", **stamp})
+            continue
+        patterns = tuple(watches[row["id"]])
+        if patterns not in hashes:
+            hashes[patterns] = content_hash(patterns)
+        stamp = {
+            "machine": document["machine"],
+            "commit": document["commit"],
+            "measured": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "watches": list(patterns),
+            "hash": hashes[patterns],
+        }
+        rows.append({**row, "source": "stored", **stamp})
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({**document, "rows": rows}, indent=1, ensure_ascii=False) + "\n"
     _files.write_atomically(path, text.encode())

@@ -47,7 +47,7 @@ class Worker:
         self.close()
 
     def ask(self, do: str, **values: Any) -> dict[str, Any]:
-        """Send one request and wait for its reply. Raises Unavailable when the worker fails or stays silent."""
+        """Send one request and wait for its reply. Raises Unavailable when the worker fails or is silent."""
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(json.dumps({"do": do, **values}).encode() + b"\n")

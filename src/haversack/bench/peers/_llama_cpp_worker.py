@@ -176,7 +176,7 @@ def write(path: str, output_type: str) -> None:
 
 
 def _q6_k(matrix):
-    """Q6_K rows: super-blocks of 256 = 128 bytes of low nibbles, 64 of high pairs, 16 int8 scales, one f16 scale."""
+    """Q6_K rows: blocks of 256 = 128 bytes of low nibbles, 64 of high pairs, 16 int8 scales, one f16."""
     import numpy as np
 
     rows, columns = matrix.shape
