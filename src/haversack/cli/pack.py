@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from haversack.cli._output import Json, print_json, show_memory, table
+
+if TYPE_CHECKING:
+    from haversack.plan import Candidate, Outcome
 
 
 def command(
@@ -56,15 +61,12 @@ def command(
         float | None, typer.Option(help="memory of the packing itself, MiB (default: half of this machine's)")
     ] = None,
     seed: Annotated[int, typer.Option(help="draws the calibration text's pieces")] = 0,
-    json: Annotated[bool, typer.Option("--json", help="print one JSON document")] = False,
+    json: Json = False,
 ) -> None:
     """Make a model fit a device's budget: screen plans, measure the best, write the pack and its report."""
-    from contextlib import nullcontext
-
     from haversack.core.budget import Budget
     from haversack.core.device import device as find_device
     from haversack.core.memory import peak_mib
-    from haversack.core.progress import quiet
     from haversack.plan import Job, Policy, half_of_this_machine_mib, pack_model
 
     job = Job(
@@ -93,60 +95,53 @@ def command(
         work_ram_mib=work_ram_mib if work_ram_mib is not None else half_of_this_machine_mib(),
         seed=seed,
     )
-    with quiet() if json else nullcontext():
-        outcome = pack_model(job)
-    record = outcome.record()
-    record["ram_mib"] = {"planned": round(outcome.memory.total_mib, 1), "measured": round(peak_mib(), 1)}
+    outcome = pack_model(job)
     if json:
-        import msgspec
-
-        print(msgspec.json.encode(record).decode())
+        print_json(
+            outcome.record() | {"ram_mib": {"planned": outcome.memory.total_mib, "measured": peak_mib()}}
+        )
     else:
-        _show(outcome, record)
+        _show(outcome)
 
 
-def _show(outcome: Any, record: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+def _show(outcome: Outcome) -> None:
+    from rich.text import Text
 
     from haversack.plan import ranked
 
-    console = Console()
-    table = Table(title_justify="left", pad_edge=False, box=None, header_style="dim")
-    for name in ("plan", "activations", "weights", "cache"):
-        table.add_column(name)
-    numbers = ("bits", "bits/byte", "loss", "MiB memory", "MiB storage", "tokens/s here", "tokens/s device")
-    for name in numbers:
-        table.add_column(name, justify="right")
-    table.add_column("fits")
-    shown = [one for one in outcome.candidates if one.source == "measured"]
-    plain = [one for one in outcome.candidates if one.plan.precision.startswith("keep") and one not in shown]
-    best = {}
-    for one in ranked(plain, "quality"):  # what the model would take uncompressed, for comparison
+    measured = [one for one in outcome.candidates if one.source == "measured"]
+    kept = [
+        one for one in outcome.candidates if one.plan.precision.startswith("keep") and one not in measured
+    ]
+    best: dict[str, Candidate] = {}
+    for one in ranked(kept, "quality"):  # what the model would take uncompressed, for comparison
         best.setdefault(one.plan.precision, one)
-    for one in [*ranked(shown, "quality"), *best.values()]:
-        measured, fits = one.source == "measured", outcome.budget.fits(one.demand())
-        table.add_row(
+    rows = []
+    for one in [*ranked(measured, outcome.objective), *best.values()]:
+        fits = outcome.budget.fits(one.demand())
+        guess = "" if one.source == "measured" else "~"
+        style = "bold" if one.plan == outcome.chosen.plan else "" if fits else "dim"
+        cells = (
             one.plan.precision,
             one.plan.activations,
             one.plan.residency,
             one.plan.cache_type,
             f"{one.bits:.2f}",
             "" if one.quality is None else f"{one.quality:.4f}",
-            f"{100 * one.loss:+.2f} %" if measured else f"~{100 * one.loss:.2f} %",
-            f"{one.ram_mib:.1f}" if measured else f"~{one.ram_mib:.1f}",
-            f"{one.storage_mib:.1f}",
+            f"{guess}{100 * one.loss:+.2f} %",
+            f"{guess}{one.ram_mib:.1f}",
+            f"{guess}{one.storage_mib:.1f}",
             "" if one.here is None else f"{one.here:.1f}",
             f"~{one.device:.1f}",
             "yes" if fits else "no",
-            style="bold" if one is outcome.chosen else "" if fits else "dim",
         )
-    console.print(table)
-    left = len(outcome.candidates) - len(shown)
-    console.print(
-        f"\n{len(shown)} plans measured, {left} predicted (~) in {outcome.seconds:.0f} s. "
-        f"Chosen: [bold]{outcome.chosen.plan.label}[/bold]"
+        rows.append([Text(cell, style) for cell in cells])
+    columns = ("precision", "activations", "weights", "cache", "bits", "bits/byte", "loss", "MiB memory")
+    columns += ("MiB storage", "tokens/s here", "tokens/s device", "fits")
+    table(columns, rows, right=columns[4:11])
+    print(
+        f"{len(measured)} plans measured, {len(outcome.candidates) - len(measured)} predicted (~), "
+        f"{outcome.seconds:.0f} s; chosen: {outcome.chosen.plan.label}"
     )
-    console.print(f"Pack: {outcome.pack}   report: {outcome.pack / 'report.html'}", soft_wrap=True)
-    ram = record["ram_mib"]
-    console.print(f"Memory of the packing: {ram['planned']:.0f} MiB planned, {ram['measured']:.0f} measured")
+    print(f"pack: {outcome.pack}   report: {outcome.pack / 'report.html'}")
+    show_memory(outcome.memory)

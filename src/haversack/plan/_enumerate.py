@@ -12,7 +12,7 @@ from haversack.core.errors import UserError
 from haversack.core.method import Method
 from haversack.models._architecture import Architecture
 from haversack.plan._candidates import Candidate, Plan
-from haversack.plan._predict import LOSS_PER_NOISE, MIB, Sizes, bits_a_weight, noise, sizes, times
+from haversack.plan._predict import LOSS_PER_NOISE, MIB, PredictedSource, Sizes, bits_a_weight, noise, times
 from haversack.run._memory import planned_memory
 from haversack.shrink._language import LanguageWalk
 from haversack.shrink._pipeline import Policy, stored_kinds
@@ -89,12 +89,15 @@ def create_precision(choice: str) -> Precision:
     return found
 
 
-def residencies(fixed: str | None) -> list[str]:
-    """The ways of holding weights that need nothing beside a pack."""
+def residencies(kinds: Iterable[str], fixed: str | None) -> list[str]:
+    """The ways of holding weights stored in `kinds` that need nothing beside a pack; only `fixed` when
+    given.
+    """
     if fixed is not None:
         index.create("run", "residency", fixed)
         return [fixed]
-    return [entry.name for entry in index.methods("run", "residency") if not entry.requires]
+    given = {f"weight-type:{kind}" for kind in kinds} | {"weight-layout:rows-1", "weight-layout:rows16-1"}
+    return [entry.name for entry in index.methods("run", "residency") if not index.conflicts([entry], given)]
 
 
 def activation_types(kinds: Iterable[str], fixed: str | None) -> list[str]:
@@ -112,15 +115,16 @@ def predicted(space: Space) -> tuple[list[Candidate], dict[Plan, float]]:
     for choice in precision_choices(space.precision):
         method = create_precision(choice)
         kinds = stored_kinds(LanguageWalk(space.architecture), method, space.policy)
-        found = sizes(space.architecture, kinds, space.files_nbytes)
+        source = PredictedSource(space.architecture, kinds)
+        types = {kind.kind for kind in kinds.values()}
         for activations, residency, cache_type in itertools.product(
-            activation_types((kind.kind for kind in kinds.values()), space.activations),
-            residencies(space.residency),
+            activation_types(types, space.activations),
+            residencies(types, space.residency),
             [one for one in CACHE_TYPES if space.cache_type in (None, one)],
         ):
             plan = Plan(choice, activations=activations, residency=residency, cache_type=cache_type)
             noises[plan] = noise(method.noise(), activations, cache_type)
-            candidates.append(predict(space, plan, found, noises[plan]))
+            candidates.append(predict(space, plan, source, noises[plan]))
     if not candidates:
         raise UserError(
             f"no plan has activations {space.activations} with precision {space.precision}.",
@@ -131,8 +135,9 @@ def predicted(space: Space) -> tuple[list[Candidate], dict[Plan, float]]:
     return candidates, noises
 
 
-def predict(space: Space, plan: Plan, found: Sizes, added: float) -> Candidate:
-    """What `plan`, stored in `found` bytes, will take on the device."""
+def predict(space: Space, plan: Plan, source: PredictedSource, added: float) -> Candidate:
+    """What `plan`, stored as `source`, will take on the device."""
+    found = Sizes.of(space.architecture, source)
     took = times(
         space.device,
         space.architecture,
@@ -155,7 +160,7 @@ def predict(space: Space, plan: Plan, found: Sizes, added: float) -> Candidate:
         plan,
         bits=bits_a_weight(space.architecture, found),
         loss=LOSS_PER_NOISE * added,
-        storage_mib=found.storage / MIB,
+        storage_mib=(found.weights + space.files_nbytes) / MIB,
         ram_mib=memory.total_mib,
         device=took.tokens_per_s,
         latency_ms=took.latency_ms,

@@ -97,6 +97,7 @@ class Outcome:
     chosen: Candidate
     candidates: tuple[Candidate, ...]
     budget: Budget
+    objective: str
     seconds: float
     memory: MemoryPlan
 
@@ -263,7 +264,7 @@ def pack_model(job: Job, tell: Callable[[str], None] = lambda text: None) -> Out
         found, chosen = search(candidates, noises, budget, job.objective, reference, bench, clock, what, tell)
         write_pack(job, bench, budget, found, chosen, reference)
     seconds = time.monotonic() - begun
-    return Outcome(job.output, chosen, tuple(found), budget, seconds, memory)
+    return Outcome(job.output, chosen, tuple(found), budget, job.objective, seconds, memory)
 
 
 def write_pack(

@@ -12,7 +12,6 @@ from haversack.core.memory import run_measured
 from haversack.models._calibration import TokenText
 from haversack.models._evaluation import bits_per_byte
 from haversack.plan._candidates import Plan
-from haversack.run._engine import Engine
 
 RUN = "import sys; from haversack.cli import main; sys.exit(main())"
 TIMEOUT_S = 600.0
@@ -39,6 +38,8 @@ def quality(source: Path, plan: Plan | None, text: TokenText, window: int) -> fl
 
     Windows of `window` tokens follow one another by half, so that most tokens have half a window before them.
     """
+    from haversack.run import Engine
+
     engine = Engine.open(
         source,
         activations="f32" if plan is None else plan.activations,

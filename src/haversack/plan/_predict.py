@@ -9,13 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+from haversack.core._record import WEIGHTS_NAME
 from haversack.core.device import Device
+from haversack.core.errors import UserError
+from haversack.core.pack import TensorEntry
 from haversack.core.roofline import Cost, energy_mj, seconds
 from haversack.models._architecture import Architecture
 from haversack.shrink._precision import StoredKind
 
 MIB = 2**20
+PAGE = 4096
 PROMPT_TOKENS = 64  # the first output is predicted for a prompt of so many
 OUTPUT_TOKENS = 32  # the energy of a job is predicted for so many more
 # Native calls a block besides its matrix products: norms, positions, cache, attention, gate, additions.
@@ -28,45 +33,47 @@ CACHE_NOISE = {"f32": 0.0, "f16": 2e-8, "int8": 4e-5}
 COPIED_SPEEDUP = 1.17  # huge pages against 4 KiB pages
 
 
+class PredictedSource:
+    """A pack that is not there yet: the tensors as they will be stored, so that plans of memory need no
+    other path.
+    """
+
+    def __init__(self, architecture: Architecture, kinds: Mapping[str, StoredKind]) -> None:
+        self.path = Path("predicted.pack")
+        self.files = (self.path / WEIGHTS_NAME,)
+        self.tensors: dict[str, TensorEntry] = {}
+        shapes, at = architecture.tensors(), 4 * PAGE
+        for name, kind in kinds.items():
+            shape = shapes[name]
+            rows, columns = (shape[0], shape[1]) if len(shape) == 2 else (1, shape[0])
+            nbytes = kind.nbytes(rows, columns)
+            layout = "rows16-1" if kind.kind in ("int8", "int4") else "rows-1"
+            self.tensors[name] = TensorEntry(
+                name, kind.kind, shape, kind.group, layout, WEIGHTS_NAME, at, nbytes
+            )
+            at += nbytes
+
+    def bytes(self, name: str) -> memoryview:
+        """There are none. Raises UserError."""
+        raise UserError(f"{name} is predicted, not packed.", field="tensor", given=name)
+
+
 @dataclass(frozen=True)
 class Sizes:
     """Bytes of a model as one precision stores it.
 
-    `blocks`: of each block; `embedding`: looked up row by row, 0 when it is also the output matrix; `output`;
-    `rest`: norms outside blocks; `files`: everything in the pack that is no tensor.
+    `blocks`: of each block; `output`: of the matrix that makes the logits; `weights`: of all tensors.
     """
 
     blocks: tuple[int, ...]
-    embedding: int
     output: int
-    rest: int
-    files: int
+    weights: int
 
-    @property
-    def weights(self) -> int:
-        """Bytes of all tensors."""
-        return sum(self.blocks) + self.embedding + self.output + self.rest
-
-    @property
-    def storage(self) -> int:
-        """Bytes of the pack."""
-        return self.weights + self.files
-
-
-def sizes(architecture: Architecture, kinds: Mapping[str, StoredKind], files: int) -> Sizes:
-    """Sizes of `architecture` stored as `kinds` beside `files` bytes of tokenizer, licence and record."""
-
-    def nbytes(name: str, shape: tuple[int, ...]) -> int:
-        rows, columns = (shape[0], shape[1]) if len(shape) == 2 else (1, shape[0])
-        return kinds[name].nbytes(rows, columns)
-
-    top = {name: nbytes(name, shape) for name, shape in architecture.top_tensors().items()}
-    output = top.pop(architecture.head.weight)
-    embedding = 0 if architecture.tied else top.pop(architecture.embedding)
-    blocks = tuple(
-        sum(nbytes(name, shape) for name, shape in block.tensors().items()) for block in architecture.blocks
-    )
-    return Sizes(blocks, embedding, output, sum(top.values()), files)
+    @classmethod
+    def of(cls, architecture: Architecture, source: PredictedSource) -> Sizes:
+        stored = {name: entry.nbytes for name, entry in source.tensors.items()}
+        blocks = tuple(sum(stored[name] for name in block.tensors()) for block in architecture.blocks)
+        return cls(blocks, stored[architecture.head.weight], sum(stored.values()))
 
 
 def bits_a_weight(architecture: Architecture, found: Sizes) -> float:

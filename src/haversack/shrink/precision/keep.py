@@ -1,7 +1,6 @@
-"""Keep: the weights as they are, in 32, 16 or brain-float 16 bits. The plan that every other is compared
-with.
+"""Keep: the weights as they are, in 32, 16 or brain-float 16 bits.
 
-Paper: none.
+Paper: none; it is the plan that every other is compared with.
 What is here: matrices rounded to nearest even in the chosen kind, or left alone when they are stored in it.
 Cost: one pass over the weights.
 Limits: f16 ends at 65,504, and what is larger is refused; bf16 has 8 bits of mantissa.
