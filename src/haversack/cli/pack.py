@@ -136,9 +136,9 @@ def _show(outcome: Outcome) -> None:
             "yes" if fits else "no",
         )
         rows.append([Text(cell, style) for cell in cells])
-    columns = ("precision", "activations", "weights", "cache", "bits", "bits/byte", "loss", "MiB memory")
-    columns += ("MiB storage", "tokens/s here", "tokens/s device", "fits")
-    table(columns, rows, right=columns[4:11])
+    words = ("precision", "activations", "weights", "cache")
+    numbers = ("bits", "bits/byte", "loss", "MiB memory", "MiB storage", "tokens/s here", "tokens/s device")
+    table((*words, *numbers, "fits"), rows, right=numbers)
     print(
         f"{len(measured)} plans measured, {len(outcome.candidates) - len(measured)} predicted (~), "
         f"{outcome.seconds:.0f} s; chosen: {outcome.chosen.plan.label}"

@@ -12,7 +12,7 @@ from haversack.core.errors import UserError
 from haversack.core.method import Method
 from haversack.models._architecture import Architecture
 from haversack.plan._candidates import Candidate, Plan
-from haversack.plan._predict import LOSS_PER_NOISE, MIB, PredictedSource, Sizes, bits_a_weight, noise, times
+from haversack.plan._predict import LOSS_PER_NOISE, MIB, Sizes, bits_a_weight, noise, times
 from haversack.run._memory import planned_memory
 from haversack.shrink._language import LanguageWalk
 from haversack.shrink._pipeline import Policy, stored_kinds
@@ -115,7 +115,7 @@ def predicted(space: Space) -> tuple[list[Candidate], dict[Plan, float]]:
     for choice in precision_choices(space.precision):
         method = create_precision(choice)
         kinds = stored_kinds(LanguageWalk(space.architecture), method, space.policy)
-        source = PredictedSource(space.architecture, kinds)
+        found = Sizes.of(space.architecture, kinds)
         types = {kind.kind for kind in kinds.values()}
         for activations, residency, cache_type in itertools.product(
             activation_types(types, space.activations),
@@ -124,7 +124,7 @@ def predicted(space: Space) -> tuple[list[Candidate], dict[Plan, float]]:
         ):
             plan = Plan(choice, activations=activations, residency=residency, cache_type=cache_type)
             noises[plan] = noise(method.noise(), activations, cache_type)
-            candidates.append(predict(space, plan, source, noises[plan]))
+            candidates.append(predict(space, plan, found, noises[plan]))
     if not candidates:
         raise UserError(
             f"no plan has activations {space.activations} with precision {space.precision}.",
@@ -135,9 +135,8 @@ def predicted(space: Space) -> tuple[list[Candidate], dict[Plan, float]]:
     return candidates, noises
 
 
-def predict(space: Space, plan: Plan, source: PredictedSource, added: float) -> Candidate:
-    """What `plan`, stored as `source`, will take on the device."""
-    found = Sizes.of(space.architecture, source)
+def predict(space: Space, plan: Plan, found: Sizes, added: float) -> Candidate:
+    """What `plan`, stored in `found` bytes, will take on the device."""
     took = times(
         space.device,
         space.architecture,
@@ -149,7 +148,7 @@ def predict(space: Space, plan: Plan, source: PredictedSource, added: float) -> 
     memory = planned_memory(
         space.architecture,
         blocks=found.blocks,
-        top=found.embedding + found.output + found.rest,
+        top=found.weights - sum(found.blocks),
         residency=plan.residency,
         cache_type=plan.cache_type,
         context=space.context,

@@ -146,7 +146,7 @@ class Bench:
 
     def _text(self, purpose: str, path: Path | None, fewest: int) -> TokenText:
         def encode(part: str) -> list[int]:
-            return self.tokenizer.encode(part, special=False)
+            return list(self.tokenizer.encode(part, special=False))
 
         return token_text(encode, self.architecture.vocabulary, purpose, path, fewest)
 
@@ -158,7 +158,7 @@ class Bench:
 
     @property
     def window(self) -> int:
-        return min(WINDOW, self.architecture.context)
+        return min(WINDOW, int(self.architecture.context))
 
     def reference(self) -> float:
         """Quality of the model as it came, computed in f32."""

@@ -9,18 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from haversack.core._record import WEIGHTS_NAME
 from haversack.core.device import Device
-from haversack.core.errors import UserError
-from haversack.core.pack import TensorEntry
 from haversack.core.roofline import Cost, energy_mj, seconds
 from haversack.models._architecture import Architecture
 from haversack.shrink._precision import StoredKind
 
 MIB = 2**20
-PAGE = 4096
 PROMPT_TOKENS = 64  # the first output is predicted for a prompt of so many
 OUTPUT_TOKENS = 32  # the energy of a job is predicted for so many more
 # Native calls a block besides its matrix products: norms, positions, cache, attention, gate, additions.
@@ -31,31 +26,6 @@ LOSS_PER_NOISE = 4.0
 ACTIVATION_NOISE = {"f32": 0.0, "int8-dynamic": 2.5e-5}
 CACHE_NOISE = {"f32": 0.0, "f16": 2e-8, "int8": 4e-5}
 COPIED_SPEEDUP = 1.17  # huge pages against 4 KiB pages
-
-
-class PredictedSource:
-    """A pack that is not there yet: the tensors as they will be stored, so that plans of memory need no
-    other path.
-    """
-
-    def __init__(self, architecture: Architecture, kinds: Mapping[str, StoredKind]) -> None:
-        self.path = Path("predicted.pack")
-        self.files = (self.path / WEIGHTS_NAME,)
-        self.tensors: dict[str, TensorEntry] = {}
-        shapes, at = architecture.tensors(), 4 * PAGE
-        for name, kind in kinds.items():
-            shape = shapes[name]
-            rows, columns = (shape[0], shape[1]) if len(shape) == 2 else (1, shape[0])
-            nbytes = kind.nbytes(rows, columns)
-            layout = "rows16-1" if kind.kind in ("int8", "int4") else "rows-1"
-            self.tensors[name] = TensorEntry(
-                name, kind.kind, shape, kind.group, layout, WEIGHTS_NAME, at, nbytes
-            )
-            at += nbytes
-
-    def bytes(self, name: str) -> memoryview:
-        """There are none. Raises UserError."""
-        raise UserError(f"{name} is predicted, not packed.", field="tensor", given=name)
 
 
 @dataclass(frozen=True)
@@ -70,8 +40,12 @@ class Sizes:
     weights: int
 
     @classmethod
-    def of(cls, architecture: Architecture, source: PredictedSource) -> Sizes:
-        stored = {name: entry.nbytes for name, entry in source.tensors.items()}
+    def of(cls, architecture: Architecture, kinds: Mapping[str, StoredKind]) -> Sizes:
+        """Of `architecture` with its tensors stored as `kinds`."""
+        stored = {
+            name: kinds[name].nbytes(shape[0] if len(shape) == 2 else 1, shape[-1])
+            for name, shape in architecture.tensors().items()
+        }
         blocks = tuple(sum(stored[name] for name in block.tensors()) for block in architecture.blocks)
         return cls(blocks, stored[architecture.head.weight], sum(stored.values()))
 
