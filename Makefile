@@ -1,0 +1,83 @@
+# make demo    install the light package into .venv and run the main job on the bundled model
+# make test    install what tests need, lint, run every test
+# make lint    formatting, lint, types, import rules
+# make native  build the kernels' own test program and run it
+# make light   install the built wheel alone, with nothing but its dependencies, and try it
+# make docs    write the generated pages again
+# make clean   remove what was built, .venv included
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := build/demo
+DEMO_DEVICE := raspberry-pi-zero-2w
+# In this budget the plan that keeps 32-bit weights does not fit.
+DEMO_RAM_MIB := 64
+DEMO_PROMPT := def read_json(path):
+
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+BUILT_FROM := pyproject.toml CMakeLists.txt constraints.txt src/haversack/core/method.py \
+              $(shell find native -name '*.cpp' -o -name '*.h' -o -name CMakeLists.txt)
+
+.PHONY: help demo test lint native light docs clean
+
+help:
+	@sed -n 's/^# make/  make/p' Makefile
+
+$(VENV)/.made:
+	@python=$$(tools/prerequisites.sh) && echo "making $(VENV) with $$python" && "$$python" -m venv $(VENV)
+	@$(PIP) install --upgrade pip
+	@touch $@
+
+# Editable, so that a changed Python file needs nothing; a changed kernel is compiled again, and only it.
+$(VENV)/.light: $(VENV)/.made $(BUILT_FROM)
+	@tools/prerequisites.sh >/dev/null
+	@echo "installing haversack: its dependencies, and its kernels compiled"
+	@$(PIP) install -c constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.tests: $(VENV)/.light
+	@echo "installing what the tests need: PyTorch, transformers, the linters"
+	@$(PIP) install -c constraints.txt --editable '.[dev,workshop]'
+	@touch $@
+
+demo: $(VENV)/.light
+	@mkdir -p $(DEMO)
+	@echo '$$ haversack pack code --device $(DEMO_DEVICE) --ram-mib $(DEMO_RAM_MIB) -o $(DEMO)/code.pack'
+	@$(BIN)/haversack pack code --device $(DEMO_DEVICE) --ram-mib $(DEMO_RAM_MIB) -o $(DEMO)/code.pack
+	@echo
+	@echo '$$ haversack run $(DEMO)/code.pack --prompt "$(DEMO_PROMPT)" --max-tokens 48'
+	@$(BIN)/haversack run $(DEMO)/code.pack --prompt $$'$(DEMO_PROMPT)\n' --max-tokens 48
+	@echo
+	@echo 'The report: $(DEMO)/code.pack/report.html'
+
+test: $(VENV)/.tests
+	@$(MAKE) --no-print-directory lint
+	$(BIN)/python -m pytest tests
+
+lint: $(VENV)/.tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/clang-format --dry-run -Werror $$(git ls-files 'native/*.cpp' 'native/*.h' 2>/dev/null || find native -name '*.cpp' -o -name '*.h')
+
+native:
+	@tools/prerequisites.sh >/dev/null
+	@cmake=$$([ -x $(BIN)/cmake ] && echo $(BIN)/cmake || command -v cmake) || \
+		{ echo "cmake is missing; run: make test (which installs it), or apt install cmake" >&2; exit 2; }; \
+	$$cmake -S . -B build/native -DCMAKE_BUILD_TYPE=Release && $$cmake --build build/native -j $$(nproc) && \
+	build/native/native/test_native
+
+light:
+	@tools/light.sh
+
+docs: $(VENV)/.tests
+	$(BIN)/python tools/docs.py
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find src tests tools reference examples -name __pycache__ -prune -exec rm -rf {} +
