@@ -33,7 +33,6 @@ class Space:
     architecture: Architecture
     device: Device
     files_nbytes: int
-    tokenizer_nbytes: int
     context: int
     policy: Policy = field(default_factory=Policy)
     precision: str | None = None
@@ -152,7 +151,6 @@ def predict(space: Space, plan: Plan, found: Sizes, added: float) -> Candidate:
         residency=plan.residency,
         cache_type=plan.cache_type,
         context=space.context,
-        tokenizer_nbytes=space.tokenizer_nbytes,
         base_mib=space.device.base_ram_mib,
     )
     return Candidate(

@@ -240,7 +240,6 @@ def pack_model(job: Job, tell: Callable[[str], None] = lambda text: None) -> Out
         architecture=walk.architecture,
         device=job.device,
         files_nbytes=files + RECORD_NBYTES,
-        tokenizer_nbytes=files,
         context=walk.architecture.context,
         policy=job.policy,
         precision=job.precision,

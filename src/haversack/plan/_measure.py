@@ -6,12 +6,16 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from haversack.core.errors import HaversackError
 from haversack.core.memory import run_measured
 from haversack.models._calibration import TokenText
 from haversack.models._evaluation import bits_per_byte
 from haversack.plan._candidates import Plan
+
+if TYPE_CHECKING:
+    from haversack.run import Engine
 
 RUN = "import sys; from haversack.cli import main; sys.exit(main())"
 TIMEOUT_S = 600.0
@@ -32,27 +36,38 @@ class RunFigures:
     ram_mib: float
 
 
+def open_engine(source: Path, plan: Plan | None) -> Engine:
+    """The pack or checkpoint at `source`, to be run as `plan` says (None: f32 throughout)."""
+    from haversack.run import Engine
+
+    engine: Engine = Engine.open(
+        source,
+        residency="mapped" if plan is None else plan.residency,
+        activations="f32" if plan is None else plan.activations,
+        cache_type="f32" if plan is None else plan.cache_type,
+    )
+    return engine
+
+
 def quality(source: Path, plan: Plan | None, text: TokenText, window: int) -> float:
     """Bits per byte of `text` by the pack or checkpoint at `source`, run as `plan` says (None: f32
     throughout).
 
     Windows of `window` tokens follow one another by half, so that most tokens have half a window before them.
     """
-    from haversack.run import Engine
-
-    engine = Engine.open(
-        source,
-        activations="f32" if plan is None else plan.activations,
-        cache_type="f32" if plan is None else plan.cache_type,
-    )
-    return bits_per_byte(engine, text.tokens, text.byte_count, window, max(1, window // 2))
+    with open_engine(source, plan) as engine:
+        return bits_per_byte(engine, text.tokens, text.byte_count, window, max(1, window // 2))
 
 
 def run_figures(pack: Path, plan: Plan, prompt: str, tokens: int) -> RunFigures:
-    """Complete `prompt` with `tokens` tokens by `haversack run` and measure the process from outside."""
+    """Complete `prompt` with `tokens` tokens by `haversack run` and measure the process from outside.
+
+    The memory is that of a run that fills the model's context: what was measured, and what the plan of such a
+    run holds more than the plan of this one.
+    """
     argv = [
         *(sys.executable, "-c", RUN, "run", str(pack), "--json"),
-        *("--prompt", prompt, "--max-tokens", str(tokens), "--ignore-end"),
+        *("--prompt", prompt, "--max-tokens", str(tokens)),
         *("--residency", plan.residency, "--activations", plan.activations, "--cache-type", plan.cache_type),
     ]
     files = [path for path in pack.iterdir() if path.suffix in (".safetensors", ".store")]
@@ -61,4 +76,7 @@ def run_figures(pack: Path, plan: Plan, prompt: str, tokens: int) -> RunFigures:
         said = (done.stdout.strip() or done.stderr.strip()).splitlines() or [f"exit {done.returncode}"]
         raise MeasuringError(f"a packed candidate ({plan.label}) did not run: {said[-1]}")
     record = json.loads(done.stdout)
-    return RunFigures(float(record["tokens_per_s"]), float(record["first_token_ms"]), done.peak_mib)
+    with open_engine(pack, plan) as engine:
+        full = engine.memory_plan().total_mib
+    more = max(0.0, full - float(record["ram_mib"]["planned"]))
+    return RunFigures(float(record["tokens_per_s"]), float(record["first_token_ms"]), done.peak_mib + more)
