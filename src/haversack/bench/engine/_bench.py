@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from haversack.bench._harness import Bench
 
+NATIVE_FILES = ("native/*.cpp", "native/*.h", "native/base/*", "native/simd/*", "native/bind/*")
 ENGINE_FILES = (
     "bench/engine/*.py",
     "kernels/*.py",
-    "native/*/*.cpp",
-    "native/*/*.h",
+    *NATIVE_FILES,
     "models/*.py",
     "models/language/*.py",
     "run/**/*.py",

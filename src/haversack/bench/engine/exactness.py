@@ -10,11 +10,11 @@ import numpy.typing as npt
 
 from haversack.bench._harness import Run
 from haversack.bench._rows import Bar, Outcome, Outcomes, Row
-from haversack.bench.engine._bench import SHRINK_FILES, bench
+from haversack.bench.engine._bench import NATIVE_FILES, SHRINK_FILES, bench
 
 Array = npt.NDArray[np.float32]
 Pair = tuple[str, Callable[[], Array], Callable[[], Array]]
-KERNEL_FILES = ("kernels/*.py", "native/*/*.cpp", "native/*/*.h", "bench/engine/exactness.py")
+KERNEL_FILES = ("kernels/*.py", *NATIVE_FILES, "bench/engine/exactness.py")
 
 
 def _numbers(rng: np.random.Generator, *shape: int) -> Array:
