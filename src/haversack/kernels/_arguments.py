@@ -1,4 +1,8 @@
-"""Checks of arguments for the numpy twins; the native kernels make the same checks with the same words."""
+"""Checks of arguments: they find what does not fit and word it.
+
+A native kernel answers a call that does not fit with false, and then these run; for a numpy twin they run
+before it.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,13 @@ def described(value: Any) -> str:
     if not isinstance(value, np.ndarray):
         return type(value).__name__
     return f"{_SHORT.get(value.dtype.name, value.dtype.name)}[{', '.join(map(str, value.shape))}]"
+
+
+def refuse_arrays(op: str) -> NoReturn:
+    """For a call that fits in every shape and type and that the native kernel refused all the same."""
+    raise UserError(
+        f"{op}: arrays must be C-contiguous, and writable where they are written to", field="arrays"
+    )
 
 
 def refuse(op: str, name: str, expected: str, value: Any) -> NoReturn:

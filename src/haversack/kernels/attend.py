@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 
 from haversack.core.errors import UserError, not_allowed
-from haversack.kernels._arguments import check_array, check_out, placed, refuse
+from haversack.kernels._arguments import check_array, check_out, placed, refuse, refuse_arrays
 from haversack.kernels._matrix import Array
 from haversack.kernels._native import native
 from haversack.kernels.norms import rms_norm_twin
-from haversack.kernels.rotary import check_rope, rope_twin
+from haversack.kernels.rotary import STYLES, check_rope, rope_twin
 
 CACHE_KINDS = ("f32", "f16", "int8")
 _DTYPES = {"f32": np.float32, "f16": np.float16, "int8": np.int8}
@@ -163,7 +163,7 @@ def attention(
     module = native()
     if module is not None:
         out = np.empty(np.shape(q), np.float32) if out is None else out
-        module.attention(
+        if module.attention(
             q,
             layer.keys,
             layer.values,
@@ -175,8 +175,8 @@ def attention(
             scale,
             0.0 if softcap is None else softcap,
             out,
-        )
-        return out
+        ):
+            return out
     check_array("attention", "q", q, (None, None, None))
     check_out("attention", out, q.shape)
     kv_heads, _, width = _check_layer("attention", layer)
@@ -189,6 +189,8 @@ def attention(
     if visible.start is not None:
         check_array("attention", "start", visible.start, (n,), ("int64",))
     _check_entries("attention", layer, visible.length, new)
+    if module is not None:
+        refuse_arrays("attention")
     return placed(attention_twin(q, layer, visible, scale, softcap), out)
 
 
@@ -199,10 +201,13 @@ def cache_write(layer: CacheLayer, start: int, k: Array, v: Array) -> None:
     shapes and types that do not fit and for entries beyond the capacity.
     """
     module = native()
-    if module is not None:
-        module.cache_write(layer.keys, layer.values, layer.key_scales, layer.value_scales, start, k, v)
+    if module is not None and module.cache_write(
+        layer.keys, layer.values, layer.key_scales, layer.value_scales, start, k, v
+    ):
         return
     _check_new("cache_write", layer, start, k, v)
+    if module is not None:
+        refuse_arrays("cache_write")
     cache_write_twin(layer, start, k, v)
 
 
@@ -212,8 +217,9 @@ def cache_gather(layer: CacheLayer, start: int, indices: Array) -> None:
     `indices` i64[m], strictly ascending, all >= start and below the capacity.
     """
     module = native()
-    if module is not None:
-        module.cache_gather(layer.keys, layer.values, layer.key_scales, layer.value_scales, start, indices)
+    if module is not None and module.cache_gather(
+        layer.keys, layer.values, layer.key_scales, layer.value_scales, start, indices
+    ):
         return
     _check_layer("cache_gather", layer)
     check_array("cache_gather", "indices", indices, (None,), ("int64",))
@@ -223,6 +229,8 @@ def cache_gather(layer: CacheLayer, start: int, indices: Array) -> None:
             f"cache_gather: indices must ascend strictly within {start}..{layer.capacity - 1}",
             field="indices",
         )
+    if module is not None:
+        refuse_arrays("cache_gather")
     for array in (layer.keys, layer.values, layer.key_scales, layer.value_scales):
         if array is not None:
             array[:, start : start + len(indices)] = array[:, indices]
@@ -249,22 +257,31 @@ def rope_write(
 
     q f32[n, heads, d], k and v f32[n, kv_heads, d]. The bits are those of the single calls.
     """
-    module = native()
-    if module is not None:
-        module.rope_write(
-            q, k, v, cos, sin, layer.keys, layer.values, layer.key_scales, layer.value_scales, start, style,
-            q_norm, k_norm, eps, offset,
-        )  # fmt: skip
+    op, module = "rope_write", native()
+    if (
+        module is not None
+        and style in STYLES
+        and module.rope_write(
+            q, k, v, cos, sin, layer.keys, layer.values, layer.key_scales, layer.value_scales, start,
+            style == "interleaved", q_norm, k_norm, eps, offset,
+        )
+    ):  # fmt: skip
         return
-    op = "rope_write"
     width = _check_new(op, layer, start, k, v)[2]
     check_array(op, "q", q, (len(k), None, width))
+    if (cos is None) != (sin is None):
+        refuse(op, "sin", "given with cos, or neither", sin)
     for x, norm, name in ((q, q_norm, "q_norm"), (k, k_norm, "k_norm")):
         if norm is not None:
             check_array(op, name, norm, (width,))
-            x[...] = rms_norm_twin(x, norm, eps, offset)
         if cos is not None and sin is not None:
             check_rope(op, x, cos, sin, style)
+    if module is not None:
+        refuse_arrays(op)
+    for x, norm in ((q, q_norm), (k, k_norm)):
+        if norm is not None:
+            x[...] = rms_norm_twin(x, norm, eps, offset)
+        if cos is not None and sin is not None:
             x[...] = rope_twin(x, cos, sin, style)
     cache_write_twin(layer, start, k, v)
 

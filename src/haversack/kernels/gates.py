@@ -7,11 +7,12 @@ import math
 import numpy as np
 
 from haversack.core.errors import not_allowed
-from haversack.kernels._arguments import check_array, check_out, check_rows, placed
+from haversack.kernels._arguments import check_array, check_out, check_rows, placed, refuse_arrays
 from haversack.kernels._matrix import Array
 from haversack.kernels._native import native
 
 KINDS = ("silu", "gelu", "gelu-tanh", "relu")
+_NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
 
 
 def activation_twin(x: Array, kind: str) -> Array:
@@ -48,14 +49,16 @@ def gate(gate: Array, up: Array | None, kind: str = "silu", *, out: Array | None
     shape, type or kind that does not fit.
     """
     module = native()
-    if module is not None:
+    if module is not None and kind in _NUMBERS:
         out = np.empty(np.shape(gate), np.float32) if out is None else out
-        module.gate(gate, up, kind, out)
-        return out
+        if module.gate(gate, up, _NUMBERS[kind], out):
+            return out
     if kind not in KINDS:
         raise not_allowed("kind", kind, KINDS)
     check_rows("gate", "gate", gate)
     if up is not None:
         check_array("gate", "up", up, gate.shape)
     check_out("gate", out, gate.shape)
+    if module is not None:
+        refuse_arrays("gate")
     return placed(gate_twin(gate, up, kind), out)

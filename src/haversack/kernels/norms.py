@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from haversack.kernels._arguments import check_array, check_out, check_rows, placed
+from haversack.kernels._arguments import check_array, check_out, check_rows, placed, refuse_arrays
 from haversack.kernels._matrix import Array
 from haversack.kernels._native import native
 
@@ -38,11 +38,13 @@ def rms_norm(x: Array, weight: Array, eps: float, *, offset: float = 0.0, out: A
     module = native()
     if module is not None:
         out = np.empty(np.shape(x), np.float32) if out is None else out
-        module.rms_norm(x, weight, eps, offset, out)
-        return out
+        if module.rms_norm(x, weight, eps, offset, out):
+            return out
     width = check_rows("rms_norm", "x", x).shape[-1]
     check_array("rms_norm", "weight", weight, (width,))
     check_out("rms_norm", out, x.shape)
+    if module is not None:
+        refuse_arrays("rms_norm")
     return placed(rms_norm_twin(x, weight, eps, offset), out)
 
 
@@ -54,11 +56,13 @@ def layer_norm(x: Array, weight: Array, bias: Array | None, eps: float, *, out: 
     module = native()
     if module is not None:
         out = np.empty(np.shape(x), np.float32) if out is None else out
-        module.layer_norm(x, weight, bias, eps, out)
-        return out
+        if module.layer_norm(x, weight, bias, eps, out):
+            return out
     width = check_rows("layer_norm", "x", x).shape[-1]
     check_array("layer_norm", "weight", weight, (width,))
     if bias is not None:
         check_array("layer_norm", "bias", bias, (width,))
     check_out("layer_norm", out, x.shape)
+    if module is not None:
+        refuse_arrays("layer_norm")
     return placed(layer_norm_twin(x, weight, bias, eps), out)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from haversack.core.errors import UserError
-from haversack.kernels._arguments import check_array, check_out, placed
+from haversack.kernels._arguments import check_array, check_out, placed, refuse_arrays
 from haversack.kernels._matrix import Array
 from haversack.kernels._native import native
 
@@ -36,9 +36,11 @@ def softmax(x: Array, *, out: Array | None = None) -> Array:
     module = native()
     if module is not None:
         out = np.empty(np.shape(x), np.float32) if out is None else out
-        module.softmax(x, out)
-        return out
+        if module.softmax(x, out):
+            return out
     _check("softmax", x, out)
+    if module is not None:
+        refuse_arrays("softmax")
     return placed(softmax_twin(x), out)
 
 
@@ -50,9 +52,11 @@ def log_softmax(x: Array, *, out: Array | None = None) -> Array:
     module = native()
     if module is not None:
         out = np.empty(np.shape(x), np.float32) if out is None else out
-        module.log_softmax(x, out)
-        return out
+        if module.log_softmax(x, out):
+            return out
     _check("log_softmax", x, out)
+    if module is not None:
+        refuse_arrays("log_softmax")
     return placed(log_softmax_twin(x), out)
 
 

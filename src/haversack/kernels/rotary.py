@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from haversack.core.errors import not_allowed
-from haversack.kernels._arguments import check_array, refuse
+from haversack.kernels._arguments import check_array, refuse, refuse_arrays
 from haversack.kernels._matrix import Array
 from haversack.kernels._native import native
 
@@ -44,14 +44,17 @@ def rope_table(positions: Array, inverse_frequencies: Array, scale: float = 1.0)
 
     Raises UserError for a shape or type that does not fit.
     """
-    module = native()
-    if module is not None:
-        shape = (*np.shape(positions), *np.shape(inverse_frequencies))
-        cos, sin = np.empty(shape, np.float32), np.empty(shape, np.float32)
-        module.rope_table(positions, inverse_frequencies, scale, cos, sin)
-        return cos, sin
     check_array("rope_table", "positions", positions, (None,), ("int32", "int64"))
     check_array("rope_table", "inverse_frequencies", inverse_frequencies, (None,), ("float32", "float64"))
+    module = native()
+    if module is not None:
+        wide = np.ascontiguousarray(positions, np.int64)
+        frequencies = np.ascontiguousarray(inverse_frequencies, np.float64)
+        cos = np.empty((len(wide), len(frequencies)), np.float32)
+        sin = np.empty_like(cos)
+        if module.rope_table(wide, frequencies, scale, cos, sin):
+            return cos, sin
+        refuse_arrays("rope_table")
     return rope_table_twin(positions, inverse_frequencies, scale)
 
 
@@ -61,10 +64,11 @@ def rope(x: Array, cos: Array, sin: Array, style: str = "half") -> Array:
     Raises UserError for a shape, type or style that does not fit.
     """
     module = native()
-    if module is not None:
-        module.rope(x, cos, sin, style)
+    if module is not None and style in STYLES and module.rope(x, cos, sin, style == "interleaved"):
         return x
     check_rope("rope", x, cos, sin, style)
+    if module is not None:
+        refuse_arrays("rope")
     x[...] = rope_twin(x, cos, sin, style)
     return x
 

@@ -16,7 +16,7 @@ import math
 import numpy as np
 
 from haversack.core.errors import UserError
-from haversack.kernels._arguments import check_array, check_out, placed
+from haversack.kernels._arguments import check_array, check_out, placed, refuse_arrays
 from haversack.kernels._matrix import Array
 from haversack.kernels._native import native
 
@@ -41,12 +41,15 @@ def greedy_twin(logits: Array) -> int:
     return int(np.argmax(logits))
 
 
-def penalized(logits: Array, repetition_penalty: float, history: Array | None) -> Array:
-    """A copy of `logits` with the scores of the tokens in `history` penalized."""
-    result = logits.copy()
+def scaled(logits: Array, temperature: float, repetition_penalty: float, history: Array | None) -> Array:
+    """`logits` with those of the tokens in `history` penalized, divided by the temperature (0: undivided)."""
+    scores = logits.copy()
     if history is not None and repetition_penalty != 1:
         seen, penalty = logits[history], np.float32(repetition_penalty)
-        result[history] = np.where(seen > 0, seen / penalty, seen * penalty)
+        scores[history] = np.where(seen > 0, seen / penalty, seen * penalty)
+    divisor = np.float32(temperature)
+    with np.errstate(over="ignore"):
+        result: Array = scores / divisor if divisor else scores
     return result
 
 
@@ -60,7 +63,7 @@ def filter_logits_twin(
     history: Array | None = None,
 ) -> Array:
     """The definition of `filter_logits`."""
-    scores = penalized(logits, repetition_penalty, history) / np.float32(temperature)
+    scores = scaled(logits, temperature, repetition_penalty, history)
     order = np.argsort(-scores, kind="stable")
     if top_k:
         order = order[:top_k]
@@ -95,8 +98,11 @@ def greedy(logits: Array) -> int:
     module = native()
     if module is not None:
         token: int = module.greedy(logits)
-        return token
+        if token >= 0:
+            return token
     _check_logits("greedy", logits)
+    if module is not None:
+        refuse_arrays("greedy")
     return greedy_twin(logits)
 
 
@@ -120,12 +126,19 @@ def filter_logits(
     module = native()
     if module is not None:
         out = np.empty(np.shape(logits), np.float32) if out is None else out
-        module.filter_logits(logits, temperature, top_k, top_p, min_p, repetition_penalty, history, out)
-        return out
+        if module.filter_logits(logits, temperature, top_k, top_p, min_p, repetition_penalty, history, out):
+            return out
     _check("filter_logits", logits, temperature, top_k, top_p, min_p, repetition_penalty, history)
     if temperature == 0:
         raise _parameter_error("filter_logits", "temperature", temperature, "above 0")
     check_out("filter_logits", out, logits.shape)
+    _check_logits(
+        "filter_logits",
+        scaled(logits, temperature, repetition_penalty, history),
+        "scores after penalty and temperature",
+    )
+    if module is not None:
+        refuse_arrays("filter_logits")
     return placed(
         filter_logits_twin(logits, temperature, top_k, top_p, min_p, repetition_penalty, history), out
     )
@@ -151,13 +164,18 @@ def sample(
     """
     module = native()
     if module is not None:
-        drawn: tuple[int, float] = module.sample(
+        drawn: tuple[int, float] | None = module.sample(
             logits, temperature, top_k, top_p, min_p, repetition_penalty, history, seed & _WORD, step & _WORD
         )
-        return drawn
+        if drawn is not None:
+            return drawn
     _check("sample", logits, temperature, top_k, top_p, min_p, repetition_penalty, history)
+    scores = scaled(logits, temperature, repetition_penalty, history)
+    _check_logits("sample", scores, "scores after penalty and temperature")
+    if module is not None:
+        refuse_arrays("sample")
     if temperature == 0:
-        token = greedy_twin(penalized(logits, repetition_penalty, history))
+        token = greedy_twin(scores)
     else:
         scores = filter_logits_twin(logits, temperature, top_k, top_p, min_p, repetition_penalty, history)
         token = draw_twin(scores, uniform(seed, step))
@@ -168,10 +186,10 @@ def _parameter_error(op: str, name: str, given: float, expected: str) -> UserErr
     return UserError(f"{op}: {name}={given:g} is not supported (must be {expected})", field=name, given=given)
 
 
-def _check_logits(op: str, logits: Array) -> None:
+def _check_logits(op: str, logits: Array, what: str = "logits") -> None:
     check_array(op, "logits", logits, (None,))
     if logits.size == 0 or not bool(np.isfinite(logits.max())):
-        raise UserError(f"{op}: logits hold NaN, infinity, or no finite number", field="logits")
+        raise UserError(f"{op}: {what} hold NaN, infinity, or no finite number", field="logits")
 
 
 def _check(
