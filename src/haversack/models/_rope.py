@@ -10,8 +10,9 @@ Frequencies are computed in f32, step by step as the models were trained.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
@@ -125,7 +126,7 @@ def _yarn(rope: Rope, length: int) -> F32:
     return frequencies
 
 
-_FREQUENCIES: dict[str, Any] = {
+_FREQUENCIES: dict[str, Callable[[Rope, int], F32]] = {
     "default": _default,
     "linear": _linear,
     "dynamic": _dynamic,

@@ -101,6 +101,10 @@ class Tokenizer:
         found = self._library.token_to_id(text)
         return None if found is None else int(found)
 
+    def table(self) -> dict[str, int]:
+        """Every token's text and number."""
+        return dict(self._library.get_vocab(with_added_tokens=True))
+
     def is_special(self, token: int) -> bool:
         """True for tokens that stand for no text (end of text, roles of a chat)."""
         return token in self._special
@@ -110,10 +114,11 @@ class Tokenizer:
         if token in self._special:
             return b""
         if token in self._added:
-            return self._added[token].encode()
-        text = self._library.id_to_token(token)
-        if text is None:
+            return str(self._added[token]).encode()
+        found = self._library.id_to_token(token)
+        if found is None:
             return b""
+        text = str(found)
         if self._decoder == "bytes":
             table = byte_of_character()
             known = all(character in table for character in text)

@@ -1,1 +1,31 @@
-"""Engines that run a pack, without PyTorch."""
+"""Torch-free engines: what runs a pack or a checkpoint folder, and the methods that fill the slots of a
+run.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_PUBLIC = {
+    "Cache": "_cache",
+    "Engine": "_engine",
+    "Forward": "_forward",
+    "Limits": "_generate",
+    "Sampler": "_sampler",
+    "generate": "_generate",
+}
+
+__all__ = list(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(_PUBLIC)

@@ -1,0 +1,109 @@
+"""Keys and values of what a model has read: grows by steps, is cut back, and keeps chosen entries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from haversack.core.errors import UserError, not_allowed
+from haversack.kernels import CacheLayer, cache_gather
+from haversack.models._architecture import Architecture
+
+I32 = npt.NDArray[np.int32]
+
+CACHE_TYPES = ("f32", "f16", "int8")
+
+
+class Cache:
+    """One layer of keys and values a block, for `capacity` entries of `kind` f32, f16 or int8.
+
+    `length` entries are held, `positions` i32 [capacity] says where each stood. `horizon` is the length of
+    the text that is being read (0: unknown); rotary scalings that depend on the length of a text take it from
+    here, so that a prompt gives the same bits in one piece or in many.
+    """
+
+    def __init__(self, architecture: Architecture, capacity: int, kind: str = "f32") -> None:
+        if kind not in CACHE_TYPES:
+            raise not_allowed("cache_type", kind, CACHE_TYPES)
+        if capacity < 1:
+            raise UserError(
+                f"a cache of {capacity} tokens holds nothing.",
+                field="context_length",
+                given=capacity,
+                nearest=1,
+            )
+        self.capacity = capacity
+        self.kind = kind
+        self.length = 0
+        self.horizon = 0
+        self.linear = True
+        self.positions: I32 = np.zeros(capacity, np.int32)
+        self.layers: list[CacheLayer | None] = [
+            None
+            if block.attention is None
+            else CacheLayer.empty(block.attention.key_value_heads, capacity, block.attention.head_width, kind)
+            for block in architecture.blocks
+        ]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys, values and scales at full capacity."""
+        return sum(layer.nbytes for layer in self.layers if layer is not None)
+
+    def require(self, count: int) -> None:
+        """Raises UserError when `count` more entries do not fit."""
+        if self.length + count > self.capacity:
+            raise UserError(
+                f"{self.length} tokens are held and {count} more do not fit in a context of {self.capacity}.",
+                field="context_length",
+                given=self.capacity,
+                nearest=self.length + count,
+            )
+
+    def place(self, positions: I32) -> None:
+        """Note where the next entries stand, positions [n], before a step writes them."""
+        self.positions[self.length : self.length + len(positions)] = positions
+
+    def append(self, count: int, linear: bool) -> None:
+        """Count the `count` entries that a step has written; `linear`: each stands at its own index."""
+        self.length += count
+        self.linear = linear
+
+    def truncate(self, length: int) -> None:
+        """Forget all but the first `length` entries."""
+        if not 0 <= length <= self.length:
+            raise UserError(
+                f"the cache holds {self.length} entries and cannot be cut to {length}.",
+                field="length",
+                given=length,
+                nearest=max(0, min(length, self.length)),
+            )
+        self.length = length
+        if length == 0:
+            self.horizon = 0
+        self._check_linear()
+
+    def gather(self, indices: Sequence[int] | I32) -> None:
+        """Keep the entries `indices` (ascending) and forget the others; entry indices[i] becomes entry i."""
+        kept = np.asarray(indices, np.int64)
+        if kept.ndim != 1 or (
+            kept.size and (kept[0] < 0 or kept[-1] >= self.length or bool((np.diff(kept) <= 0).any()))
+        ):
+            raise UserError(
+                f"gather takes ascending indices of the {self.length} entries held.", field="indices"
+            )
+        moved = np.flatnonzero(kept != np.arange(len(kept)))
+        if moved.size:
+            first = int(moved[0])
+            for layer in self.layers:
+                if layer is not None:
+                    cache_gather(layer, first, kept[first:])
+            self.positions[first : len(kept)] = self.positions[kept[first:]]
+        self.length = len(kept)
+        self._check_linear()
+
+    def _check_linear(self) -> None:
+        if not self.linear:
+            self.linear = bool((self.positions[: self.length] == np.arange(self.length)).all())

@@ -1,0 +1,306 @@
+"""The language engine: one step over any tokens, and the methods that fill the slots of a run.
+
+    engine = Engine.open("code")
+    cache = engine.cache(64)
+    logits, _ = engine.step([5, 7, 9], cache=cache)        # f32 [1, vocabulary]
+
+A step's bits do not depend on how many tokens it has: eight tokens at once equal eight steps, exactly.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from haversack.core.budget import Budget
+from haversack.core.errors import UserError, not_allowed
+from haversack.core.memory import MIB, MemoryPlan
+from haversack.core.method import Method
+from haversack.core.pack import Pack, TensorSource
+from haversack.run._cache import CACHE_TYPES, Cache
+from haversack.run._forward import ROWS, Forward
+from haversack.run._memory import planned_memory
+from haversack.run._slots import Slots, choose
+from haversack.run._source import Model, open_model
+from haversack.run._step import Mask, checked_positions, is_linear, split
+from haversack.run._weights import F32, check_tensors, nbytes
+
+I32 = npt.NDArray[np.int32]
+WANTS = ("last", "all", "none", "hidden")
+ACTIVATIONS = ("f32", "int8-dynamic")
+EMBED_ROWS = 64
+"""Tokens looked up in the embedding at once."""
+
+
+class Engine:
+    """A model that is ready to step; made by `Engine.open`. A context manager that gives the weights back."""
+
+    def __init__(
+        self,
+        model: Model,
+        slots: Slots,
+        activations: str,
+        cache_type: str,
+        context_length: int | None,
+        budget: Budget | None,
+    ) -> None:
+        self.model = model
+        self.architecture = model.architecture
+        self.slots = slots
+        self.activations = activations
+        self.cache_type = cache_type
+        self.budget = budget
+        self.context_length = context_length or model.architecture.context
+        self._given_context = context_length
+        self.forward = Forward(model.architecture, activations=activations, attention=slots.attention)
+        self.held: Any = None
+        self.draft_model: Model | None = None
+        self.draft: Engine | None = None
+
+    @classmethod
+    def open(
+        cls,
+        source: str | os.PathLike[str] | TensorSource | Model,
+        *,
+        residency: str | Method | None = None,
+        attention: str | Method = "dense",
+        context: str | Method = "tokens",
+        prefill: str | Method = "whole",
+        decode: str | Method = "one-by-one",
+        draft: str | os.PathLike[str] | None = None,
+        activations: str | None = None,
+        cache_type: str | None = None,
+        threads: int | None = None,
+        context_length: int | None = None,
+        budget: Budget | None = None,
+        tokens: tuple[int, int] | None = None,
+    ) -> Self:
+        """Open `source` (a pack, a checkpoint folder, a bundled name, or what `open_model` gave) for a run.
+
+        The slots take `NAME` or `NAME:key=value,...`. `residency`, `activations` and `cache_type` default to
+        the pack's plan (else mapped, f32, f32). `draft` is the draft model of a decode method that needs one.
+        `context_length` bounds the tokens of a cache (default: the model's context). `budget.ram_mib` is
+        checked before weights are read, for `tokens` = (prompt, answer) when known, else for a full context.
+        Raises UserError for what cannot be opened, does not fit together or does not fit the budget.
+        """
+        model = source if isinstance(source, Model) else open_model(source)
+        check_tensors(model.source, model.architecture)
+        slots = choose(
+            residency=residency or str(model.plan.get("residency") or "mapped"),
+            attention=attention,
+            context=context,
+            prefill=prefill,
+            decode=decode,
+            draft=draft,
+        )
+        activations = activations or model.activations
+        if activations not in ACTIVATIONS:
+            raise not_allowed("activations", activations, ACTIVATIONS)
+        cache_type = cache_type or str(model.plan.get("cache_type") or "f32")
+        if cache_type not in CACHE_TYPES:
+            raise not_allowed("cache_type", cache_type, CACHE_TYPES)
+        if context_length is not None and not 1 <= context_length <= model.architecture.context:
+            raise UserError(
+                f"context_length={context_length} is outside 1 to the model's {model.architecture.context}.",
+                field="context_length",
+                given=context_length,
+                nearest=min(max(context_length, 1), model.architecture.context),
+            )
+        if threads is not None:
+            from haversack.kernels import set_threads
+
+            set_threads(threads)
+        engine = cls(model, slots, activations, cache_type, context_length, budget)
+        slots.prepare(engine)
+        engine.require_memory(tokens)
+        engine._load(tokens)
+        return engine
+
+    def _load(self, tokens: tuple[int, int] | None) -> None:
+        source = self.model.source
+        if isinstance(source, Pack):
+            source.verify_once(keep_cached=self.slots.residency.name == "mapped")
+        self.held = self.slots.residency.open(source, self.architecture, self._weights_limit(tokens))
+        if self.draft_model is not None:
+            self.draft = Engine.open(self.draft_model, cache_type=self.cache_type)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the weights back, the draft's included; the engine cannot step any more."""
+        for part in (self.draft, self.held):
+            if part is not None:
+                part.close()
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """One choice per slot, and the types that numbers travel in."""
+        from haversack import kernels
+
+        stored = {linear.weight for linear in self.architecture.matrices()}
+        kinds = sorted({self.model.source.tensors[name].kind for name in stored})
+        return {
+            "precision": str(self.model.plan.get("precision") or f"as stored ({', '.join(kinds)})"),
+            **self.slots.record(),
+            "activations": self.activations,
+            "cache_type": self.cache_type,
+            "threads": kernels.threads(),
+            "isa": kernels.isa(),
+        }
+
+    def memory_plan(self, tokens: tuple[int, int] | None = None) -> MemoryPlan:
+        """What a run will hold, for `tokens` = (prompt, answer), or for a full context when None."""
+        return self._planned(tokens, self._ram_limit())
+
+    def _planned(self, tokens: tuple[int, int] | None, limit: int | None) -> MemoryPlan:
+        source, architecture = self.model.source, self.architecture
+        prompt = tokens[0] if tokens else self.context_length
+        capacity = self._given_context or (sum(tokens) if tokens else self.context_length)
+        plan = planned_memory(
+            architecture,
+            blocks=[nbytes(source, block.tensors()) for block in architecture.blocks],
+            top=nbytes(source, architecture.top_tensors()),
+            residency=self.slots.residency,
+            cache_type=self.cache_type,
+            context=min(capacity, self.context_length),
+            prompt=self.slots.prefill.most_at_once(prompt),
+            files=len(source.files),
+            limit=limit,
+        )
+        return plan if self.draft_model is None else plan + self._draft_plan(capacity)
+
+    def _draft_plan(self, capacity: int) -> MemoryPlan:
+        """What the draft model takes beside the model; program and tokenizer are shared."""
+        assert self.draft_model is not None
+        source, architecture = self.draft_model.source, self.draft_model.architecture
+        plan = planned_memory(
+            architecture,
+            blocks=[nbytes(source, block.tensors()) for block in architecture.blocks],
+            top=nbytes(source, architecture.top_tensors()),
+            cache_type=self.cache_type,
+            context=min(capacity, architecture.context),
+        )
+        return MemoryPlan(tuple((f"draft: {label}", count) for label, count in plan.lines[2:]))
+
+    def _ram_limit(self) -> int | None:
+        return None if self.budget is None or self.budget.ram_mib is None else int(self.budget.ram_mib * MIB)
+
+    def _weights_limit(self, tokens: tuple[int, int] | None) -> int | None:
+        """Bytes that the budget leaves for weights."""
+        limit = self._ram_limit()
+        if limit is None:
+            return None
+        rest = (
+            count for label, count in self._planned(tokens, None).lines if not label.startswith("weights")
+        )
+        return limit - sum(rest)
+
+    def require_memory(self, tokens: tuple[int, int] | None = None) -> None:
+        """Raises BudgetError, naming the smallest that would do, when the plan exceeds the budget's
+        memory.
+        """
+        if self._ram_limit() is not None and self.budget is not None:
+            needed = self._planned(tokens, None).total_mib
+            self.budget.require({"ram_mib": needed}, f"running {self.model.path.name}")
+
+    def cache(self, capacity: int | None = None) -> Cache:
+        """An empty cache of `capacity` tokens (default: the context length)."""
+        return Cache(self.architecture, capacity or self.context_length, self.cache_type)
+
+    def step(
+        self,
+        tokens: Sequence[int] | I32,
+        positions: I32 | None = None,
+        mask: Mask | None = None,
+        cache: Cache | None = None,
+        want: str = "last",
+    ) -> tuple[F32 | None, F32 | None]:
+        """Read `tokens` i32 [n], which become the cache's next n entries; returns (logits, hidden).
+
+        `positions` i32 [n] default to those after the cache's entries. `mask` bool [n, n] says which of the
+        new tokens each sees (None: itself and those before it; a tree names its own). `want`: `last` gives
+        logits f32 [1, vocabulary] and the normalized hidden state they came from, `all` those of every token,
+        `hidden` only hidden states f32 [n, width], `none` nothing. Raises UserError, and leaves the cache as
+        it was, for tokens the model does not know, for shapes that do not fit and for a cache that is full.
+        """
+        if cache is None:
+            raise UserError("step needs a cache; engine.cache(capacity) makes one.", field="cache")
+        if want not in WANTS:
+            raise not_allowed("want", want, WANTS)
+        ids = np.ascontiguousarray(tokens, np.int32)
+        n = ids.size
+        if ids.ndim != 1 or n == 0:
+            raise UserError("a step takes at least one token, as i32 [n].", field="tokens")
+        if n == 1:
+            lowest = highest = int(ids[0])
+        else:
+            lowest, highest = int(ids.min()), int(ids.max())
+        if lowest < 0 or highest >= self.architecture.vocabulary:
+            raise UserError(
+                f"the model knows tokens 0 to {self.architecture.vocabulary - 1}, not "
+                f"{lowest if lowest < 0 else highest}.",
+                field="tokens",
+                given=lowest if lowest < 0 else highest,
+            )
+        cache.require(n)
+        if positions is None:
+            positions = np.arange(cache.length, cache.length + n, dtype=np.int32)
+        else:
+            positions = np.ascontiguousarray(positions, np.int32)
+            if positions.shape != ids.shape:
+                raise UserError(f"{n} tokens stand at {positions.size} positions.", field="positions")
+        checked_positions(positions, mask)
+        hidden = self._through_blocks(ids, positions, mask, cache)
+        cache.append(n, is_linear(cache, positions))
+        return self._outputs(hidden, want)
+
+    def _through_blocks(self, ids: I32, positions: I32, mask: Mask | None, cache: Cache) -> F32:
+        forward, held = self.forward, self.held
+        cache.place(positions)
+        hidden = self._embed(ids)
+        parts = split(cache, positions, mask, ROWS)
+        for block in self.architecture.blocks:
+            layer = cache.layers[block.index]
+            with held.weights(block.index) as weights:
+                if len(parts) == 1:
+                    forward.advance(block, hidden, parts[0][1], layer, weights)
+                else:
+                    for part, step in parts:
+                        forward.advance(block, hidden[part], step, layer, weights)
+        return hidden
+
+    def _embed(self, ids: I32) -> F32:
+        if len(ids) <= EMBED_ROWS:
+            table, rows = self.held.rows(ids)
+            return self.forward.embed(rows, table)
+        hidden = np.empty((len(ids), self.architecture.width), np.float32)
+        for start in range(0, len(ids), EMBED_ROWS):
+            table, rows = self.held.rows(ids[start : start + EMBED_ROWS])
+            hidden[start : start + EMBED_ROWS] = self.forward.embed(rows, table)
+        return hidden
+
+    def _outputs(self, hidden: F32, want: str) -> tuple[F32 | None, F32 | None]:
+        if want == "none":
+            return None, None
+        top = self.held.top
+        normal = self.forward.finish(hidden[-1:] if want == "last" else hidden, top)
+        if want == "hidden":
+            return None, normal
+        logits = np.empty((len(normal), self.architecture.vocabulary), np.float32)
+        bias = self.architecture.head.bias
+        for first, matrix in self.held.head():
+            part = slice(first, first + matrix.rows)
+            addend = None if bias is None else top[bias][part]
+            if matrix.rows == self.architecture.vocabulary or len(normal) == 1:
+                self.forward.head(normal, matrix, logits[:, part], addend)
+            else:
+                logits[:, part] = self.forward.head(normal, matrix, None, addend)
+        return logits, normal

@@ -1,0 +1,176 @@
+"""A model's arithmetic, block by block: what the engine steps through and compression walks one block at a
+time.
+
+Nothing here knows where weights live. A layer's kind names its file in `layers/`, so a new kind of block is a
+new file.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from haversack.kernels import CacheLayer, Matrix, matmul
+from haversack.models._architecture import Architecture, Attention, Block
+from haversack.run._products import F32, Scratch, Tap, normalize
+from haversack.run._step import Mask, Step
+from haversack.run._weights import FLOAT_KINDS, Weights, embedding_rows
+
+I32 = npt.NDArray[np.int32]
+
+ROWS = 256
+"""Most tokens that pass a block at once; longer steps go through it in parts, which changes no bit."""
+
+
+class AttentionMethod(Protocol):
+    """Fills run: attention."""
+
+    def attend(self, query: F32, cache: CacheLayer, step: Step, layer: Attention) -> F32:
+        """query f32 [n, heads, head width] over the cache -> f32 [n, heads, head width]."""
+
+
+class Call:
+    """What a layer is given beside its input and weights."""
+
+    __slots__ = ("activations", "attention", "cache_layer", "scratch", "step", "tap")
+
+    def __init__(
+        self,
+        step: Step,
+        cache_layer: CacheLayer | None,
+        activations: str,
+        attention: AttentionMethod,
+        scratch: Scratch,
+        tap: Tap | None,
+    ) -> None:
+        self.step = step
+        self.cache_layer = cache_layer
+        self.activations = activations
+        self.attention = attention
+        self.scratch = scratch
+        self.tap = tap
+
+
+class Forward:
+    """The arithmetic of `architecture`.
+
+    `activations`: type of the inputs of packed matrices, f32 or int8-dynamic. `attention` fills run:
+    attention (default: dense). `rows`: tokens that scratch buffers are made for.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        *,
+        activations: str = "f32",
+        attention: AttentionMethod | None = None,
+        rows: int = ROWS,
+    ) -> None:
+        if attention is None:
+            from haversack.run.attention.dense import Dense
+
+            attention = Dense()
+        self.architecture = architecture
+        self.activations = activations
+        self.attention = attention
+        self.scratch = Scratch(rows)
+        kinds = {branch.layer.kind for block in architecture.blocks for branch in block.branches}
+        self._layers: dict[str, Any] = {
+            kind: import_module(f"haversack.run.layers.{kind}").forward for kind in kinds
+        }
+
+    def embed(self, tokens: I32, table: Matrix) -> F32:
+        """Hidden states f32 [n, width] of `tokens` i32 [n]."""
+        hidden = embedding_rows(table, tokens)
+        if self.architecture.embedding_scale != 1.0:
+            hidden *= np.float32(self.architecture.embedding_scale)
+        return hidden
+
+    def block_forward(
+        self,
+        block: int,
+        hidden: F32,
+        positions: I32,
+        cache_layer: CacheLayer | None,
+        weights: Weights,
+        tap: Tap | None = None,
+        *,
+        start: int = 0,
+        mask: Mask | None = None,
+        horizon: int = 0,
+    ) -> F32:
+        """Hidden states f32 [n, width] after block number `block`, as a new array.
+
+        Keys and values become entries `start` to `start` + n of `cache_layer`, before which `start` entries
+        at positions 0 to `start` - 1 are seen. `tap(name, x)` sees the input of every matrix product, in
+        order of use; it may raise to end the pass.
+        """
+        result = np.array(hidden, np.float32)
+        linear = mask is None and bool((positions == np.arange(start, start + len(positions))).all())
+        held = None if linear else np.arange(start, dtype=np.int32)
+        step = Step(np.ascontiguousarray(positions, np.int32), start, mask, held, horizon)
+        self.advance(self.architecture.blocks[block], result, step, cache_layer, weights, tap)
+        return result
+
+    def advance(
+        self,
+        block: Block,
+        hidden: F32,
+        step: Step,
+        cache_layer: CacheLayer | None,
+        weights: Weights,
+        tap: Tap | None = None,
+    ) -> None:
+        """Take `hidden` f32 [n, width] through `block` in place."""
+        call = Call(step, cache_layer, self.activations, self.attention, self.scratch, tap)
+        n, width = hidden.shape
+        entry = hidden.copy() if block.parallel else hidden
+        for branch in block.branches:
+            x = entry
+            if branch.norm is not None:
+                x = normalize(branch.norm, entry, weights, self.scratch.get("normal", n, width))
+            layer: Any = branch.layer
+            run = self._layers[layer.kind]
+            if branch.post_norm is None:
+                run(layer, x, weights, call, hidden)
+            else:
+                out = run(layer, x, weights, call, None)
+                hidden += normalize(branch.post_norm, out, weights, out)
+            if branch.after_norm is not None:
+                normalize(branch.after_norm, hidden, weights, hidden)
+
+    def finish(self, hidden: F32, weights: Weights) -> F32:
+        """The final norm of `hidden` f32 [n, width], as a new array."""
+        return normalize(self.architecture.final_norm, hidden, weights)
+
+    def head(self, normal: F32, matrix: Matrix, out: F32 | None = None, bias: F32 | None = None) -> F32:
+        """Logits f32 [n, rows of `matrix`] of normalized hidden states; `matrix` may be a part of the
+        head.
+        """
+        activations = "f32" if matrix.kind in FLOAT_KINDS else self.activations
+        logits = matmul(normal, matrix, activations=activations, out=out)
+        if bias is not None:
+            logits += bias
+        softcap = self.architecture.logit_softcap
+        if softcap is not None:
+            logits /= np.float32(softcap)
+            np.tanh(logits, out=logits)
+            logits *= np.float32(softcap)
+        return logits
+
+
+def scratch_nbytes(architecture: Architecture, rows: int) -> int:
+    """Bytes of buffers for steps of `rows` tokens: hidden states and what the widest layers need in parts."""
+    width, part = architecture.width, min(rows, ROWS)
+    widest: dict[str, int] = {"hidden": 0, "normal": width, "branch": 0}
+    for block in architecture.blocks:
+        for branch in block.branches:
+            for group in branch.layer.products():
+                inner = 2 * sum(linear.outputs for linear in group) + group[0].inputs
+                widest[branch.layer.kind] = max(widest.get(branch.layer.kind, 0), inner)
+            if branch.post_norm is not None:
+                widest["branch"] = width
+    return 4 * (2 * rows * width + part * sum(widest.values()))

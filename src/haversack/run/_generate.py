@@ -1,0 +1,223 @@
+"""From a prompt to text: the one loop that every command and server uses."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from haversack.core.errors import UserError
+from haversack.models._tokenizer import Tokenizer
+from haversack.run._engine import Engine
+from haversack.run._sampler import Sampler, Session
+
+I32 = npt.NDArray[np.int32]
+MOST_STOPS = 64
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Where an answer ends: after `max_tokens`, before any of the texts `stop`, at a token of `end` (None:
+    those of
+    the model; empty: at none)."""
+
+    max_tokens: int = 128
+    stop: tuple[str, ...] = ()
+    end: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise UserError(
+                f"max_tokens={self.max_tokens} asks for nothing; give 1 or more.",
+                field="max_tokens",
+                given=self.max_tokens,
+                nearest=1,
+            )
+        if any(not text for text in self.stop) or len(self.stop) > MOST_STOPS:
+            raise UserError(
+                f"stop takes 1 to {MOST_STOPS} texts, none of them empty.",
+                field="stop",
+                given=list(self.stop),
+            )
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token of the answer and the text that has become certain with it; `id` None: text that was held
+    back.
+    """
+
+    id: int | None
+    text: str
+    log_probability: float | None
+
+
+class StopTexts:
+    """Holds back what may be the beginning of a stop text, and ends before the first that is complete."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._held = ""
+        self.met = False
+
+    def add(self, text: str) -> str:
+        """The part of the text so far that is certain to stay."""
+        if not self._stops:
+            return text
+        held = self._held + text
+        found = [at for at in (held.find(stop) for stop in self._stops) if at >= 0]
+        if found:
+            self.met, self._held = True, ""
+            return held[: min(found)]
+        keep = max(
+            (n for stop in self._stops for n in range(1, len(stop)) if held.endswith(stop[:n])), default=0
+        )
+        self._held = held[len(held) - keep :]
+        return held[: len(held) - keep]
+
+    def finish(self) -> str:
+        """What was held back and is no stop text after all."""
+        held, self._held = self._held, ""
+        return held
+
+
+class Generation:
+    """An answer under way: iterate over its `Token`s; afterwards the fields say how it went.
+
+    `stop`: why it ended, `max-tokens`, `end-of-text`, `stop-text` or `context`. Times are of this machine's
+    clock, from the call of `generate`.
+    """
+
+    def __init__(
+        self, engine: Engine, prompt: I32, limits: Limits, sampler: Sampler, tokenizer: Tokenizer
+    ) -> None:
+        self.engine = engine
+        self.prompt_tokens = len(prompt)
+        self.tokens: list[int] = []
+        self.log_probabilities: list[float] = []
+        self.text = ""
+        self.stop = ""
+        self.first_token_ms = 0.0
+        self.seconds = 0.0
+        self._limits, self._tokenizer = limits, tokenizer
+        self._started = time.perf_counter()
+        self._prompt = prompt
+        self._session = Session(sampler, prompt, limits.max_tokens)
+        self._iterator = self._run()
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens a second after the first one (of one token only: that one's)."""
+        decoding = self.seconds - self.first_token_ms / 1e3
+        if len(self.tokens) > 1 and decoding > 0:
+            return (len(self.tokens) - 1) / decoding
+        return len(self.tokens) / self.seconds if self.seconds > 0 else 0.0
+
+    def __iter__(self) -> Iterator[Token]:
+        return self._iterator
+
+    def _run(self) -> Iterator[Token]:
+        engine, limits = self.engine, self._limits
+        ends = engine.model.end_of_text if limits.end is None else limits.end
+        capacity = min(engine.context_length, self.prompt_tokens + limits.max_tokens)
+        cache = engine.cache(capacity)
+        admitted = engine.slots.context.admit([self._prompt], cache)
+        logits = engine.slots.prefill.prefill(engine, admitted, cache)
+        stream, stops = self._tokenizer.stream(), StopTexts(limits.stop)
+        drawn = engine.slots.decode.tokens(engine, cache, logits, self._session)
+        try:
+            for token, log_probability in drawn:
+                self.seconds = time.perf_counter() - self._started
+                if not self.tokens:
+                    self.first_token_ms = 1e3 * self.seconds
+                if token in ends:
+                    self.stop = "end-of-text"
+                    break
+                self.tokens.append(token)
+                self.log_probabilities.append(log_probability)
+                text = stops.add(stream.add(token))
+                self.text += text
+                yield Token(token, text, log_probability)
+                if stops.met:
+                    self.stop = "stop-text"
+                    return
+                if len(self.tokens) >= limits.max_tokens:
+                    self.stop = "max-tokens"
+                    break
+        finally:
+            drawn.close()
+        self.stop = self.stop or "context"
+        rest = stops.add(stream.finish())
+        rest += "" if stops.met else stops.finish()
+        if rest:
+            self.text += rest
+            yield Token(None, rest, None)
+
+
+def prompt_tokens(engine: Any, tokenizer: Tokenizer, prompt: str) -> I32:
+    """The tokens of a prompt, i32 [n], n >= 1: an empty prompt is the token that begins a text.
+
+    `engine` is anything with `architecture` and `model`. Raises UserError, with both lengths, for a prompt
+    that leaves no room in the context, and for an empty one where the model has no such token.
+    """
+    tokens = tokenizer.encode(prompt)
+    if not tokens:
+        begins = engine.architecture.start_of_text
+        first = [begins] if begins is not None else list(engine.model.end_of_text[:1])
+        if not first:
+            raise UserError(
+                "the prompt is empty and this model has no token that begins a text; give a prompt.",
+                field="prompt",
+                given="",
+            )
+        tokens = first
+    highest = max(tokens)
+    if highest >= engine.architecture.vocabulary:
+        raise UserError(
+            f"the tokenizer gives token {highest}, the model knows 0 to "
+            f"{engine.architecture.vocabulary - 1}: they "
+            "do not belong together.",
+            field="tokenizer",
+            given=highest,
+        )
+    return np.asarray(tokens, np.int32)
+
+
+def check_length(prompt: int, context: int) -> None:
+    """Raises UserError, with both lengths, when a prompt of `prompt` tokens leaves no room in `context`."""
+    if prompt > context:
+        raise UserError(
+            f"the prompt has {prompt} tokens and the context holds {context}; shorten the prompt"
+            " or use a model with a longer context.",
+            field="prompt",
+            given=prompt,
+            nearest=context,
+        )
+
+
+def generate(
+    engine: Engine,
+    prompt: str | Sequence[int] | I32,
+    limits: Limits | None = None,
+    sampler: Sampler | None = None,
+    tokenizer: Tokenizer | None = None,
+) -> Generation:
+    """Answer `prompt` (a text, or tokens); iterate over the result. `tokenizer` defaults to the model's own.
+
+    >>> answer = generate(engine, "def add(a, b):", Limits(max_tokens=16))
+    >>> for token in answer:
+    ...     print(token.text, end="", flush=True)
+    """
+    tokenizer = tokenizer or engine.model.tokenizer()
+    if isinstance(prompt, str):
+        tokens = prompt_tokens(engine, tokenizer, prompt)
+    else:
+        tokens = np.asarray(prompt, np.int32)
+    if len(tokens) == 0:
+        raise UserError("a prompt of no tokens has no answer.", field="prompt")
+    check_length(len(tokens), engine.context_length)
+    return Generation(engine, tokens, limits or Limits(), sampler or Sampler(), tokenizer)

@@ -1,0 +1,77 @@
+"""What a run will hold, before it holds it: the same lines for the planner's predictions and for the
+engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from haversack.core.memory import MIB, MemoryPlan
+from haversack.models._architecture import Architecture
+from haversack.run._forward import ROWS, scratch_nbytes
+from haversack.run._residency import Residency
+
+BASE_MIB = 44.0
+"""Interpreter, numpy, the native module, the command line and their imports."""
+TOKENIZER_MIB = 6.0
+TOKENIZER_BYTES_A_TOKEN = 620
+"""The tokenizers library, and what one token of a vocabulary with merges takes in it while it is read."""
+
+
+def tokenizer_nbytes(vocabulary: int) -> int:
+    """Bytes of a tokenizer of `vocabulary` tokens, its library included."""
+    return int(TOKENIZER_MIB * MIB) + TOKENIZER_BYTES_A_TOKEN * vocabulary
+
+
+def run_lines(
+    architecture: Architecture,
+    *,
+    capacity: int,
+    cache_type: str,
+    prompt: int,
+) -> tuple[tuple[str, int], ...]:
+    """Lines of what depends on the text: a cache of `capacity` tokens, buffers for a prompt of `prompt`."""
+    return (
+        (f"KV cache, {capacity} tokens", architecture.cache_nbytes(capacity, cache_type)),
+        ("buffers", scratch_nbytes(architecture, prompt) + 8 * architecture.vocabulary),
+    )
+
+
+def planned_memory(
+    architecture: Architecture,
+    *,
+    blocks: Sequence[int],
+    top: int,
+    residency: Residency | str = "mapped",
+    cache_type: str = "f32",
+    context: int,
+    tokenizer_nbytes: int | None = None,
+    base_mib: float = BASE_MIB,
+    prompt: int | None = None,
+    files: int = 1,
+    limit: int | None = None,
+) -> MemoryPlan:
+    """The memory of a run of `architecture`.
+
+    `blocks` and `top`: stored bytes of each block and of everything outside the blocks. `context`: tokens of
+    prompt and answer together; `prompt`: the longest prompt (default: at most 256 tokens pass at once).
+    `tokenizer_nbytes` is not needed (the line is predicted from the vocabulary). `limit`: bytes that streamed
+    weights may take, None for the least.
+    """
+    from haversack.core.index import create
+
+    method = create("run", "residency", residency) if isinstance(residency, str) else residency
+    base = (
+        ("program", int(base_mib * MIB)),
+        ("tokenizer", _tokenizer(architecture.vocabulary)),
+    )
+    rest = run_lines(
+        architecture, capacity=context, cache_type=cache_type, prompt=min(context, prompt or ROWS)
+    )
+    if limit is not None:
+        limit -= sum(count for _, count in base + rest)
+    weights = method.planned(blocks, top, files, limit)  # type: ignore[union-attr]
+    return MemoryPlan((*base, *weights, *rest))
+
+
+_tokenizer = tokenizer_nbytes

@@ -1,0 +1,91 @@
+"""Matrix products of a block: several matrices over one input, biases, activation types and taps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from haversack.kernels import layer_norm, matmul, matmul_many, rms_norm
+from haversack.models._architecture import Linear, Norm
+from haversack.run._weights import FLOAT_KINDS, Weights
+
+F32 = npt.NDArray[np.float32]
+Tap = Callable[[str, F32], None]
+"""Sees (tensor name, input f32 [n, columns]) of every matrix product before it is made."""
+
+
+class Scratch:
+    """Buffers that every block uses again: f32 [rows, width] by name, made once for the largest `rows`."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        self._buffers: dict[str, F32] = {}
+
+    def get(self, name: str, rows: int, width: int) -> F32:
+        """The buffer `name` as f32 [rows, width]; what it held is lost."""
+        found = self._buffers.get(name)
+        if found is None or found.shape[1] != width or found.shape[0] < rows:
+            self._buffers[name] = found = np.empty((max(rows, self.rows), width), np.float32)
+        return found if found.shape[0] == rows else found[:rows]
+
+    def shrink(self, rows: int) -> None:
+        """Make the buffers anew, for `rows` rows, when they are next used."""
+        if self.rows != rows:
+            self.rows = rows
+            self._buffers.clear()
+
+
+def multiply(
+    x: F32,
+    linears: Sequence[Linear],
+    weights: Weights,
+    outs: Sequence[F32],
+    activations: str,
+    tap: Tap | None = None,
+) -> None:
+    """outs[i] [n, outputs] = x [n, inputs] times linears[i], plus its bias."""
+    if tap is not None:
+        for linear in linears:
+            tap(linear.weight, x)
+    matrices = [weights[linear.weight] for linear in linears]
+    adds: list[Any] | None = None
+    for index, linear in enumerate(linears):
+        if linear.bias is not None:
+            adds = adds or [None] * len(linears)
+            outs[index][...] = weights[linear.bias]
+            adds[index] = outs[index]
+    types = {_type(matrix, activations) for matrix in matrices} if activations != "f32" else {"f32"}
+    if len(types) == 1 and len(matrices) > 1:
+        matmul_many(x, matrices, activations=types.pop(), out=outs, add=adds)
+        return
+    for index, matrix in enumerate(matrices):
+        add = None if adds is None else adds[index]
+        matmul(x, matrix, activations=_type(matrix, activations), out=outs[index], add=add)
+
+
+def multiply_add(
+    x: F32, linear: Linear, weights: Weights, hidden: F32, activations: str, tap: Tap | None = None
+) -> None:
+    """hidden [n, outputs] += x [n, inputs] times `linear`, plus its bias."""
+    if tap is not None:
+        tap(linear.weight, x)
+    matrix = weights[linear.weight]
+    matmul(x, matrix, activations=_type(matrix, activations), out=hidden, add=hidden)
+    if linear.bias is not None:
+        hidden += weights[linear.bias]
+
+
+def _type(matrix: Any, activations: str) -> str:
+    """Float matrices take f32 activations, whatever the plan says of the packed ones."""
+    return "f32" if matrix.kind in FLOAT_KINDS else activations
+
+
+def normalize(norm: Norm, x: F32, weights: Weights, out: F32 | None = None) -> F32:
+    """The rows (or heads) of x normalized, into `out` when given."""
+    if norm.kind == "rms":
+        return rms_norm(x, weights[norm.weight], norm.eps, offset=norm.offset, out=out)
+    bias = None if norm.bias is None else weights[norm.bias]
+    return layer_norm(x, weights[norm.weight], bias, norm.eps, out=out)

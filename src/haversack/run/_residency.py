@@ -1,0 +1,83 @@
+"""What the engine asks of wherever weights live, and the simple case: all of them bound once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from haversack.core.pack import TensorSource
+from haversack.kernels import Matrix
+from haversack.models._architecture import Architecture
+from haversack.run._weights import Bytes, Weights, bind
+
+I32 = npt.NDArray[np.int32]
+Lines = tuple[tuple[str, int], ...]
+
+
+class Held(Protocol):
+    """The weights of one opened model."""
+
+    top: Weights
+    """What stays in memory outside the blocks: the final norm, the head's bias."""
+
+    def weights(self, block: int, names: Sequence[str] = ()) -> AbstractContextManager[Weights]:
+        """The tensors of a block (all, or at least `names`), valid inside the `with`."""
+
+    def want(self, block: int, ids: Sequence[int] = (), priority: int = 0) -> None:
+        """A hint that `block` (and its parts `ids`) will be asked for soon; a lower priority may wait."""
+
+    def rows(self, tokens: I32) -> tuple[Matrix, I32]:
+        """A matrix that holds the embeddings of `tokens` i32 [n], and their rows in it."""
+
+    def head(self) -> Iterator[tuple[int, Matrix]]:
+        """The output matrix in parts: (its first token, rows of the matrix); each valid until the next."""
+
+    def close(self) -> None:
+        """Give everything back."""
+
+
+class Residency(Protocol):
+    """Fills run: residency."""
+
+    def open(self, source: TensorSource, architecture: Architecture, limit: int | None = None) -> Held:
+        """Bring the weights where they will live, in at most `limit` bytes (None: no limit)."""
+
+    def planned(self, blocks: Sequence[int], top: int, files: int = 1, limit: int | None = None) -> Lines:
+        """(label, bytes) of what will be resident: `blocks` are the stored bytes of each block, `top` those
+        of
+        everything outside them, `files` how many files hold them."""
+
+
+class AllHeld:
+    """Every tensor bound once; `data` gives a tensor's bytes (default: the mapped file)."""
+
+    def __init__(self, source: TensorSource, architecture: Architecture, data: Bytes | None = None) -> None:
+        self.top: Weights = bind(source, architecture.top_tensors(), data)
+        self._table: Matrix = self.top[architecture.embedding]
+        self._head: Matrix = self.top[architecture.head.weight]
+        self._blocks: list[nullcontext[dict[str, Any]]] = [
+            nullcontext(bind(source, block.tensors(), data)) for block in architecture.blocks
+        ]
+
+    def weights(self, block: int, names: Sequence[str] = ()) -> AbstractContextManager[Weights]:
+        """See Held."""
+        return self._blocks[block]
+
+    def want(self, block: int, ids: Sequence[int] = (), priority: int = 0) -> None:
+        """Nothing to do: every block is there."""
+
+    def rows(self, tokens: I32) -> tuple[Matrix, I32]:
+        """See Held."""
+        return self._table, tokens
+
+    def head(self) -> Iterator[tuple[int, Matrix]]:
+        """See Held; one part."""
+        yield 0, self._head
+
+    def close(self) -> None:
+        """Drop the bindings."""
+        self._blocks = []

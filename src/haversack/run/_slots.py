@@ -1,0 +1,72 @@
+"""The methods chosen for a run: found by name, checked against one another's declarations."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from haversack.core import index
+from haversack.core.errors import UserError
+from haversack.core.method import Method
+
+if TYPE_CHECKING:
+    from haversack.run._engine import Engine
+
+NAMES = ("residency", "attention", "context", "prefill", "decode")
+GIVEN = ("batch", "tree-mask")
+"""Traits of the engine itself, whatever is chosen."""
+
+
+@dataclass(frozen=True)
+class Slots:
+    """One method a slot."""
+
+    residency: Any
+    attention: Any
+    context: Any
+    prefill: Any
+    decode: Any
+
+    def record(self) -> dict[str, str]:
+        """Slot -> method, as a plan prints it."""
+        return {name: str(getattr(self, name)) for name in NAMES}
+
+    def prepare(self, engine: Engine) -> None:
+        """Let the methods open what they need beside the model (a draft)."""
+        for name in NAMES:
+            prepare = getattr(getattr(self, name), "prepare", None)
+            if prepare is not None:
+                prepare(engine)
+
+
+def choose(*, draft: str | os.PathLike[str] | None = None, **chosen: str | Method) -> Slots:
+    """The methods that `chosen` names, one for each of NAMES.
+
+    Raises UserError for an unknown name or parameter, and for methods that exclude one another.
+    """
+    methods: dict[str, Any] = {}
+    for slot in NAMES:
+        choice = chosen[slot]
+        methods[slot] = index.create("run", slot, choice) if isinstance(choice, str) else choice
+    decode = methods["decode"]
+    if hasattr(decode, "draft"):
+        if draft is not None:
+            methods["decode"] = replace(decode, draft=os.fspath(draft))
+        elif not decode.draft:
+            raise UserError(
+                f"--decode {decode.name} needs a draft model: --draft NAME_OR_FOLDER.", field="draft"
+            )
+    elif draft is not None:
+        raise UserError(
+            f"--decode {decode.name} takes no draft; use --decode linear-draft.",
+            field="draft",
+            given=os.fspath(draft),
+            nearest="linear-draft",
+        )
+    given = {*GIVEN, *(("draft-model",) if hasattr(decode, "draft") else ())}
+    entries = [index.find("run", slot, methods[slot].name) for slot in NAMES]
+    found = index.conflicts(entries, given)
+    if found:
+        raise UserError(f"this plan cannot run: {'; '.join(found)}.", field="plan", given=found[0])
+    return Slots(**methods)

@@ -1,0 +1,116 @@
+"""What can be run, opened: a pack, a checkpoint folder or a bundled model, with its architecture and
+tokenizer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from haversack.core.errors import DamagedFileError, UserError
+from haversack.core.pack import Pack, TensorSource, is_pack
+from haversack.models._architecture import Architecture
+from haversack.models._tokenizer import Tokenizer
+from haversack.models.language import read_architecture
+
+ADVICE = "give a pack, a checkpoint folder or a bundled model"
+
+
+@dataclass(frozen=True)
+class Model:
+    """An opened source: its `architecture`, the `plan` it was packed with (empty for a folder), the type of
+    `activations` its plan wants, and the tokens that end a text."""
+
+    source: TensorSource
+    architecture: Architecture
+    plan: Mapping[str, Any]
+    activations: str
+    end_of_text: tuple[int, ...]
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        return self.source.path
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that lies beside the weights. Raises UserError when there is none, DamagedFileError
+        when
+        it is none or does not fit the model."""
+        if isinstance(self.source, Pack):
+            path = self.path / "tokenizer.json"
+            tokenizer = Tokenizer.of_bytes(self.source.read_file("tokenizer.json"), path)
+        else:
+            path = getattr(self.source, "tokenizer_path", self.path / "tokenizer.json")
+            tokenizer = Tokenizer.open(path)
+        if tokenizer.size > self.architecture.vocabulary:
+            raise UserError(
+                f"{path} has {tokenizer.size} tokens and the model {self.architecture.vocabulary}: it "
+                "belongs to "
+                "another model.",
+                field="tokenizer",
+                given=tokenizer.size,
+                nearest=self.architecture.vocabulary,
+            )
+        return tokenizer
+
+
+def open_model(what: str | os.PathLike[str] | TensorSource) -> Model:
+    """Open a pack, a checkpoint folder or a bundled model by name or path; only headers are read.
+
+    Raises UserError for what is none of them, DamagedFileError for one that does not hold.
+    """
+    source: Any = what
+    if isinstance(what, str | os.PathLike):
+        path = Path(what)
+        if is_pack(path):
+            source = Pack.open(path)
+        else:
+            from haversack.formats.safetensors import HubFolder
+            from haversack.models._bundled import model_folder
+
+            source = HubFolder.open(model_folder(str(what)))
+    if isinstance(source, Pack):
+        return _of_pack(source)
+    config = dict(source.config)
+    architecture = read_architecture(config)
+    return Model(source, architecture, {}, "f32", _ends(source.path, architecture))
+
+
+def _of_pack(pack: Pack) -> Model:
+    if pack.record.kind != "language":
+        raise UserError(
+            f"{pack.path} is a {pack.record.kind} pack; this engine runs language packs.",
+            field="pack",
+            given=pack.record.kind,
+            nearest="language",
+        )
+    architecture = read_architecture(pack.record.architecture)
+    plan = dict(pack.record.plan)
+    activations = str(plan.get("activations") or pack.record.activations)
+    return Model(pack, architecture, plan, activations, _ends(pack.path, architecture))
+
+
+def _ends(folder: Path, architecture: Architecture) -> tuple[int, ...]:
+    """End tokens of the config and of generation_config.json, which is where chat models name more of
+    them.
+    """
+    found = list(architecture.end_of_text)
+    path = folder / "generation_config.json"
+    if path.is_file():
+        try:
+            said = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise DamagedFileError(path, "it is not JSON") from error
+        named = said.get("eos_token_id") if isinstance(said, dict) else None
+        for token in named if isinstance(named, list) else [named]:
+            if (
+                isinstance(token, int)
+                and not isinstance(token, bool)
+                and 0 <= token < architecture.vocabulary
+            ):
+                found.append(token)
+    return tuple(dict.fromkeys(found))

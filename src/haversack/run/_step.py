@@ -1,0 +1,136 @@
+"""What one step knows beside its tokens: where they stand, what they see, and their rotary tables."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from haversack.core.errors import UserError
+from haversack.kernels import Visible, rope_table
+from haversack.models._rope import Rope
+from haversack.run._cache import Cache
+
+F32 = npt.NDArray[np.float32]
+I32 = npt.NDArray[np.int32]
+Mask = npt.NDArray[np.bool_]
+
+
+class Step:
+    """n tokens at `positions` i32 [n], whose keys and values become the cache entries `start` to `start` + n.
+
+    `held` are the positions of the entries before them; None says that every entry, the new ones included,
+    stands at its own index. `mask` bool [n, n] says which of the new tokens each sees (None: itself and those
+    before it). `horizon`: see Cache. Tables are made when a block first asks, and serve all blocks.
+    """
+
+    __slots__ = ("_tables", "_visible", "held", "horizon", "mask", "positions", "start")
+
+    def __init__(
+        self,
+        positions: I32,
+        start: int,
+        mask: Mask | None = None,
+        held: I32 | None = None,
+        horizon: int = 0,
+    ) -> None:
+        self.positions = positions
+        self.start = start
+        self.mask = mask
+        self.held = held
+        self.horizon = horizon
+        self._tables: dict[int, tuple[F32, F32]] = {}
+        self._visible: dict[tuple[int | None, int], Visible] = {}
+
+    def tables(self, rope: Rope) -> tuple[F32, F32]:
+        """Cosine and sine f32 [n, rope.width / 2] of the step's positions."""
+        found = self._tables.get(id(rope))
+        if found is None:
+            self._tables[id(rope)] = found = rotary_tables(rope, self.positions, self.horizon)
+        return found
+
+    def visible(self, window: int | None, sink: int = 0) -> Visible:
+        """What each token sees: the last `window` positions, its own included (None: all), and always the
+        `sink` first entries."""
+        found = self._visible.get((window, sink))
+        if found is None:
+            self._visible[window, sink] = found = self._look(window, sink)
+        return found
+
+    def _look(self, window: int | None, sink: int) -> Visible:
+        positions = self.positions
+        if window is None or int(positions.max()) < window:
+            return Visible(self.start, None, self.mask)
+        oldest = positions.astype(np.int64) - (window - 1)
+        if self.held is None and self.mask is None and sink == 0:
+            return Visible(self.start, oldest.clip(0), None)
+        held = np.arange(self.start) if self.held is None else self.held
+        stands = np.concatenate([held, positions])
+        seen = stands[None, :] >= oldest[:, None]
+        seen[:, : min(sink, len(stands))] = True
+        new = np.tri(len(positions), dtype=bool) if self.mask is None else self.mask
+        seen[:, self.start :] &= new
+        return Visible(0, None, seen)
+
+
+def rotary_tables(rope: Rope, positions: I32, horizon: int) -> tuple[F32, F32]:
+    """Cosine and sine f32 [n, width / 2].
+
+    Where frequencies depend on the length of the text, a token's text is as long as its position says or as
+    `horizon`, whichever is more: so a token's bits do not depend on which others share its step.
+    """
+    beyond = rope.changes_at()
+    if beyond is None or max(int(positions.max()) + 1, horizon) <= beyond:
+        return rope_table(positions, frequencies(rope), rope.attention_factor)
+    lengths = np.maximum(np.maximum(positions + 1, horizon), beyond)
+    half = rope.width // 2
+    cosine, sine = np.empty((len(positions), half), np.float32), np.empty((len(positions), half), np.float32)
+    for length in np.unique(lengths):
+        rows = np.flatnonzero(lengths == length)
+        cosine[rows], sine[rows] = rope_table(positions[rows], rope.inverse_frequencies(int(length)), 1.0)
+    return cosine, sine
+
+
+_FREQUENCIES: dict[Rope, F32] = {}
+
+
+def frequencies(rope: Rope) -> F32:
+    """The inverse frequencies of `rope` for texts within its context, computed once."""
+    found = _FREQUENCIES.get(rope)
+    if found is None:
+        _FREQUENCIES[rope] = found = rope.inverse_frequencies()
+    return found
+
+
+def checked_positions(positions: I32, mask: Mask | None) -> None:
+    """Raises UserError when `positions` are not i32 [n] from 0 on or `mask` is not bool [n, n]."""
+    if positions.ndim != 1 or positions.size == 0 or int(positions.min()) < 0:
+        raise UserError("a step takes at least one position, none below 0.", field="positions")
+    if mask is not None and (mask.dtype != np.bool_ or mask.shape != (len(positions), len(positions))):
+        raise UserError(
+            f"mask must be bool of shape [{len(positions)}, {len(positions)}].",
+            field="mask",
+            given=list(mask.shape),
+        )
+
+
+def is_linear(cache: Cache, positions: I32) -> bool:
+    """True when, after these tokens, every entry of `cache` stands at its own index."""
+    start, count = cache.length, len(positions)
+    if not cache.linear or positions[0] != start or positions[-1] != start + count - 1:
+        return False
+    return count <= 2 or bool((positions == np.arange(start, start + count, dtype=np.int32)).all())
+
+
+def split(cache: Cache, positions: I32, mask: Mask | None, most: int) -> list[tuple[slice, Step]]:
+    """The steps that read `positions` after what `cache` holds, `most` tokens each (all at once with a
+    mask).
+    """
+    linear = is_linear(cache, positions)
+    most = len(positions) if mask is not None else most
+    found = []
+    for begin in range(0, len(positions), most):
+        part = slice(begin, min(begin + most, len(positions)))
+        start = cache.length + begin
+        held = None if linear else cache.positions[:start]
+        found.append((part, Step(positions[part], start, mask, held, cache.horizon)))
+    return found

@@ -1,0 +1,77 @@
+"""What is read from storage at once: the matrices of a block, or a part of the output matrix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from haversack.core.pack import TensorEntry, TensorSource
+from haversack.models._architecture import Architecture
+from haversack.run._weights import row_span
+
+PAGE = 4096
+GAP = 64 * 1024
+"""Tensors closer than this are read together, with what lies between."""
+SMALLEST_PART = 1 << 20
+
+
+@dataclass(frozen=True)
+class Range:
+    """`nbytes` of `file` from `offset`; `parts` are (tensor, start in the range, bytes, rows)."""
+
+    file: str
+    offset: int
+    nbytes: int
+    parts: tuple[tuple[TensorEntry, int, int, int], ...]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A block's matrices, or rows from `first_row` of the output matrix."""
+
+    ranges: tuple[Range, ...]
+    first_row: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory it takes, pages around it included."""
+        return sum(-(-span.nbytes // PAGE) * PAGE + 2 * PAGE for span in self.ranges)
+
+
+def vectors(architecture: Architecture) -> list[str]:
+    """Names of what is small and always resident: norms and biases."""
+    return [name for name, shape in architecture.tensors().items() if len(shape) == 1]
+
+
+def model_units(source: TensorSource, architecture: Architecture) -> list[Unit]:
+    """One unit for each block, then the output matrix in parts about as large as the largest block."""
+    units = [
+        Unit(_ranges([source.tensors[linear.weight] for linear in block.matrices()]))
+        for block in architecture.blocks
+    ]
+    most = max([SMALLEST_PART, *(unit.nbytes for unit in units)])
+    entry = source.tensors[architecture.head.weight]
+    rows = entry.shape[0]
+    step = max(16, most // max(1, entry.nbytes // rows) // 16 * 16)
+    for start in range(0, rows, step):
+        stop = min(start + step, rows)
+        at, count = row_span(entry, start, stop)
+        span = Range(entry.file, entry.offset + at, count, ((entry, 0, count, stop - start),))
+        units.append(Unit((span,), start))
+    return units
+
+
+def _ranges(entries: list[TensorEntry]) -> tuple[Range, ...]:
+    """`entries` as few reads, in order of their place in the files."""
+    groups: list[list[TensorEntry]] = []
+    for entry in sorted(entries, key=lambda e: (e.file, e.offset)):
+        last = groups[-1][-1] if groups else None
+        if last is not None and last.file == entry.file and entry.offset - last.offset - last.nbytes <= GAP:
+            groups[-1].append(entry)
+        else:
+            groups.append([entry])
+    found = []
+    for group in groups:
+        start, end = group[0].offset, group[-1].offset + group[-1].nbytes
+        parts = tuple((e, e.offset - start, e.nbytes, e.shape[0]) for e in group)
+        found.append(Range(group[0].file, start, end - start, parts))
+    return tuple(found)

@@ -1,0 +1,132 @@
+"""A checkpoint's tensors as the kernels take them: matrices over mapped bytes, vectors as f32."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from haversack.core.errors import DamagedFileError, UserError, nearest_name
+from haversack.core.pack import TensorEntry, TensorSource
+from haversack.kernels import Matrix
+from haversack.models._architecture import Architecture
+
+F32 = npt.NDArray[np.float32]
+I32 = npt.NDArray[np.int32]
+Weights = Mapping[str, Any]
+"""Tensor name -> `kernels.Matrix` for what multiplies, f32 array for norms and biases."""
+Bytes = Callable[[TensorEntry], Any]
+
+FLOAT_KINDS = ("f32", "f16", "bf16")
+MATRIX_KINDS = ("f32", "f16", "bf16", "int8", "int4")
+
+
+def check_tensors(source: TensorSource, architecture: Architecture) -> None:
+    """Compare what a checkpoint holds with what its architecture needs.
+
+    Raises DamagedFileError for a tensor that is missing, UserError for one of another shape, of a kind no
+    kernel takes, or for a bias that the config denies; each names the tensor.
+    """
+    needed = architecture.tensors()
+    for name, shape in needed.items():
+        entry = source.tensors.get(name)
+        if entry is None:
+            nearest = nearest_name(name, source.tensors)
+            hint = f" (the nearest it holds is {nearest})" if nearest else ""
+            raise DamagedFileError(source.path, f"the tensor {name} is missing{hint}", field=name)
+        if entry.shape != shape:
+            raise UserError(
+                f"{source.path}: the tensor {name} has the shape {list(entry.shape)} where the config needs "
+                f"{list(shape)}.",
+                field=name,
+                given=list(entry.shape),
+                nearest=list(shape),
+            )
+        allowed = MATRIX_KINDS if len(shape) == 2 else FLOAT_KINDS
+        if entry.kind not in allowed:
+            raise UserError(
+                f"{source.path}: the tensor {name} is stored as {entry.kind} (allowed {', '.join(allowed)}).",
+                field=name,
+                given=entry.kind,
+                nearest="f16",
+            )
+    for linear in architecture.matrices():
+        bias = linear.weight.removesuffix("weight") + "bias"
+        if linear.bias is None and bias != linear.weight and bias in source.tensors:
+            raise UserError(
+                f"{source.path}: there is a tensor {bias}, but config.json says that there is no such bias.",
+                field=bias,
+            )
+
+
+def tensor(entry: TensorEntry, data: Any) -> Any:
+    """The tensor `entry` over its bytes `data`: a Matrix (no copy) or an f32 vector (a copy)."""
+    if len(entry.shape) == 2:
+        rows, columns = entry.shape
+        return Matrix.from_bytes(entry.kind, (rows, columns), entry.group, entry.layout, data)
+    return _vector(entry.kind, data)
+
+
+def _vector(kind: str, data: Any) -> F32:
+    if kind == "bf16":
+        return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
+    return np.frombuffer(data, "<f4" if kind == "f32" else "<f2").astype(np.float32)
+
+
+def bind(source: TensorSource, names: Iterable[str], data: Bytes | None = None) -> dict[str, Any]:
+    """The tensors `names` of `source` as `Weights`; `data` gives a tensor's bytes (default: mapped)."""
+    read = data or (lambda entry: source.bytes(entry.name))
+    return {name: tensor(source.tensors[name], read(source.tensors[name])) for name in names}
+
+
+def nbytes(source: TensorSource, names: Iterable[str]) -> int:
+    """Stored bytes of the tensors `names`."""
+    return sum(source.tensors[name].nbytes for name in names)
+
+
+def embedding_rows(table: Matrix, tokens: I32) -> F32:
+    """Rows `tokens` [n] of `table` as f32 [n, columns]; only these rows are read and unpacked."""
+    rows, columns = table.rows, table.columns
+    data = table.data
+    if table.kind == "f32":
+        return np.ascontiguousarray(data.view("<f4").reshape(rows, columns)[tokens], np.float32)
+    if table.kind == "f16":
+        return data.view("<f2").reshape(rows, columns)[tokens].astype(np.float32)
+    if table.kind == "bf16":
+        halves = data.view("<u2").reshape(rows, columns)[tokens]
+        return (halves.astype(np.uint32) << 16).view(np.float32)
+    blocks, lanes = tokens // 16, tokens % 16
+    if table.kind == "int8":
+        # Units of 64 bytes, 4 of each of 16 rows: the last unit holds the scales.
+        units = data.reshape(-(-rows // 16), -1, 16, 4)[blocks, :, lanes]
+        scales = np.ascontiguousarray(units[:, -1]).view("<f4")
+        values = units[:, :-1].reshape(len(tokens), -1)[:, :columns].astype(np.float32)
+        return (values - np.float32(128)) * scales
+    group = table.group or 0
+    groups = -(-columns // group)
+    cells = data.reshape(-(-rows // 16), groups, group * 8 + 32)
+    pairs = cells[:, :, :-32].reshape(-1, groups, group // 8, 16, 4)[blocks, :, :, lanes]
+    scales = cells[:, :, -32:].view("<f2")[blocks, :, lanes].astype(np.float32)
+    nibbles = np.stack([pairs & 15, pairs >> 4], axis=-2).reshape(len(tokens), groups, group)
+    values = (nibbles.astype(np.float32) - np.float32(8)) * scales[:, :, None]
+    return np.ascontiguousarray(values.reshape(len(tokens), -1)[:, :columns])
+
+
+def row_span(entry: TensorEntry, start: int, stop: int) -> tuple[int, int]:
+    """(offset inside the tensor, bytes) of rows `start`..`stop` of a matrix; packed kinds go by 16 rows, so
+    `start` must be a multiple of 16 there, and `stop` too unless it is the end."""
+    rows = entry.shape[0]
+    unit = 16 if entry.layout == "rows16-1" else 1
+    if start % unit or (stop % unit and stop != rows):
+        raise ValueError(f"rows {start}..{stop} of {entry.name} cut a block of {unit}")
+    per_unit = entry.nbytes // math.ceil(rows / unit)
+    first, last = start // unit, math.ceil(stop / unit)
+    return first * per_unit, (last - first) * per_unit
+
+
+def rows_matrix(entry: TensorEntry, start: int, stop: int, data: Any) -> Matrix:
+    """Rows `start`..`stop` of the matrix `entry`, whose bytes (see `row_span`) are `data`."""
+    return Matrix.from_bytes(entry.kind, (stop - start, entry.shape[1]), entry.group, entry.layout, data)

@@ -1,0 +1,1 @@
+"""run: attention. Which cached tokens a query sees, and how they are weighed."""

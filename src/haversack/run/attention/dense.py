@@ -1,0 +1,29 @@
+"""Dense attention: every token sees all tokens before it, or as many as the model's own window says.
+
+Vaswani et al., "Attention Is All You Need" (2017); windows: Beltagy et al., "Longformer" (2020).
+Cost: one pass over the visible part of the cache for each query.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from haversack.core.method import Method
+from haversack.kernels import CacheLayer, attention
+from haversack.models._architecture import Attention
+from haversack.run._products import F32
+from haversack.run._step import Step
+
+
+@dataclass(frozen=True)
+class Dense(Method):
+    name = "dense"
+    stage = "run"
+    slot = "attention"
+    paper = "Vaswani et al., Attention Is All You Need (2017)"
+    summary = "Every token sees all before it, or as many as the model's own window says."
+    provides = frozenset({"tree-mask"})
+
+    def attend(self, query: F32, cache: CacheLayer, step: Step, layer: Attention) -> F32:
+        """query f32 [n, heads, head width] over the cache -> f32 [n, heads, head width]."""
+        return attention(query, cache, step.visible(layer.window), layer.scale, layer.softcap)

@@ -1,0 +1,1 @@
+"""run: context. What of a prompt reaches the cache."""

@@ -1,0 +1,1 @@
+"""run: decode. How the next tokens are found."""

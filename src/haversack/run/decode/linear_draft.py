@@ -1,0 +1,187 @@
+"""Linear drafting: a small model proposes some tokens, the large one verifies them all in one step.
+
+Papers: Leviathan et al., "Fast Inference from Transformers via Speculative Decoding" (2023); Chen et al.,
+"Accelerating Large Language Model Decoding with Speculative Sampling" (2023).
+What is here: chains of `length` drafted tokens. A step over n tokens has the bits of n steps, so greedy
+decoding gives exactly the plain tokens. When sampling, `rejection` (the papers' rule) keeps the distribution:
+a draft x is kept with probability min(1, p(x) / q(x)), else the token is drawn from max(p - q, 0),
+normalized. `tokens` keeps even the tokens of plain decoding with the same seed: draft and model draw with the
+same number, and a draft is kept when both drew the same.
+Cost: one step of the large model and `length` of the small one for 1 to length + 1 tokens.
+Limits: both models must have the same tokenizer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from haversack.core.errors import UserError
+from haversack.core.method import Method, parameter
+
+if TYPE_CHECKING:
+    from haversack.run._cache import Cache
+    from haversack.run._engine import Engine
+    from haversack.run._sampler import Session
+
+F32 = npt.NDArray[np.float32]
+Drawn = tuple[int, float]
+
+# Streams of random numbers beside the one of plain decoding.
+DRAFTED, ACCEPTED, REPLACED = 0x5D1F_0001, 0x5D1F_0002, 0x5D1F_0003
+
+
+def kept_share(p: float, q: float) -> float:
+    """The probability min(1, p / q) with which a draft is kept."""
+    return 1.0 if q <= 0 else min(1.0, p / q)
+
+
+def remainder(p: F32, q: F32) -> F32:
+    """max(p - q, 0), normalized: what a rejected draft is replaced from. p itself when nothing is left."""
+    left = np.maximum(p.astype(np.float64) - q.astype(np.float64), 0)
+    total = left.sum()
+    chosen = left / total if total > 0 else p.astype(np.float64) / p.sum(dtype=np.float64)
+    shares: F32 = chosen.astype(np.float64)
+    return shares
+
+
+def pick(shares: Any, number: float) -> int:
+    """The token at which the running sum of `shares` passes `number` times their sum."""
+    sums = np.cumsum(shares, dtype=np.float64)
+    passed = np.flatnonzero(sums > number * sums[-1])
+    return int(passed[0]) if len(passed) else int(np.flatnonzero(shares)[-1])
+
+
+def log_probability(logits: F32, token: int) -> float:
+    """Natural logarithm of the probability of `token` under `logits` f32 [vocabulary]."""
+    shifted = logits.astype(np.float64) - float(logits.max())
+    return float(shifted[token] - math.log(np.exp(shifted).sum()))
+
+
+@dataclass(frozen=True)
+class LinearDraft(Method):
+    name = "linear-draft"
+    stage = "run"
+    slot = "decode"
+    paper = "Leviathan et al. (2023); Chen et al. (2023)"
+    summary = "A small model drafts a few tokens, the model verifies them in one step."
+    requires = frozenset({"draft-model"})
+
+    draft: str = parameter("", help="bundled name or folder of the draft model")
+    length: int = parameter(4, allowed=(1, 2, 3, 4, 5, 6, 7, 8, 12, 16), help="tokens drafted at once")
+    sampling: str = parameter(
+        "rejection",
+        allowed=("rejection", "tokens"),
+        help="what sampling keeps: the distribution, or the tokens",
+    )
+
+    def prepare(self, engine: Engine) -> None:
+        """Open the draft beside the model. Raises UserError when it has another vocabulary."""
+        from haversack.run._source import open_model
+
+        model = open_model(self.draft)
+        ours, theirs = (_tokenizer_bytes(one) for one in (engine.model, model))
+        same = model.architecture.vocabulary == engine.architecture.vocabulary
+        if not same or (ours != theirs and _table(engine.model) != _table(model)):
+            raise UserError(
+                f"the draft {self.draft} has another tokenizer than {engine.model.path.name}; a draft must "
+                "share it.",
+                field="draft",
+                given=self.draft,
+            )
+        engine.draft_model = model
+
+    def tokens(self, engine: Engine, cache: Cache, logits: F32, session: Session) -> Iterator[Drawn]:
+        """(token, log-probability) of the answer, one after the other, until the cache is full.
+
+        `logits` f32 [1, vocabulary] follow the prompt that `cache` holds.
+        """
+        small = engine.draft
+        assert small is not None
+        drafts = small.cache(min(cache.capacity, small.context_length))
+        yield session.draw(logits[-1])
+        while cache.length < cache.capacity:
+            room = min(cache.capacity - cache.length, session.left, drafts.capacity - session.length + 1)
+            chain, shares = self._draft(small, drafts, session, min(self.length, room - 1))
+            start = cache.length
+            tokens = np.concatenate([session.tokens[-1:], np.asarray(chain, np.int32)])
+            rows, _ = engine.step(tokens, None, None, cache, want="all")
+            assert rows is not None
+            kept = self._verify(rows, chain, shares, session)
+            cache.truncate(start + len(kept))
+            drafts.truncate(min(drafts.length, cache.length))
+            yield from kept
+
+    def _draft(
+        self, small: Engine, drafts: Cache, session: Session, count: int
+    ) -> tuple[list[int], list[F32]]:
+        """Up to `count` drafted tokens, and the distributions they were drawn from (rejection only)."""
+        chain: list[int] = []
+        shares: list[F32] = []
+        sampler = session.sampler
+        history = session.tokens
+        while len(chain) < count:
+            following = np.concatenate([history, np.asarray(chain, np.int32)])
+            rows, _ = small.step(following[drafts.length :], None, None, drafts)
+            assert rows is not None
+            step = session.drawn + len(chain)
+            if self._coupled(session):
+                chain.append(sampler.draw(rows[-1], following, step)[0])
+            else:
+                shares.append(sampler.distribution(rows[-1], following))
+                chain.append(pick(shares[-1], _number(session, DRAFTED, step)))
+        return chain, shares
+
+    def _verify(self, rows: F32, chain: list[int], shares: list[F32], session: Session) -> list[Drawn]:
+        """The tokens that the model accepts of `chain`, and the one it says itself after them."""
+        found: list[Drawn] = []
+        for index, row in enumerate(rows):
+            if self._coupled(session):
+                drawn = session.draw(row)
+                accepted = index < len(chain) and drawn[0] == chain[index]
+            else:
+                drawn, accepted = self._judge(row, chain, shares, session, index)
+                session.add(drawn[0])
+            found.append(drawn)
+            if not accepted:
+                break
+        return found
+
+    def _judge(
+        self, row: F32, chain: list[int], shares: list[F32], session: Session, index: int
+    ) -> tuple[Drawn, bool]:
+        """The papers' rule for one position: the draft with probability min(1, p / q), else the remainder."""
+        ours, step = session.sampler.distribution(row, session.tokens), session.drawn
+        if index == len(chain):
+            token = pick(ours, _number(session, REPLACED, step))
+            return (token, log_probability(row, token)), False
+        token, theirs = chain[index], shares[index]
+        if _number(session, ACCEPTED, step) < kept_share(float(ours[token]), float(theirs[token])):
+            return (token, log_probability(row, token)), True
+        token = pick(remainder(ours, theirs), _number(session, REPLACED, step))
+        return (token, log_probability(row, token)), False
+
+    def _coupled(self, session: Session) -> bool:
+        return session.sampler.greedy or self.sampling == "tokens"
+
+
+def _number(session: Session, stream: int, step: int) -> float:
+    from haversack.kernels.sampling import uniform
+
+    return uniform(session.sampler.seed ^ (stream << 32), step)
+
+
+def _tokenizer_bytes(model: Any) -> bytes:
+    path: Path = model.path / "tokenizer.json"
+    return path.read_bytes() if path.is_file() else b""
+
+
+def _table(model: Any) -> dict[str, int]:
+    table: dict[str, int] = model.tokenizer().table()
+    return table

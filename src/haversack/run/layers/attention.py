@@ -1,0 +1,57 @@
+"""Self-attention over the cache: query, key and value; head norms and rotary positions; what is seen; output.
+
+The record is `models.Attention`. Heads' norms, rotation and the write into the cache are one native call.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from haversack.kernels import rope_write
+from haversack.run._products import F32, multiply, multiply_add
+
+if TYPE_CHECKING:
+    from haversack.models._architecture import Attention
+    from haversack.run._forward import Call
+
+
+def forward(layer: Attention, x: F32, weights: Any, call: Call, hidden: F32 | None) -> F32 | None:
+    """Attention of x f32 [n, width]; added to `hidden` in place when given, else returned f32 [n, width].
+
+    The keys and values of x become the entries call.step.start and on of the cache.
+    """
+    n, scratch, step, cache = len(x), call.scratch, call.step, call.cache_layer
+    assert cache is not None
+    query = scratch.get("query", n, layer.query.outputs)
+    key = scratch.get("key", n, layer.key.outputs)
+    value = scratch.get("value", n, layer.value.outputs)
+    multiply(
+        x, (layer.query, layer.key, layer.value), weights, (query, key, value), call.activations, call.tap
+    )
+    queries = query.reshape(n, layer.heads, layer.head_width)
+    cosine, sine, style = None, None, "half"
+    if layer.rope is not None:
+        cosine, sine = step.tables(layer.rope)
+        style = layer.rope.style
+    one, two = layer.query_norm, layer.key_norm
+    rope_write(
+        queries,
+        key.reshape(n, layer.key_value_heads, layer.head_width),
+        value.reshape(n, layer.key_value_heads, layer.head_width),
+        cosine,
+        sine,
+        cache,
+        step.start,
+        style=style,
+        q_norm=None if one is None else weights[one.weight],
+        k_norm=None if two is None else weights[two.weight],
+        eps=0.0 if one is None else one.eps,
+        offset=0.0 if one is None else one.offset,
+    )
+    seen = call.attention.attend(queries, cache, step, layer).reshape(n, layer.output.inputs)
+    if hidden is not None:
+        multiply_add(seen, layer.output, weights, hidden, call.activations, call.tap)
+        return None
+    out = scratch.get("branch", n, layer.output.outputs)
+    multiply(seen, (layer.output,), weights, (out,), call.activations, call.tap)
+    return out

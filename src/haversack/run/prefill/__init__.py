@@ -1,0 +1,1 @@
+"""run: prefill. How a prompt is read."""

@@ -1,0 +1,99 @@
+"""Copied weights: read once into memory in 2 MiB pages, which the processor reads faster than a mapped file.
+
+Paper: none.
+What is here: each file's tensors lie in one anonymous mapping with huge pages advised; they are read in
+pieces of at most 8 MiB, and each piece leaves the page cache before the next is read, so that copy and file
+are never resident together.
+Cost: the time of one copy at load; a later start reads from storage again.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from haversack.core.errors import DamagedFileError
+from haversack.core.method import Method
+from haversack.core.pack import TensorEntry, TensorSource
+from haversack.models._architecture import Architecture
+from haversack.run._residency import AllHeld, Lines
+
+PIECE = 8 * 2**20
+HUGE = 2 * 2**20
+PAGE = 4096
+
+
+@dataclass(frozen=True)
+class Copied(Method):
+    name = "copied"
+    stage = "run"
+    slot = "residency"
+    paper = "-"
+    summary = "Weights copied once into huge pages; faster, and the file's pages are dropped."
+
+    def planned(self, blocks: Sequence[int], top: int, files: int = 1, limit: int | None = None) -> Lines:
+        """All weights, the rest of each file's last huge page, and the pieces on their way."""
+        return (("weights, copied", sum(blocks) + top + files * HUGE + 2 * PIECE),)
+
+    def open(self, source: TensorSource, architecture: Architecture, limit: int | None = None) -> AllHeld:
+        """Copy every tensor that the architecture uses."""
+        entries = [source.tensors[name] for name in architecture.tensors()]
+        paths = {path.name: path for path in source.files}
+        copies = {file: Copy(paths[file], [e for e in entries if e.file == file]) for file in paths}
+        return AllHeld(source, architecture, lambda entry: copies[entry.file].bytes(entry))
+
+
+class Copy:
+    """The part of the file `path` that holds `entries`, in huge pages."""
+
+    def __init__(self, path: Path, entries: list[TensorEntry]) -> None:
+        self.path = path
+        self.start = min((entry.offset for entry in entries), default=0) // PAGE * PAGE
+        stop = max((entry.offset + entry.nbytes for entry in entries), default=0)
+        self.size = max(stop - self.start, 0)
+        memory = mmap.mmap(-1, self.size + HUGE)
+        if hasattr(memory, "madvise") and hasattr(mmap, "MADV_HUGEPAGE"):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        address = np.frombuffer(memory, np.uint8, count=1).ctypes.data
+        self.view = memoryview(memory)[-address % HUGE :][: self.size]
+        self._read_all()
+
+    def bytes(self, entry: TensorEntry) -> Any:
+        """The copied bytes of a tensor."""
+        return self.view[entry.offset - self.start : entry.offset - self.start + entry.nbytes]
+
+    def _read_all(self) -> None:
+        """Two threads, each over every second piece: one copies while the other drops or waits."""
+        descriptor = os.open(self.path, os.O_RDONLY)
+        failures: list[Exception] = []
+        try:
+            others = threading.Thread(target=self._read_every, args=(descriptor, 1, failures))
+            others.start()
+            self._read_every(descriptor, 0, failures)
+            others.join()
+        finally:
+            os.close(descriptor)
+        if failures:
+            raise failures[0]
+
+    def _read_every(self, descriptor: int, first: int, failures: list[Exception]) -> None:
+        try:
+            for at in range(first * PIECE, self.size, 2 * PIECE):
+                stop = min(at + PIECE, self.size)
+                done = at
+                while done < stop:
+                    got = os.preadv(descriptor, [self.view[done:stop]], self.start + done)
+                    if got == 0:
+                        raise DamagedFileError(self.path, f"it ends at byte {self.start + done}")
+                    done += got
+                if hasattr(os, "posix_fadvise"):
+                    os.posix_fadvise(descriptor, self.start + at, stop - at, os.POSIX_FADV_DONTNEED)
+        except Exception as error:
+            failures.append(error)
