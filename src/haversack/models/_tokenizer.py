@@ -67,7 +67,9 @@ class Tokenizer:
 
         try:
             library = tokenizers.Tokenizer.from_buffer(data)
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic inside the library is no Exception
             raise DamagedFileError(
                 path, f"it is no tokenizer ({_short(error)})", field="tokenizer"
             ) from error
@@ -86,7 +88,9 @@ class Tokenizer:
         """
         try:
             return list(self._library.encode(text, add_special_tokens=special).ids)
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic inside the library is no Exception
             raise UserError(
                 f"the text cannot be tokenized ({_short(error)}).", field="prompt", given=text[:80]
             ) from error
