@@ -7,6 +7,7 @@ profile and a measurement speak of the same code.
 
 from __future__ import annotations
 
+import mmap
 import os
 import random
 import shutil
@@ -34,6 +35,7 @@ from haversack.kernels._native import native
 STEPS = 14
 _SIDE = 2048
 _TOKENS = 192
+_ROWS = 256
 _BASE_IMPORTS = (
     "haversack.core.pack",
     "haversack.formats.safetensors",
@@ -136,7 +138,7 @@ def measure_machine(
     return MachineMeasurement(measured, memory, storage, check_predictions(measured))
 
 
-def bandwidth_gb_s(what: str, huge: bool, nbytes: int, rounds: int = 5) -> float:
+def bandwidth_gb_s(what: str, huge: bool, nbytes: int, rounds: int = 20) -> float:
     """10^9 bytes a second that all threads together read (`read`) or copy (`copy`: bytes copied, each loaded
     once and stored once) in memory of 4 KiB or 2 MiB (`huge`) pages."""
     module = native()
@@ -148,7 +150,7 @@ def bandwidth_gb_s(what: str, huge: bool, nbytes: int, rounds: int = 5) -> float
 def rate_gops(precision: str) -> float:
     """10^9 operations a second of a matrix product of many rows in f32, f16, bf16 or int8 (a multiply-add is
     two)."""
-    matrix, activations = _matrix(precision, _SIDE)
+    matrix, activations = _matrix(precision, _SIDE, _SIDE)
     x = _numbers(_TOKENS, _SIDE)
     out = np.empty((_TOKENS, _SIDE), np.float32)
     took = _fastest(lambda: matmul(x, matrix, activations=activations, out=out), 0.4)
@@ -157,7 +159,7 @@ def rate_gops(precision: str) -> float:
 
 def call_us() -> float:
     """Microseconds of one kernel call from Python that computes next to nothing, by the median of many."""
-    matrix, _ = _matrix("f32", 16)
+    matrix, _ = _matrix("f32", 16, 16)
     x = _numbers(1, 16)
     out = np.empty((1, 16), np.float32)
     took = []
@@ -233,11 +235,13 @@ def measure_storage(folder: Path, size_mib: int = 256) -> dict[str, Any]:
 def check_predictions(device: Device) -> tuple[Checked, ...]:
     """Matrix products as one token and many tokens need them: predicted from `device` and measured here.
 
-    Matrices are larger than a processor's cache, so that each call reads them from memory.
+    Matrices lie in 4 KiB pages, as mapped weights do, and are larger than a processor's cache, so that each
+    call reads them from memory.
     """
     found = []
-    for kind, side in (("f32", 4096), ("int8", 8192), ("int4", 8192)):
-        matrix, activations = _matrix(kind, side)
+    for kind, side in (("f32", 4096), ("int8", 8192), ("int4", 12288)):
+        few, activations = _matrix(kind, side, _ROWS)
+        matrix = _repeated_in_small_pages(few, side // _ROWS)
         precision = "f32" if kind == "f32" else "int8"
         for tokens in (1, 64):
             x = _numbers(tokens, side)
@@ -249,23 +253,34 @@ def check_predictions(device: Device) -> tuple[Checked, ...]:
     return tuple(found)
 
 
-def _matrix(kind: str, side: int) -> tuple[Matrix, str]:
-    """A square matrix of `kind` and the activation type that its rate is stated for."""
-    random_bytes = np.random.default_rng(0)
+def _matrix(kind: str, columns: int, rows: int) -> tuple[Matrix, str]:
+    """A matrix of `kind` and the activation type that its rate is stated for."""
     if kind in ("int8", "int4"):
         top = 127 if kind == "int8" else 7
-        values = random_bytes.integers(-top, top + 1, (side, side), np.int8)
+        values = np.random.default_rng(0).integers(-top, top + 1, (rows, columns), np.int8)
         if kind == "int8":
-            return pack_int8(values, np.full(side, 0.01, np.float32)), "int8-dynamic"
-        return pack_int4(values, np.full((side, side // 64), 0.01, np.float32), 64), "int8-dynamic"
-    numbers = _numbers(side, side)
+            return pack_int8(values, np.full(rows, 0.01, np.float32)), "int8-dynamic"
+        return pack_int4(values, np.full((rows, columns // 64), 0.01, np.float32), 64), "int8-dynamic"
+    numbers = _numbers(rows, columns)
     if kind == "f16":
         data = numbers.astype(np.float16).tobytes()
     elif kind == "bf16":
         data = (numbers.view(np.uint32) >> 16).astype(np.uint16).tobytes()
     else:
         data = numbers.tobytes()
-    return Matrix.from_bytes(kind, (side, side), None, "rows-1", memoryview(data)), "f32"
+    return Matrix.from_bytes(kind, (rows, columns), None, "rows-1", memoryview(data)), "f32"
+
+
+def _repeated_in_small_pages(matrix: Matrix, times: int) -> Matrix:
+    """The matrix with its rows repeated, in memory without huge pages."""
+    memory = mmap.mmap(-1, matrix.nbytes * times)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+    view = memoryview(memory)
+    for start in range(0, len(view), matrix.nbytes):
+        view[start : start + matrix.nbytes] = matrix.data.data
+    shape = (matrix.rows * times, matrix.columns)
+    return Matrix.from_bytes(matrix.kind, shape, matrix.group, matrix.layout, view)
 
 
 def _numbers(rows: int, columns: int) -> Any:
