@@ -126,6 +126,13 @@ def test_rooms_import_only_from_floors_below() -> None:
     assert done.returncode == 0, done.stdout
 
 
+def test_generated_pages_are_up_to_date() -> None:
+    done = subprocess.run(
+        [sys.executable, "tools/docs.py", "--check"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_nothing_private_is_told() -> None:
     """Tracked text names no machine, and no registry but by its public name."""
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)

@@ -1,0 +1,219 @@
+"""What every command prints under `--json`, as records.
+
+`tools/docs.py` makes docs/schemas/ of them, and tests hold what the commands really print against them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Share = Annotated[float, msgspec.Meta(ge=0)]
+
+
+class _Record(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    pass
+
+
+class ErrorRecord(_Record):
+    """Any command that ends with exit code 1, 2 or 130."""
+
+    error: str
+    field: str | None
+    given: Any
+    nearest: Any
+
+
+class Memory(_Record):
+    """Peak memory in MiB: planned before, measured at the end."""
+
+    planned: float
+    measured: float
+
+
+class Rates(_Record):
+    """Tokens a second: measured on this machine (null when only predicted) and predicted for the device."""
+
+    here: float | None
+    device_predicted: float
+
+
+class CandidateQuality(_Record):
+    """Bits per byte of the evaluation text (null when not measured) and its increase over the f32 plan."""
+
+    bits_per_byte: float | None
+    loss: float
+
+
+class CandidateRecord(_Record):
+    """One plan that `pack` looked at."""
+
+    plan: dict[str, str]
+    source: Literal["predicted", "measured"]
+    bits: float
+    quality: CandidateQuality
+    storage_mib: float
+    ram_mib: float
+    latency_ms: float
+    energy_mj: float
+    tokens_per_s: Rates
+    fits: bool
+
+
+class PackOutput(_Record):
+    """`haversack pack`"""
+
+    pack: str
+    plan: dict[str, str]
+    candidates: list[CandidateRecord]
+    seconds: float
+    ram_mib: Memory
+
+
+class RunOutput(_Record):
+    """`haversack run`. `stop`: why the answer ended."""
+
+    text: str
+    tokens: list[int]
+    prompt_tokens: Count
+    stop: str
+    first_token_ms: float
+    tokens_per_s: float | None
+    ram_mib: Memory
+    plan: dict[str, Any]
+    seed: int
+    machine: dict[str, Any]
+    logprobs: list[float] | msgspec.UnsetType = msgspec.UNSET
+
+
+class CheckOutput(_Record):
+    """`haversack check`"""
+
+    pack: str
+    whole: bool
+    findings: list[Any]
+
+
+class DeviceRecord(_Record):
+    """A device profile; `yours`: from your own data folder. Fields: see `haversack devices list --help`."""
+
+    name: str
+    title: str
+    cores: Count
+    isa: str
+    ram_mib: float
+    storage_mib: float
+    read_gb_s: float
+    read_gb_s_one_thread: float
+    storage_mb_s: float
+    gops: dict[str, float]
+    call_us: float
+    base_ram_mib: float
+    watts_idle: float
+    watts_busy: float
+    runtime: str
+    estimated: list[str]
+    source: str
+    yours: bool
+
+
+class DevicesListOutput(_Record):
+    """`haversack devices list`"""
+
+    devices: list[DeviceRecord]
+
+
+class DevicesMeasureOutput(_Record):
+    """`haversack devices measure`. `checks`: what the new profile predicts beside what was measured."""
+
+    device: dict[str, Any]
+    memory_gb_s: dict[str, Any]
+    storage: dict[str, Any]
+    checks: list[dict[str, Any]]
+    saved: str | None
+
+
+class Headline(_Record):
+    """The paper's own figure, and our stored ratio of ours to the baseline (null without one)."""
+
+    published: str
+    ratio: float | None
+
+
+class SystemRecord(_Record):
+    """One of the published systems."""
+
+    number: Annotated[int, msgspec.Meta(ge=1, le=58)]
+    slug: str
+    title: str
+    room: str
+    command: str
+    state: Literal["absent", "partial", "works"]
+    headline: Headline
+
+
+class SystemsOutput(_Record):
+    """`haversack systems`"""
+
+    systems: list[SystemRecord]
+
+
+class SideRecord(_Record):
+    """One side of a row: the median of its measurements, their extremes and their count."""
+
+    name: str
+    median: float
+    min: float
+    max: float
+    n: Count
+
+
+class BarRecord(_Record):
+    """What the judged number is held against; for `in` a pair."""
+
+    op: Literal["<=", ">=", "==", "in"]
+    value: float | tuple[float, float]
+
+
+class RowRecord(_Record):
+    """One claim of a bench. `ratio` is ours divided by the baseline."""
+
+    id: str
+    claim: str
+    published: str | float | None
+    baseline: SideRecord | None
+    ours: SideRecord | None
+    ratio: float | None
+    unit: str
+    judged: Literal["ratio", "ours"]
+    bar: BarRecord | None
+    holds: bool | None
+    source: Literal["measured", "stored", "stale"]
+    note: str
+
+
+class BenchOutput(_Record):
+    """`haversack bench`"""
+
+    system: str
+    number: int | None
+    mode: Literal["quick", "full"]
+    machine: dict[str, Any]
+    commit: str | None
+    seconds: Share
+    rows: list[RowRecord]
+
+
+# Name of the schema -> what it describes.
+OUTPUTS: dict[str, type[msgspec.Struct]] = {
+    "error": ErrorRecord,
+    "pack": PackOutput,
+    "run": RunOutput,
+    "check": CheckOutput,
+    "devices-list": DevicesListOutput,
+    "devices-measure": DevicesMeasureOutput,
+    "systems": SystemsOutput,
+    "bench": BenchOutput,
+}
