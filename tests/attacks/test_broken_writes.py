@@ -121,12 +121,23 @@ def test_a_file_size_limit_is_told_too(tmp_path):
     assert not list(tmp_path.glob("a.pack*"))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_one_may_not_write_is_told(tmp_path):
-    tmp_path.chmod(0o500)
-    with pytest.raises(UserError, match="you may not write there"):
-        write(tmp_path / "a.pack")
-    tmp_path.chmod(0o700)
+@pytest.mark.parametrize("folder", ["open", "closed"])
+def test_a_folder_one_may_not_write_is_told(tmp_path, folder):
+    """`open`: one may look but not write; `closed`: one may not even look."""
+    place = tmp_path / "place"
+    place.mkdir()
+    place.chmod(0o555 if folder == "open" else 0)
+    user = os.geteuid()
+    if user == 0:
+        for above in (tmp_path, *tmp_path.parents[:2]):
+            above.chmod(0o755)
+        os.seteuid(65534)
+    try:
+        with pytest.raises(UserError, match="you may not write there"):
+            write(place / "a.pack")
+    finally:
+        os.seteuid(user)
+        place.chmod(0o755)
 
 
 def test_a_read_only_place_is_told():

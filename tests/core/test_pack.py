@@ -242,6 +242,17 @@ def test_bytes_must_add_up(tmp_path):
         writer.add_tensor("a", "f32", (3,), [b"0123456789", b"0"])
 
 
+def test_a_pack_with_a_torn_tensor_cannot_be_finished(tmp_path):
+    path = write(tmp_path / "a.pack")
+    with PackWriter(path) as writer:
+        writer.add_tensor("a", "u8", (1,), [b"x"])
+        with pytest.raises(ValueError, match="2 were given"):
+            writer.add_tensor("b", "u8", (3,), [b"yz"])
+        with pytest.raises(ValueError, match="not written whole"):
+            writer.finish({})
+    assert list(Pack.open(path).tensors) == ["a"] and check_pack(path) == []
+
+
 def test_no_pack_is_told_from_a_damaged_one(tmp_path):
     with pytest.raises(UserError, match="there is no pack"):
         Pack.open(tmp_path / "none")

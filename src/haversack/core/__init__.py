@@ -1,1 +1,55 @@
-"""Budget, device, pack, method, measurement: the nouns of the house. Imports nothing of ours."""
+"""Budget, device, pack, method, measurement: the nouns of the house. Imports nothing of ours.
+
+Functions that bear their file's name are reached there: `core.device.device`, `core.link.link`,
+`core.progress.progress`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+# Public name -> the file that holds it.
+_PUBLIC = {
+    "Budget": "budget",
+    "BudgetError": "budget",
+    "Device": "device",
+    "DamagedFileError": "errors",
+    "HaversackError": "errors",
+    "MissingExtraError": "errors",
+    "UserError": "errors",
+    "Ledger": "ledger",
+    "Link": "link",
+    "Measurement": "measurement",
+    "Quality": "measurement",
+    "Spread": "measurement",
+    "MeasuredRun": "memory",
+    "MemoryPlan": "memory",
+    "MemoryWatch": "memory",
+    "peak_mib": "memory",
+    "run_measured": "memory",
+    "Method": "method",
+    "parameter": "method",
+    "Pack": "pack",
+    "PackWriter": "pack",
+    "TensorEntry": "pack",
+    "TensorSource": "pack",
+    "check_pack": "pack",
+    "Cost": "roofline",
+    "DirectFile": "storage",
+    "SlowStorage": "storage",
+}
+
+__all__ = list(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(_PUBLIC)

@@ -64,6 +64,11 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def flush_data(descriptor: int) -> None:
+    """Make a file's data durable, and of its properties only what reading it back needs."""
+    getattr(os, "fdatasync", os.fsync)(descriptor)
+
+
 def flush_folder(path: Path) -> None:
     """Make a folder's entries durable (fsync of the folder); file systems that cannot are left alone."""
     with contextlib.suppress(OSError):

@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, Self
 
 from haversack.core._files import (
     explain_write_errors,
+    flush_data,
     flush_folder,
     partial_path,
     put_in_place,
@@ -77,10 +78,11 @@ class PackWriter:
         self._tensors: dict[str, tuple[str, tuple[int, ...], int | None, str, int]] = {}
         self._files: dict[str, FileEntry] = {}
         self._weights: _SummedFile | None = None
+        self._torn = False
 
     def __enter__(self) -> Self:
-        check_goal(self.path)
         with explain_write_errors(self.path):
+            check_goal(self.path)
             remove_stale_partials(self.path)
             free = shutil.disk_usage(self.path.parent).free
             if self._expected_bytes is not None and self._expected_bytes > free:
@@ -123,6 +125,7 @@ class PackWriter:
         needed = nbytes_of(kind, shape, group, layout)
         if name in self._tensors or not name:
             raise ValueError(f"the tensor name {name!r} is empty or was given before")
+        self._torn = True
         with explain_write_errors(self.path):
             if self._weights is None:
                 self._weights = _SummedFile(self._partial / WEIGHTS_NAME, _RESERVED)
@@ -133,6 +136,7 @@ class PackWriter:
         if written != needed:
             raise ValueError(f"the tensor {name} needs {needed} bytes and {written} were given")
         self._tensors[name] = (kind, shape, group, layout, needed)
+        self._torn = False
 
     def add_file(self, name: str, data: bytes | os.PathLike[str]) -> None:
         """Add a file beside the weights: bytes, or the path of a file to copy. Raises ValueError for a name
@@ -169,6 +173,8 @@ class PackWriter:
         known = {"architecture", "plan", "activations", "provenance", "measurements"}
         if not set(record) <= known:
             raise ValueError(f"a pack's record has no {sorted(set(record) - known)}")
+        if self._torn:
+            raise ValueError("a tensor was not written whole, so this pack cannot be finished")
         plan = dict(record.get("plan", {}))
         tensors: tuple[TensorEntry, ...] = ()
         with explain_write_errors(self.path):
@@ -290,7 +296,7 @@ class _SummedFile:
         self._start = start
 
     def _drop(self) -> None:
-        os.fdatasync(self._file.fileno())
+        flush_data(self._file.fileno())
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         self._flushed = self.size

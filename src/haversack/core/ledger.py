@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from haversack.core._files import explain_write_errors
+from haversack.core._files import explain_write_errors, flush_data
 from haversack.core.budget import Budget
 from haversack.core.errors import DamagedFileError, UserError, not_allowed
 
@@ -112,7 +112,7 @@ class Ledger:
                     return False
                 os.ftruncate(descriptor, whole)
                 _write_all(descriptor, whole, _line(entry))
-                os.fdatasync(descriptor)
+                flush_data(descriptor)
                 self._read(descriptor)
                 return True
 

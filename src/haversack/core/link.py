@@ -168,7 +168,7 @@ class Link:
     def _lose(self, packets: int, loss: float) -> int:
         """How many of `packets` are lost, each alone with chance `loss`; takes time in proportion to the
         losses."""
-        if loss <= 0:
+        if loss < 1e-12:
             return 0
         lost, at = 0, 0
         while True:
