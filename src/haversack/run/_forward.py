@@ -151,7 +151,7 @@ class Forward:
         head.
         """
         activations = "f32" if matrix.kind in FLOAT_KINDS else self.activations
-        logits = matmul(normal, matrix, activations=activations, out=out)
+        logits: F32 = matmul(normal, matrix, activations=activations, out=out)
         if bias is not None:
             logits += bias
         softcap = self.architecture.logit_softcap

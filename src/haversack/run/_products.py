@@ -86,6 +86,8 @@ def _type(matrix: Any, activations: str) -> str:
 def normalize(norm: Norm, x: F32, weights: Weights, out: F32 | None = None) -> F32:
     """The rows (or heads) of x normalized, into `out` when given."""
     if norm.kind == "rms":
-        return rms_norm(x, weights[norm.weight], norm.eps, offset=norm.offset, out=out)
+        scaled: F32 = rms_norm(x, weights[norm.weight], norm.eps, offset=norm.offset, out=out)
+        return scaled
     bias = None if norm.bias is None else weights[norm.bias]
-    return layer_norm(x, weights[norm.weight], bias, norm.eps, out=out)
+    centred: F32 = layer_norm(x, weights[norm.weight], bias, norm.eps, out=out)
+    return centred

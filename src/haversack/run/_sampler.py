@@ -46,9 +46,8 @@ class Sampler:
                 above = "from" if closed else "above"
                 default = type(self).__dataclass_fields__[name].default
                 raise UserError(
-                    f"{name}={value:g} is not supported (allowed {above} {least:g} to {most:g}); the default is "
-                    ""
-                    f"{default}.",
+                    f"{name}={value:g} is not supported (allowed {above} {least:g} to {most:g}); "
+                    f"the default is {default}.",
                     field=name,
                     given=value,
                     nearest=default,
@@ -68,7 +67,7 @@ class Sampler:
         """Token number `step` of a run from logits f32 [vocabulary], and the natural logarithm of its
         probability
         under them. `history` i32: the tokens of prompt and answer so far."""
-        return sample(
+        drawn: tuple[int, float] = sample(
             logits,
             temperature=self.temperature,
             top_k=self.top_k,
@@ -79,6 +78,7 @@ class Sampler:
             seed=self.seed,
             step=step,
         )
+        return drawn
 
     def distribution(self, logits: F32, history: I32 | None) -> F32:
         """The probabilities f32 [vocabulary] that `draw` draws from; temperature must not be 0."""

@@ -80,7 +80,8 @@ def rotary_tables(rope: Rope, positions: I32, horizon: int) -> tuple[F32, F32]:
     """
     beyond = rope.changes_at()
     if beyond is None or max(int(positions.max()) + 1, horizon) <= beyond:
-        return rope_table(positions, frequencies(rope), rope.attention_factor)
+        cosine, sine = rope_table(positions, frequencies(rope), rope.attention_factor)
+        return cosine, sine
     lengths = np.maximum(np.maximum(positions + 1, horizon), beyond)
     half = rope.width // 2
     cosine, sine = np.empty((len(positions), half), np.float32), np.empty((len(positions), half), np.float32)

@@ -89,22 +89,24 @@ def nbytes(source: TensorSource, names: Iterable[str]) -> int:
 
 def embedding_rows(table: Matrix, tokens: I32) -> F32:
     """Rows `tokens` [n] of `table` as f32 [n, columns]; only these rows are read and unpacked."""
-    rows, columns = table.rows, table.columns
-    data = table.data
-    if table.kind == "f32":
-        return np.ascontiguousarray(data.view("<f4").reshape(rows, columns)[tokens], np.float32)
-    if table.kind == "f16":
-        return data.view("<f2").reshape(rows, columns)[tokens].astype(np.float32)
+    rows, columns, data = table.rows, table.columns, table.data
+    found: F32
     if table.kind == "bf16":
         halves = data.view("<u2").reshape(rows, columns)[tokens]
-        return (halves.astype(np.uint32) << 16).view(np.float32)
+        found = (halves.astype(np.uint32) << 16).view(np.float32)
+        return found
+    if table.kind in FLOAT_KINDS:
+        kind = "<f4" if table.kind == "f32" else "<f2"
+        found = data.view(kind).reshape(rows, columns)[tokens].astype(np.float32)
+        return found
     blocks, lanes = tokens // 16, tokens % 16
     if table.kind == "int8":
         # Units of 64 bytes, 4 of each of 16 rows: the last unit holds the scales.
         units = data.reshape(-(-rows // 16), -1, 16, 4)[blocks, :, lanes]
         scales = np.ascontiguousarray(units[:, -1]).view("<f4")
         values = units[:, :-1].reshape(len(tokens), -1)[:, :columns].astype(np.float32)
-        return (values - np.float32(128)) * scales
+        found = (values - np.float32(128)) * scales
+        return found
     group = table.group or 0
     groups = -(-columns // group)
     cells = data.reshape(-(-rows // 16), groups, group * 8 + 32)

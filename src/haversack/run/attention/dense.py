@@ -1,6 +1,6 @@
 """Dense attention: every token sees all tokens before it, or as many as the model's own window says.
 
-Vaswani et al., "Attention Is All You Need" (2017); windows: Beltagy et al., "Longformer" (2020).
+Papers: Vaswani et al., "Attention Is All You Need" (2017); windows: Beltagy et al., "Longformer" (2020).
 Cost: one pass over the visible part of the cache for each query.
 """
 
@@ -26,4 +26,5 @@ class Dense(Method):
 
     def attend(self, query: F32, cache: CacheLayer, step: Step, layer: Attention) -> F32:
         """query f32 [n, heads, head width] over the cache -> f32 [n, heads, head width]."""
-        return attention(query, cache, step.visible(layer.window), layer.scale, layer.softcap)
+        out: F32 = attention(query, cache, step.visible(layer.window), layer.scale, layer.softcap)
+        return out

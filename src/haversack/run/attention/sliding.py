@@ -49,4 +49,5 @@ class Sliding(Method):
         """query f32 [n, heads, head width] over the cache -> f32 [n, heads, head width]."""
         narrower = layer.window is not None and layer.window <= self.window
         visible = step.visible(layer.window) if narrower else step.visible(self.window, self.sink)
-        return attention(query, cache, visible, layer.scale, layer.softcap)
+        out: F32 = attention(query, cache, visible, layer.scale, layer.softcap)
+        return out

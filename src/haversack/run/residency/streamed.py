@@ -9,6 +9,7 @@ Cost: every step reads all blocks that are not kept, so long prompts and drafts,
 
 from __future__ import annotations
 
+import atexit
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -109,6 +110,7 @@ class StreamedHeld:
         self._thread = threading.Thread(target=self._read_ahead, name="haversack-stream", daemon=True)
         if self._streamed:
             self._thread.start()
+            atexit.register(self.close)
 
     @property
     def bytes_read(self) -> int:
@@ -203,6 +205,7 @@ class StreamedHeld:
 
     def close(self) -> None:
         """End the reading thread and close the files."""
+        atexit.unregister(self.close)
         with self._changed:
             self._closed = True
             self._changed.notify_all()

@@ -1,0 +1,50 @@
+"""Checkpoint folders drawn from a seed, in memory and on disk."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from haversack.core.pack import TensorEntry
+
+
+def _load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class MemorySource:
+    """A `TensorSource` over f32 arrays, with a hub config."""
+
+    files: tuple[Path, ...] = ()
+
+    def __init__(self, config: dict[str, Any], weights: dict[str, np.ndarray]) -> None:
+        self.path = Path("memory")
+        self.config = config
+        self.weights = weights
+        self.tensors = {
+            name: TensorEntry(name, "f32", values.shape, None, "rows-1", "memory", 0, values.nbytes)
+            for name, values in weights.items()
+        }
+
+    def bytes(self, name: str) -> memoryview:
+        return memoryview(self.weights[name]).cast("B")
+
+
+@pytest.fixture(scope="session")
+def record() -> ModuleType:
+    """The script that made the recordings: its cases and how weights and prompts are drawn."""
+    return _load("record")
+
+
+@pytest.fixture(scope="session")
+def memory_source() -> type[MemorySource]:
+    return MemorySource

@@ -1,0 +1,230 @@
+"""Makes the recordings that parity is tested against: configs, drawn weights' seeds, and what `transformers` answers.
+
+    python tests/models/record.py            # needs torch and transformers; writes tests/models/recordings/
+
+Weights are not stored: `draw_weights` makes them anew from a seed, the same on every machine. Each recording holds
+the prompt, 32 greedily decoded tokens and, for every position of the prompt's end and of the decoding, some of the
+logits in f32.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+RECORDINGS = Path(__file__).parent / "recordings"
+DECODED = 32
+KEPT_ROWS = 8  # prompt positions whose logits are kept
+KEPT_LOGITS = 48  # logits kept of each row: the largest, the smallest and some between
+
+TINY = {
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-3,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+YARN_FULL = {
+    **YARN,
+    "beta_fast": 8.0,
+    "beta_slow": 2.0,
+    "mscale": 0.7,
+    "mscale_all_dim": 0.4,
+    "truncate": False,
+}
+
+# name -> (config, length of the prompt)
+CASES: dict[str, tuple[dict[str, Any], int]] = {
+    "llama": ({**TINY, "model_type": "llama", "rope_theta": 300.0}, 40),
+    "llama-biases": (
+        {**TINY, "model_type": "llama", "attention_bias": True, "mlp_bias": True, "head_dim": 24},
+        24,
+    ),
+    "llama-tied-gelu": (
+        {**TINY, "model_type": "llama", "tie_word_embeddings": True, "hidden_act": "gelu"},
+        24,
+    ),
+    "llama-linear": ({**TINY, "model_type": "llama", "rope_scaling": {"type": "linear", "factor": 3.0}}, 24),
+    "llama-dynamic": (
+        {
+            **TINY,
+            "model_type": "llama",
+            "max_position_embeddings": 32,
+            "rope_scaling": {"rope_type": "dynamic", "factor": 2.5},
+        },
+        48,
+    ),
+    "llama-llama3": ({**TINY, "model_type": "llama", "rope_theta": 500.0, "rope_scaling": LLAMA3}, 40),
+    "llama-yarn": ({**TINY, "model_type": "llama", "rope_theta": 500.0, "rope_scaling": YARN}, 40),
+    "llama-yarn-full": (
+        {**TINY, "model_type": "llama", "rope_parameters": {**YARN_FULL, "rope_theta": 700.0}},
+        40,
+    ),
+    "mistral": ({**TINY, "model_type": "mistral", "sliding_window": 12, "head_dim": 20}, 40),
+    "mistral-whole": (
+        {**TINY, "model_type": "mistral", "sliding_window": None, "rope_scaling": YARN, "rope_theta": 900.0},
+        24,
+    ),
+    "qwen2": (
+        {
+            **TINY,
+            "model_type": "qwen2",
+            "use_sliding_window": True,
+            "sliding_window": 10,
+            "max_window_layers": 2,
+            "tie_word_embeddings": True,
+        },
+        40,
+    ),
+    "qwen2-yarn": ({**TINY, "model_type": "qwen2", "rope_scaling": YARN, "rope_theta": 2000.0}, 24),
+    "qwen3": (
+        {
+            **TINY,
+            "model_type": "qwen3",
+            "head_dim": 24,
+            "use_sliding_window": True,
+            "sliding_window": 9,
+            "layer_types": ["full_attention", "sliding_attention"] * 2,
+        },
+        40,
+    ),
+    "qwen3-linear": (
+        {
+            **TINY,
+            "model_type": "qwen3",
+            "head_dim": 16,
+            "attention_bias": True,
+            "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 400.0},
+        },
+        24,
+    ),
+    "smollm3": ({**TINY, "model_type": "smollm3", "tie_word_embeddings": True, "rope_theta": 800.0}, 40),
+    "smollm3-window": (
+        {
+            **TINY,
+            "model_type": "smollm3",
+            "no_rope_layers": [1, 0, 0, 1],
+            "use_sliding_window": True,
+            "sliding_window": 8,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "rope_scaling": YARN,
+        },
+        40,
+    ),
+}
+
+
+def seed_of(name: str) -> int:
+    """The seed of a case's weights and prompt."""
+    return sum(ord(letter) * 31**index for index, letter in enumerate(name)) % 2**31
+
+
+def draw_weights(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
+    """Weights that all matter: matrices 1.5 / sqrt(inputs), biases and norm weights N(0, 0.3) around 0 and 1.
+
+    Drawn with integer arithmetic and one division, so that every machine gets the same bits.
+    """
+    weights = {}
+    for index, (name, shape) in enumerate(sorted(shapes.items())):
+        rng = np.random.Generator(np.random.Philox(seed * 1000 + index))
+        sums = rng.integers(-(2**20), 2**20, size=(12, *shape)).sum(axis=0)  # nearly normal
+        normal = sums.astype(np.float64) / 2**20 / 2.0
+        if len(shape) == 2:
+            scale = 1.0 if "embed" in name else 1.5 / np.sqrt(shape[1])
+            weights[name] = (normal * scale).astype(np.float32)
+        else:
+            weights[name] = ((0.0 if name.endswith("bias") else 1.0) + 0.3 * normal).astype(np.float32)
+    return weights
+
+
+def draw_prompt(name: str, length: int) -> np.ndarray:
+    """The prompt of a case, i32 [length]."""
+    rng = np.random.Generator(np.random.Philox(seed_of(name)))
+    return rng.integers(3, TINY["vocab_size"], size=length).astype(np.int32)
+
+
+def kept_rows(length: int) -> list[int]:
+    """The prompt positions whose logits are kept; the last is among them."""
+    return sorted({round(at) for at in np.linspace(0, length - 1, KEPT_ROWS)})
+
+
+def reference(
+    config: dict[str, Any], weights: dict[str, np.ndarray], prompt: np.ndarray, decoded: int
+) -> Any:
+    """What transformers answers: logits f32 [prompt + decoded - 1, vocabulary] and the decoded tokens."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    kind = transformers.AutoConfig.for_model(**json.loads(json.dumps(config)))
+    model = transformers.AutoModelForCausalLM.from_config(
+        kind, attn_implementation="eager", dtype=torch.float32
+    )
+    own = {name: torch.from_numpy(values.copy()) for name, values in weights.items()}
+    missing, unexpected = model.load_state_dict(own, strict=False)
+    assert not unexpected, unexpected
+    assert set(missing) <= {"lm_head.weight"}, missing
+    model.tie_weights()
+    model.eval()
+    rows, tokens = [], []
+    with torch.no_grad():
+        said = model(input_ids=torch.from_numpy(prompt.astype(np.int64))[None], use_cache=True)
+        rows.append(said.logits[0].numpy())
+        for _ in range(decoded):
+            tokens.append(int(rows[-1][-1].argmax()))
+            if len(tokens) < decoded:
+                following = torch.tensor([[tokens[-1]]])
+                said = model(input_ids=following, past_key_values=said.past_key_values, use_cache=True)
+                rows.append(said.logits[0].numpy())
+    return np.concatenate(rows).astype(np.float32), tokens
+
+
+def record(name: str) -> None:
+    """Write the recording of one case."""
+    from haversack.models import read_architecture
+
+    config, length = CASES[name]
+    architecture = read_architecture(config)
+    weights = draw_weights(architecture.tensors(), seed_of(name))
+    prompt = draw_prompt(name, length)
+    logits, tokens = reference(config, weights, prompt, DECODED)
+    rows = [*kept_rows(length)[:-1], *range(length - 1, len(logits))]
+    columns = np.linspace(0, logits.shape[1] - 1, KEPT_LOGITS).round().astype(np.int16)
+    np.savez_compressed(
+        RECORDINGS / f"{name}.npz",
+        config=np.frombuffer(json.dumps(config).encode(), np.uint8),
+        tokens=np.asarray(tokens, np.int32),
+        rows=np.asarray(rows, np.int32),
+        columns=columns,
+        logits=logits[rows][:, columns],
+        largest=np.abs(logits[rows]).max(axis=1),
+        argmax=logits[rows].argmax(axis=1).astype(np.int32),
+    )
+
+
+if __name__ == "__main__":
+    RECORDINGS.mkdir(exist_ok=True)
+    for chosen in sys.argv[1:] or CASES:
+        record(chosen)
+        print(chosen)
