@@ -17,13 +17,23 @@ class _Record(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     pass
 
 
+class BudgetFailure(_Record):
+    """A budget field that no plan meets; `needed` is the nearest value that would do."""
+
+    field: str
+    limit: float | str
+    needed: float | str
+    unit: str
+
+
 class ErrorRecord(_Record):
-    """Any command that ends with exit code 1, 2 or 130."""
+    """Any command that ends with exit code 1, 2 or 130. `failures`: of a budget that no plan meets."""
 
     error: str
     field: str | None
     given: Any
     nearest: Any
+    failures: list[BudgetFailure] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Memory(_Record):

@@ -1,0 +1,87 @@
+"""A small real checkpoint, written by the suite: everything here runs on it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from haversack.formats.safetensors import write_safetensors
+
+WIDTH, HEADS, KV_HEADS, HEAD, INNER, BLOCKS, CONTEXT = 64, 4, 2, 16, 96, 3, 96
+SPECIAL = "<|end|>"
+
+
+def write_tokenizer(folder: Path) -> int:
+    """A byte-level tokenizer without merges and one special token; returns the size of its vocabulary."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([SPECIAL])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return int(tokenizer.get_vocab_size())
+
+
+def write_checkpoint(folder: Path, seed: int, blocks: int = BLOCKS) -> Path:
+    """A Llama in the hub's own format, its weights drawn so that every tensor matters."""
+    folder.mkdir(parents=True)
+    vocabulary = write_tokenizer(folder)
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": WIDTH,
+        "intermediate_size": INNER,
+        "num_hidden_layers": blocks,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "head_dim": HEAD,
+        "max_position_embeddings": CONTEXT,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "hidden_act": "silu",
+        "tie_word_embeddings": False,
+        "vocab_size": vocabulary,
+        "bos_token_id": None,
+        "eos_token_id": vocabulary - 1,
+        "torch_dtype": "float32",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    shapes = {"model.embed_tokens.weight": (vocabulary, WIDTH)}
+    for block in range(blocks):
+        at = f"model.layers.{block}"
+        shapes |= {
+            f"{at}.input_layernorm.weight": (WIDTH,),
+            f"{at}.self_attn.q_proj.weight": (HEADS * HEAD, WIDTH),
+            f"{at}.self_attn.k_proj.weight": (KV_HEADS * HEAD, WIDTH),
+            f"{at}.self_attn.v_proj.weight": (KV_HEADS * HEAD, WIDTH),
+            f"{at}.self_attn.o_proj.weight": (WIDTH, HEADS * HEAD),
+            f"{at}.post_attention_layernorm.weight": (WIDTH,),
+            f"{at}.mlp.gate_proj.weight": (INNER, WIDTH),
+            f"{at}.mlp.up_proj.weight": (INNER, WIDTH),
+            f"{at}.mlp.down_proj.weight": (WIDTH, INNER),
+        }
+    shapes |= {"model.norm.weight": (WIDTH,), "lm_head.weight": (vocabulary, WIDTH)}
+    rng = np.random.default_rng(seed)
+    tensors = []
+    for name, shape in shapes.items():
+        spread = 0.3 if len(shape) == 1 else 1.5 / np.sqrt(shape[-1])
+        values = rng.normal(1.0 if len(shape) == 1 else 0.0, spread, shape).astype(np.float32)
+        tensors.append((name, "f32", shape, values.tobytes()))
+    write_safetensors(folder / "model.safetensors", tensors)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("conformance") / "small", seed=3)
+
+
+@pytest.fixture(scope="session")
+def draft(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A smaller model with the same tokenizer."""
+    return write_checkpoint(tmp_path_factory.mktemp("conformance") / "draft", seed=4, blocks=1)

@@ -1,0 +1,146 @@
+"""Run methods: the plain tokens alone and in pairs, the planned memory; or a refusal by declaration."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from haversack.core import index
+from haversack.core.budget import Budget, BudgetError
+from haversack.core.errors import UserError
+from haversack.core.index import MethodEntry
+from haversack.run import Engine, Limits, Sampler, generate
+from haversack.run._slots import GIVEN, NAMES
+
+ENTRIES = [entry for entry in index.methods("run") if entry.slot in NAMES]
+PROMPT = (np.random.default_rng(2).integers(0, 256, 40)).tolist()
+ANSWER = 24
+# Where a parameter's default would be idle on a prompt this short, a value that is not.
+WORKING = {
+    ("prefill", "chunked"): "tokens=16",
+    ("residency", "streamed"): "keep=1",
+}
+
+every_method = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: f"{entry.slot}-{entry.name}")
+PAIRS = [(one, two) for one, two in itertools.combinations(ENTRIES, 2) if one.slot != two.slot]
+every_pair = pytest.mark.parametrize(
+    ("one", "two"), PAIRS, ids=[f"{one.slot}-{one.name}+{two.slot}-{two.name}" for one, two in PAIRS]
+)
+
+Answer = tuple[list[int], list[float]]
+
+
+def test_every_slot_of_the_stage_that_has_methods_is_tested() -> None:
+    assert {entry.slot for entry in index.methods("run")} <= set(NAMES)
+
+
+def choice(entry: MethodEntry, draft: Path) -> str:
+    given = []
+    if (entry.slot, entry.name) in WORKING:
+        given.append(WORKING[entry.slot, entry.name])
+    if any(parameter.name == "draft" for parameter in entry.parameters):
+        given.append(f"draft={draft}")
+    return f"{entry.name}:{','.join(given)}" if given else entry.name
+
+
+@pytest.fixture(scope="module")
+def answer(checkpoint: Path, draft: Path) -> Callable[..., Answer]:
+    """Tokens and log-probabilities of a run with these methods, the rest plain; each run once."""
+    kept: dict[tuple[object, ...], Answer] = {}
+
+    def run(*entries: MethodEntry, sampler: Sampler | None = None) -> Answer:
+        key = (tuple(entries), sampler)
+        if key not in kept:
+            kept[key] = fresh(*entries, sampler=sampler)
+        return kept[key]
+
+    def fresh(*entries: MethodEntry, sampler: Sampler | None = None) -> Answer:
+        slots = {entry.slot: choice(entry, draft) for entry in entries}
+        with Engine.open(checkpoint, **slots) as engine:
+            made = generate(engine, PROMPT, Limits(max_tokens=ANSWER, end=()), sampler)
+            for _ in made:
+                pass
+            return made.tokens, made.log_probabilities
+
+    run.fresh = fresh  # type: ignore[attr-defined]
+    return run
+
+
+@every_method
+def test_alone_it_gives_the_plain_tokens(entry: MethodEntry, answer: Callable[..., Answer]) -> None:
+    """Greedy: the same tokens with the same bits, or the method says that it changes the answer."""
+    tokens, logs = answer(entry)
+    assert len(tokens) == ANSWER
+    assert all(np.isfinite(logs))
+    assert (tokens, logs) == answer()
+
+
+@every_method
+def test_the_same_under_a_seed(entry: MethodEntry, answer: Callable[..., Answer]) -> None:
+    sampler = Sampler(temperature=1.0, top_k=50, seed=5)
+    assert answer.fresh(entry, sampler=sampler) == answer.fresh(entry, sampler=sampler)  # type: ignore[attr-defined]
+    others = {tuple(answer(entry, sampler=Sampler(temperature=1.0, seed=seed))[0]) for seed in range(3)}
+    assert len(others) == 3
+
+
+@every_pair
+def test_in_pairs_it_gives_the_plain_tokens_or_refuses(
+    one: MethodEntry, two: MethodEntry, answer: Callable[..., Answer]
+) -> None:
+    given = {*GIVEN, *(("draft-model",) if "draft-model" in one.requires | two.requires else ())}
+    plain = [
+        index.find("run", slot, name)
+        for slot, name in (
+            ("residency", "mapped"),
+            ("attention", "dense"),
+            ("context", "tokens"),
+            ("prefill", "whole"),
+            ("decode", "one-by-one"),
+        )
+        if slot not in (one.slot, two.slot)
+    ]
+    if index.conflicts([one, two, *plain], given):
+        with pytest.raises(UserError, match="cannot run"):
+            answer.fresh(one, two)  # type: ignore[attr-defined]
+        return
+    assert answer(one, two) == answer()
+
+
+@every_method
+def test_the_budget_is_kept_before_any_work(entry: MethodEntry, checkpoint: Path, draft: Path) -> None:
+    """What it plans fits in just that budget; below, it refuses and names the smallest that would do."""
+    slots = {entry.slot: choice(entry, draft)}
+    with Engine.open(checkpoint, **slots, tokens=(40, ANSWER)) as engine:
+        needed = engine.memory_plan((40, ANSWER)).total_mib
+    assert needed > 0
+    with Engine.open(checkpoint, **slots, tokens=(40, ANSWER), budget=Budget(ram_mib=needed + 0.01)):
+        pass
+    with pytest.raises(BudgetError) as caught:
+        Engine.open(checkpoint, **slots, tokens=(40, ANSWER), budget=Budget(ram_mib=needed / 2))
+    (failure,) = [each for each in caught.value.failures if each.field == "ram_mib"]
+    assert failure.needed <= 1.01 * needed
+    with Engine.open(checkpoint, **slots, tokens=(40, ANSWER), budget=Budget(ram_mib=failure.needed)):
+        pass
+
+
+@every_method
+def test_what_was_refused_leaves_the_cache_as_it_was(
+    entry: MethodEntry, checkpoint: Path, draft: Path
+) -> None:
+    with Engine.open(checkpoint, **{entry.slot: choice(entry, draft)}) as engine:
+        cache = engine.cache(48)
+        engine.step(PROMPT[:8], cache=cache)
+        with pytest.raises(UserError):
+            engine.step([10**6], cache=cache)
+        with pytest.raises(UserError):
+            engine.step(PROMPT[:8] * 6, cache=cache)
+        assert cache.length == 8
+        again, _ = engine.step(PROMPT[8:16], cache=cache)
+        other = engine.cache(48)
+        plain, _ = engine.step(PROMPT[:16], cache=other)
+        assert again is not None and plain is not None
+        assert np.array_equal(again, plain)

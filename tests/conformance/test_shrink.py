@@ -1,0 +1,137 @@
+"""Compression methods: what is saved loads, applies, gives the same result, and is the same every time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from haversack.core import index
+from haversack.core.index import MethodEntry
+from haversack.core.pack import Pack, PackWriter, check_pack
+from haversack.formats.safetensors import HubFolder
+from haversack.models.language import read_architecture
+from haversack.run import Engine, Limits, generate
+from haversack.shrink._language import LanguageWalk
+from haversack.shrink._pipeline import Policy, compress, stored_kinds, stored_nbytes
+
+ENTRIES = index.methods("shrink", "precision")
+TEXTS = np.random.default_rng(1).integers(0, 256, (8, 64)).astype(np.int32)
+
+every_method = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+
+
+def choices(entry: MethodEntry) -> list[str]:
+    """The method with its defaults, and with every other allowed value of each parameter."""
+    found = [entry.name]
+    for parameter in entry.parameters:
+        others = [value for value in list(parameter.allowed or ()) if value != parameter.default]
+        found += [f"{entry.name}:{parameter.name}={value}" for value in others]
+    return found
+
+
+every_choice = pytest.mark.parametrize("choice", [text for entry in ENTRIES for text in choices(entry)])
+
+
+def test_every_slot_of_the_stage_that_has_methods_is_tested() -> None:
+    assert {entry.slot for entry in index.methods("shrink")} == {"precision"}
+
+
+def packed(checkpoint: Path, goal: Path, choice: str) -> Pack:
+    source = HubFolder.open(checkpoint)
+    method = index.create("shrink", "precision", choice)
+    with PackWriter(goal) as writer:
+        compress(
+            source,
+            LanguageWalk(read_architecture(source.config)),
+            method,  # type: ignore[arg-type]
+            writer,
+            texts=TEXTS if method.needs else None,  # type: ignore[attr-defined]
+            policy=Policy(),
+            folder=goal.parent,
+        )
+        writer.add_file("tokenizer.json", checkpoint / "tokenizer.json")
+        writer.finish({"architecture": source.config, "plan": {"precision": choice}})
+    return Pack.open(goal)
+
+
+def logits(path: Path) -> npt.NDArray[np.float32]:
+    with Engine.open(path) as engine:
+        rows, _ = engine.step(TEXTS[0, :32], cache=engine.cache(32), want="all")
+    assert rows is not None
+    return rows
+
+
+@every_choice
+def test_saved_loaded_applied(choice: str, checkpoint: Path, tmp_path: Path) -> None:
+    pack = packed(checkpoint, tmp_path / "a.pack", choice)
+    assert check_pack(pack.path) == []
+    source = HubFolder.open(checkpoint)
+    assert set(pack.tensors) == set(source.tensors)
+    walk = LanguageWalk(read_architecture(source.config))
+    kinds = stored_kinds(walk, index.create("shrink", "precision", choice), Policy())  # type: ignore[arg-type]
+    assert {name: entry.kind for name, entry in pack.tensors.items()} == {
+        name: kind.kind for name, kind in kinds.items()
+    }, "the method stores something else than it said before"
+    assert sum(entry.nbytes for entry in pack.tensors.values()) == stored_nbytes(walk, kinds)
+    entry = index.find("shrink", "precision", choice.partition(":")[0])
+    stored = {f"weight-type:{pack.tensors[name].kind}" for names in walk.products(0) for name in names}
+    assert stored <= entry.provides
+    exact, found = logits(checkpoint), logits(pack.path)
+    assert np.isfinite(found).all()
+    error = np.linalg.norm(found - exact) / np.linalg.norm(exact)
+    bits = min(32 if kind.kind.startswith(("f", "bf")) else int(kind.kind[3:]) for kind in kinds.values())
+    assert error < {4: 0.7, 8: 0.05}.get(bits, 0.02), f"a relative error of {error:.3f}"
+    with Engine.open(pack.path) as engine:
+        answer = generate(engine, "def f(x):", Limits(max_tokens=4, end=()))
+        assert len([token for token in answer if token.id is not None]) == 4
+
+
+@every_method
+def test_the_same_every_time(entry: MethodEntry, checkpoint: Path, tmp_path: Path) -> None:
+    one = packed(checkpoint, tmp_path / "one.pack", entry.name)
+    two = packed(checkpoint, tmp_path / "two.pack", entry.name)
+    assert {name: bytes(one.bytes(name)) for name in one.tensors} == {
+        name: bytes(two.bytes(name)) for name in two.tensors
+    }
+
+
+@every_method
+def test_loading_gives_what_was_saved_in_another_process(
+    entry: MethodEntry, checkpoint: Path, tmp_path: Path
+) -> None:
+    import subprocess
+    import sys
+
+    pack = packed(checkpoint, tmp_path / "a.pack", entry.name)
+    program = (
+        "import sys, numpy as np; from haversack.run import Engine\n"
+        f"tokens = np.asarray({TEXTS[0, :32].tolist()}, np.int32)\n"
+        "with Engine.open(sys.argv[1]) as engine:\n"
+        "    rows, _ = engine.step(tokens, cache=engine.cache(32), want='all')\n"
+        "sys.stdout.buffer.write(rows.tobytes())"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(pack.path)], capture_output=True, check=True)
+    assert done.stdout == logits(pack.path).tobytes()
+
+
+@every_method
+def test_what_the_planner_believes_of_its_loss_orders_what_happens(
+    entry: MethodEntry, checkpoint: Path, tmp_path: Path
+) -> None:
+    """More bits, less noise, by the method's own word and in fact."""
+    bits = next((parameter for parameter in entry.parameters if parameter.name == "bits"), None)
+    if bits is None or not bits.allowed:
+        assert index.create("shrink", "precision", entry.name).noise() < 1e-3  # type: ignore[attr-defined]
+        return
+    exact = logits(checkpoint)
+    believed, happened = [], []
+    for value in sorted(bits.allowed):
+        choice = f"{entry.name}:bits={value}"
+        believed.append(index.create("shrink", "precision", choice).noise())  # type: ignore[attr-defined]
+        found = logits(packed(checkpoint, tmp_path / f"{value}.pack", choice).path)
+        happened.append(float(np.linalg.norm(found - exact)))
+    assert believed == sorted(believed, reverse=True)
+    assert happened == sorted(happened, reverse=True)
