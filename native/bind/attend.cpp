@@ -114,11 +114,10 @@ bool rope_write(nb::handle q_, nb::handle k_, nb::handle v_, nb::handle cos_, nb
 }  // namespace
 
 HAVERSACK_BIND(attend) {
-    const auto none = [] { return nb::arg().none(); };
-    module.def("attention", &attention, nb::arg(), nb::arg(), nb::arg(), none(), none(), nb::arg(), none(), none(), nb::arg(),
-               nb::arg(), nb::arg());
-    module.def("cache_write", &cache_write, nb::arg(), nb::arg(), none(), none(), nb::arg(), nb::arg(), nb::arg());
-    module.def("cache_gather", &cache_gather, nb::arg(), nb::arg(), none(), none(), nb::arg(), nb::arg());
-    module.def("rope_write", &rope_write, nb::arg(), nb::arg(), nb::arg(), none(), none(), nb::arg(), nb::arg(), none(), none(),
-               nb::arg(), nb::arg(), none(), none(), nb::arg(), nb::arg());
+    const auto any = [] { return nb::arg().none(); };
+    module.def("attention", &attention, any(), any(), any(), any(), any(), nb::arg(), any(), any(), nb::arg(), nb::arg(), any());
+    module.def("cache_write", &cache_write, any(), any(), any(), any(), nb::arg(), any(), any());
+    module.def("cache_gather", &cache_gather, any(), any(), any(), any(), nb::arg(), any());
+    module.def("rope_write", &rope_write, any(), any(), any(), any(), any(), any(), any(), any(), any(), nb::arg(), nb::arg(),
+               any(), any(), nb::arg(), nb::arg());
 }

@@ -80,11 +80,14 @@ bool rows_of(nb::handle x_, nb::handle out_, Kernel kernel) {
 }  // namespace
 
 HAVERSACK_BIND(rows) {
-    module.def("rms_norm", &rms_norm);
-    module.def("layer_norm", &layer_norm, nb::arg(), nb::arg(), nb::arg().none(), nb::arg(), nb::arg());
-    module.def("rope_table", &rope_table);
-    module.def("rope", &rope);
-    module.def("gate", &gate, nb::arg(), nb::arg().none(), nb::arg(), nb::arg());
-    module.def("softmax", [](nb::handle x, nb::handle out) { return rows_of(x, out, probabilities().softmax); });
-    module.def("log_softmax", [](nb::handle x, nb::handle out) { return rows_of(x, out, probabilities().log_softmax); });
+    const auto any = [] { return nb::arg().none(); };
+    module.def("rms_norm", &rms_norm, any(), any(), nb::arg(), nb::arg(), any());
+    module.def("layer_norm", &layer_norm, any(), any(), any(), nb::arg(), any());
+    module.def("rope_table", &rope_table, any(), any(), nb::arg(), any(), any());
+    module.def("rope", &rope, any(), any(), any(), nb::arg());
+    module.def("gate", &gate, any(), any(), nb::arg(), any());
+    module.def(
+        "softmax", [](nb::handle x, nb::handle out) { return rows_of(x, out, probabilities().softmax); }, any(), any());
+    module.def(
+        "log_softmax", [](nb::handle x, nb::handle out) { return rows_of(x, out, probabilities().log_softmax); }, any(), any());
 }

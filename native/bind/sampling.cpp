@@ -52,11 +52,15 @@ struct Request {
 }  // namespace
 
 HAVERSACK_BIND(sampling) {
-    module.def("greedy", [](nb::handle logits_) -> int64_t {
-        const Array logits(logits_, Access::read);
-        if (!logits.of<float>(1) || logits.size(0) == 0) return -1;
-        return sampling().greedy(logits.data<float>(), logits.size(0));
-    });
+    const auto any = [] { return nb::arg().none(); };
+    module.def(
+        "greedy",
+        [](nb::handle logits_) -> int64_t {
+            const Array logits(logits_, Access::read);
+            if (!logits.of<float>(1) || logits.size(0) == 0) return -1;
+            return sampling().greedy(logits.data<float>(), logits.size(0));
+        },
+        any());
     module.def(
         "filter_logits",
         [](nb::handle logits, double temperature, int64_t top_k, double top_p, double min_p, double penalty,
@@ -67,7 +71,7 @@ HAVERSACK_BIND(sampling) {
             nb::gil_scoped_release release;
             return sampling().filter(request.logits.data<float>(), request.logits.size(0), request.filters, out.data<float>());
         },
-        nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg());
+        any(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), any(), any());
     module.def(
         "sample",
         [](nb::handle logits, double temperature, int64_t top_k, double top_p, double min_p, double penalty,
@@ -84,5 +88,5 @@ HAVERSACK_BIND(sampling) {
             if (!drawn) return nb::none();
             return nb::make_tuple(token, log_probability);
         },
-        nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg(), nb::arg());
+        any(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), any(), nb::arg(), nb::arg());
 }

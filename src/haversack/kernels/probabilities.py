@@ -16,7 +16,8 @@ from haversack.kernels._native import native
 
 def softmax_twin(x: Array) -> Array:
     """The definition of `softmax`."""
-    powers = np.exp(x - np.max(x, axis=-1, keepdims=True))
+    with np.errstate(over="ignore"):
+        powers = np.exp(x - np.max(x, axis=-1, keepdims=True))
     result: Array = (powers / np.sum(powers, axis=-1, keepdims=True, dtype=np.float64)).astype(np.float32)
     return result
 
