@@ -22,6 +22,7 @@ never prints a traceback. Under `--json` progress is silent already. SIGTERM arr
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import sys
@@ -107,6 +108,8 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else list(arguments)
     before = given[: given.index("--")] if "--" in given else given
     as_json = "--json" in before
+    # Large products are our kernels' own; a second pool of threads, numpy's, would only take their cores.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         try:
             _let_termination_clean_up()
