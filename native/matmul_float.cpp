@@ -32,7 +32,11 @@ HAVERSACK_INLINE void tile(const Product &product, const float *x, int64_t token
     int64_t k = 0;
     for (; k + lanes <= columns; k += lanes, w += lanes * Type::bytes, x += lanes * T) {
         Floats weights[Rows];
-        for (int r = 0; r < Rows; ++r) weights[r] = Type::whole(w + r * stride);
+        for (int r = 0; r < Rows; ++r) {
+            // Alone, one token waits for memory: call for the next rows while these are read.
+            if constexpr (T == 1 && Rows > 1) prefetch_far(w + (r + Rows) * stride);
+            weights[r] = Type::whole(w + r * stride);
+        }
         for (int t = 0; t < T; ++t) {
             const Floats input = load(x + lanes * t);
             for (int r = 0; r < Rows; ++r) sums[r][t] = fma(weights[r], input, sums[r][t]);
@@ -69,12 +73,10 @@ void blocks(const Product &product, const Tiles &tiles, int64_t first_block, int
                     const int64_t token = tiles.first(i);
                     if (rows == 1) {
                         tile<Type, 1, T>(product, x, token, row);
-                    } else if constexpr (float_tile > 2) {
-                        tile<Type, 4, T>(product, x, token, row);
                     } else if (rows == 2) {
                         tile<Type, 2, T>(product, x, token, row);
-                    } else {
-                        tile<Type, 4, 1>(product, x, token, row);  // one token alone
+                    } else if constexpr (T == 1 || float_tile > 2) {
+                        tile<Type, 4, T>(product, x, token, row);
                     }
                 });
             row += rows;

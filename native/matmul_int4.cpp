@@ -4,36 +4,52 @@
 namespace haversack::HAVERSACK_TARGET {
 namespace {
 
-constexpr int64_t ahead = 1024;  // bytes: how far before their use weights are called for
-
 // int8 inputs. Inside a group the sums are exact integers; groups are added in order, in f32.
-template <int T>
+template <int Blocks, int T>
 HAVERSACK_INLINE void int8_tile(const Product &product, const uint8_t *w, const int32_t *x, const float *scales,
                                 const int32_t *corrections, int64_t token, int64_t row) {
     const int64_t groups = product.weights.groups(), parts = product.weights.group / 32;
-    Floats sums[T];
-    for (Floats &one : sums) one = zero();
-    for (int64_t g = 0; g < groups; ++g) {
-        Ints low[T], high[T];
-        for (int t = 0; t < T; ++t) low[t] = set_ints(corrections[t]);
-        if constexpr (T == 1) high[0] = set_ints(0);  // a second chain where one token alone would wait for the first
+    const int64_t stride = product.weights.block_bytes();
+    Floats sums[Blocks][T];
+    for (auto &of_block : sums)
+        for (Floats &one : of_block) one = zero();
+    for (int64_t g = 0; g < groups; ++g, scales += T, corrections += T) {
+        Ints inside[Blocks][T];
+        for (int t = 0; t < T; ++t)
+            for (int b = 0; b < Blocks; ++b) inside[b][t] = set_ints(corrections[t]);
         for (int64_t part = 0; part < parts; ++part) {
+            // Low and high halves have a chain each where one token alone would wait for its only one.
+            Few low[Blocks][T], high[Blocks][T];
+            for (int t = 0; t < T; ++t)
+                for (int b = 0; b < Blocks; ++b) {
+                    low[b][t] = begin_few(inside[b][t]);
+                    high[b][t] = begin_few(set_ints(0));
+                }
+            auto &second = T * Blocks <= 2 ? high : low;
             for (int i = 0; i < 4; ++i, w += 64, x += 2 * T) {
-                if constexpr (T == 1) prefetch(w + ahead);
-                const Quads weights = load_quads(w), first = low_nibbles(weights), second = high_nibbles(weights);
-                for (int t = 0; t < T; ++t) low[t] = dot_small(low[t], first, x[t]);
-                Ints *other = T == 1 ? high : low;
-                for (int t = 0; t < T; ++t) other[t] = dot_small(other[t], second, x[T + t]);
+                Quads weights[Blocks], nibbles[Blocks];
+                for (int b = 0; b < Blocks; ++b) nibbles[b] = low_nibbles(weights[b] = load_quads(w + b * stride));
+                for (int t = 0; t < T; ++t)
+                    for (int b = 0; b < Blocks; ++b) low[b][t] = dot_few(low[b][t], nibbles[b], x[t]);
+                for (int b = 0; b < Blocks; ++b) nibbles[b] = high_nibbles(weights[b]);
+                for (int t = 0; t < T; ++t)
+                    for (int b = 0; b < Blocks; ++b) second[b][t] = dot_few(second[b][t], nibbles[b], x[T + t]);
             }
+            for (int t = 0; t < T; ++t)
+                for (int b = 0; b < Blocks; ++b) {
+                    inside[b][t] = end_few(low[b][t], inside[b][t]);
+                    if constexpr (T * Blocks <= 2) inside[b][t] = inside[b][t] + end_few(high[b][t], set_ints(0));
+                }
         }
-        if constexpr (T == 1) low[0] = low[0] + high[0];
-        const Floats scale = load_f16(w);
+        for (int b = 0; b < Blocks; ++b) {
+            const Floats scale = load_f16(w + b * stride);
+            for (int t = 0; t < T; ++t)
+                sums[b][t] = fma(to_floats(inside[b][t]), scale * set(scales[t]), sums[b][t]);
+        }
         w += 32;
-        for (int t = 0; t < T; ++t) sums[t] = fma(to_floats(low[t]), scale * set(scales[t]), sums[t]);
-        scales += T;
-        corrections += T;
     }
-    for (int t = 0; t < T; ++t) finish(product, token + t, row, sums[t]);
+    for (int b = 0; b < Blocks; ++b)
+        for (int t = 0; t < T; ++t) finish(product, token + t, row + 16 * b, sums[b][t]);
 }
 
 // f32 inputs: weights become floats in registers. A group's sum is scaled once and added to the output's.
@@ -77,40 +93,15 @@ HAVERSACK_INLINE void float_tile_of(const Product &product, const uint8_t *w, co
 }  // namespace
 
 void int4_blocks(const Product &product, const Tiles &tiles, int64_t first_block, int64_t last_block) {
-    const int64_t bytes = product.weights.block_bytes(), step = tiles_at_once(tiles, 1);
-    for (int64_t begin = 0; begin < tiles.count; begin += step) {
-        const int64_t end = smaller_of(begin + step, tiles.count);
-        for (int64_t block = first_block; block < last_block; ++block)
-            for (int64_t i = begin; i < end; ++i)
-                with_tokens<packed_tile>(tiles.size(i), [&](auto tokens) {
-                    int8_tile<decltype(tokens)::value>(product, product.weights.data + block * bytes,
-                                                       reinterpret_cast<const int32_t *>(tiles.inputs<int8_t>(i)),
-                                                       tiles.scales_of(i), tiles.corrections_of(i), tiles.first(i), block * 16);
-                });
-    }
+    walk_int8<packed_blocks>(product, tiles, first_block, last_block, [&](auto blocks, auto tokens, auto... rest) {
+        int8_tile<decltype(blocks)::value, decltype(tokens)::value>(product, rest...);
+    });
 }
 
 void int4_float_blocks(const Product &product, const Tiles &tiles, int64_t first_block, int64_t last_block) {
-    const int64_t bytes = product.weights.block_bytes(), step = tiles_at_once(tiles, 4);
-    for (int64_t begin = 0; begin < tiles.count; begin += step) {
-        const int64_t end = smaller_of(begin + step, tiles.count);
-        for (int64_t block = first_block; block < last_block;) {
-            int done = 1;
-            for (int64_t i = begin; i < end; ++i)
-                with_tokens<packed_tile>(tiles.size(i), [&](auto tokens) {
-                    constexpr int T = decltype(tokens)::value;
-                    const uint8_t *w = product.weights.data + block * bytes;
-                    const float *x = tiles.inputs<float>(i);
-                    if (T == 1 && block + 4 <= last_block) {
-                        float_tile_of<T == 1 ? 4 : 1, T>(product, w, x, tiles.first(i), block * 16);
-                        done = 4;
-                    } else {
-                        float_tile_of<1, T>(product, w, x, tiles.first(i), block * 16);
-                    }
-                });
-            block += done;
-        }
-    }
+    walk_floats(product, tiles, first_block, last_block, [&](auto blocks, auto tokens, auto... rest) {
+        float_tile_of<decltype(blocks)::value, decltype(tokens)::value>(product, rest...);
+    });
 }
 
 }  // namespace haversack::HAVERSACK_TARGET

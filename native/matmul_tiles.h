@@ -8,11 +8,12 @@
 
 namespace haversack::HAVERSACK_TARGET {
 
-// Tokens of one tile, at most: what the registers hold beside the weights.
+// Tokens of one tile, at most, and blocks of 16 rows beside each other: what the registers hold. float_tile: float weights;
+// packed_float_tile: packed weights, f32 inputs; packed_tile: packed weights, int8 inputs.
 #if defined(__AVX512F__) && !defined(HAVERSACK_PORTABLE)
-constexpr int float_tile = 6, packed_tile = 12;
+constexpr int float_tile = 6, packed_float_tile = 12, packed_tile = 6, packed_blocks = 2;
 #else
-constexpr int float_tile = 2, packed_tile = 4;
+constexpr int float_tile = 2, packed_float_tile = 4, packed_tile = 2, packed_blocks = 1;
 #endif
 
 // Interleaved units: 16 floats for float kinds, 1 float for packed weights with f32 activations, 4 bytes for int8.
@@ -44,11 +45,14 @@ void int4_blocks(const Product &product, const Tiles &tiles, int64_t first_block
 void int8_float_blocks(const Product &product, const Tiles &tiles, int64_t first_block, int64_t last_block);
 void int4_float_blocks(const Product &product, const Tiles &tiles, int64_t first_block, int64_t last_block);
 
-// Calls kernel<T>(tile) with the tile's number of tokens as a constant.
+template <int N>
+using Constant = std::integral_constant<int, N>;
+
+// Calls kernel with the number of tokens as a constant.
 template <int Most, typename Kernel>
 HAVERSACK_INLINE void with_tokens(int tokens, const Kernel &kernel) {
     if constexpr (Most > 0) {
-        if (tokens == Most) return kernel(std::integral_constant<int, Most>{});
+        if (tokens == Most) return kernel(Constant<Most>{});
         with_tokens<Most - 1>(tokens, kernel);
     }
 }
@@ -58,6 +62,58 @@ HAVERSACK_INLINE int64_t tiles_at_once(const Tiles &tiles, int64_t bytes_each_co
     const int64_t bytes = tiles.n * tiles.columns * bytes_each_column, kept = int64_t(384) << 10;
     const int64_t parts = (bytes + kept - 1) / kept;
     return larger_of<int64_t>(1, (tiles.count + parts - 1) / larger_of<int64_t>(1, parts));
+}
+
+// Packed weights with int8 inputs: calls tile(blocks, tokens, weights, x, scales, corrections, first token, first row).
+template <int Most, typename Tile>
+HAVERSACK_INLINE void walk_int8(const Product &product, const Tiles &tiles, int64_t first_block, int64_t last_block,
+                                const Tile &tile) {
+    const int64_t bytes = product.weights.block_bytes(), step = tiles_at_once(tiles, 1);
+    // One token alone reads one stream of weights: memory is what it waits for.
+    const int64_t most = tiles.n == 1 ? 1 : Most;
+    for (int64_t begin = 0; begin < tiles.count; begin += step) {
+        const int64_t end = smaller_of(begin + step, tiles.count);
+        for (int64_t block = first_block; block < last_block;) {
+            const int64_t blocks = block + most <= last_block ? most : 1;
+            const uint8_t *w = product.weights.data + block * bytes;
+            for (int64_t i = begin; i < end; ++i)
+                with_tokens<packed_tile>(tiles.size(i), [&](auto tokens) {
+                    const int32_t *x = reinterpret_cast<const int32_t *>(tiles.inputs<int8_t>(i));
+                    const float *scales = tiles.scales_of(i);
+                    const int32_t *corrections = tiles.corrections_of(i);
+                    if (blocks == 1) {
+                        tile(Constant<1>{}, tokens, w, x, scales, corrections, tiles.first(i), block * 16);
+                    } else if constexpr (Most > 1) {
+                        tile(Constant<Most>{}, tokens, w, x, scales, corrections, tiles.first(i), block * 16);
+                    }
+                });
+            block += blocks;
+        }
+    }
+}
+
+// Packed weights with f32 inputs: calls tile(blocks, tokens, weights, x, first token, first row).
+template <typename Tile>
+HAVERSACK_INLINE void walk_floats(const Product &product, const Tiles &tiles, int64_t first_block, int64_t last_block,
+                                  const Tile &tile) {
+    const int64_t bytes = product.weights.block_bytes(), step = tiles_at_once(tiles, 4);
+    const int64_t most = tiles.n == 1 ? 4 : 1;  // one token alone: four chains of sums hide each other's latency
+    for (int64_t begin = 0; begin < tiles.count; begin += step) {
+        const int64_t end = smaller_of(begin + step, tiles.count);
+        for (int64_t block = first_block; block < last_block;) {
+            const int64_t blocks = block + most <= last_block ? most : 1;
+            const uint8_t *w = product.weights.data + block * bytes;
+            for (int64_t i = begin; i < end; ++i)
+                with_tokens<packed_float_tile>(tiles.size(i), [&](auto tokens) {
+                    if (blocks == 1) {
+                        tile(Constant<1>{}, tokens, w, tiles.inputs<float>(i), tiles.first(i), block * 16);
+                    } else if constexpr (decltype(tokens)::value == 1) {
+                        tile(Constant<4>{}, tokens, w, tiles.inputs<float>(i), tiles.first(i), block * 16);
+                    }
+                });
+            block += blocks;
+        }
+    }
 }
 
 // One row of 16 outputs of one token.

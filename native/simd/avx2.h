@@ -214,11 +214,20 @@ HAVERSACK_INLINE Ints dot(Ints acc, Quads w, int32_t x) {
     const __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(inputs, 8), 8), odd = _mm256_srai_epi16(inputs, 8);
     return {dot_eight(acc.a, w.a, even, odd), dot_eight(acc.b, w.b, even, odd)};
 }
-// Weights up to 15: pairs fit 16 bits.
-HAVERSACK_INLINE Ints dot_small(Ints acc, Quads w, int32_t x) {
-    const __m256i inputs = _mm256_set1_epi32(x), ones = _mm256_set1_epi16(1);
-    return {_mm256_add_epi32(acc.a, _mm256_madd_epi16(_mm256_maddubs_epi16(w.a, inputs), ones)),
-            _mm256_add_epi32(acc.b, _mm256_madd_epi16(_mm256_maddubs_epi16(w.b, inputs), ones))};
+// The same for weights up to 15, at most 8 times between begin_few and end_few: 8 * 2 * 15 * 127 fits 16 bits.
+struct Few {
+    __m256i a, b;
+};
+HAVERSACK_INLINE Few begin_few(Ints) { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+HAVERSACK_INLINE Few dot_few(Few acc, Quads w, int32_t x) {
+    const __m256i inputs = _mm256_set1_epi32(x);
+    return {_mm256_add_epi16(acc.a, _mm256_maddubs_epi16(w.a, inputs)),
+            _mm256_add_epi16(acc.b, _mm256_maddubs_epi16(w.b, inputs))};
+}
+HAVERSACK_INLINE Ints end_few(Few acc, Ints so_far) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    return {_mm256_add_epi32(so_far.a, _mm256_madd_epi16(acc.a, ones)),
+            _mm256_add_epi32(so_far.b, _mm256_madd_epi16(acc.b, ones))};
 }
 template <int I>
 HAVERSACK_INLINE Floats byte_floats(Quads w) {
@@ -234,6 +243,7 @@ HAVERSACK_INLINE Floats nibble_floats(Quads w) {
     return {_mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_and_si256(_mm256_srli_epi32(w.a, shift), mask), eight)),
             _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_and_si256(_mm256_srli_epi32(w.b, shift), mask), eight))};
 }
-HAVERSACK_INLINE void prefetch(const void *p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T0); }
+// Into the second-level cache.
+HAVERSACK_INLINE void prefetch_far(const void *p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T1); }
 
 }  // namespace haversack::HAVERSACK_TARGET

@@ -121,9 +121,13 @@ HAVERSACK_INLINE Quads low_nibbles(Quads a) { return {_mm512_and_si512(a.v, _mm5
 HAVERSACK_INLINE Quads high_nibbles(Quads a) {
     return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(15))};
 }
-// acc + sum of 4 products of unsigned weights and the 4 signed inputs in x (small: weights at most 15).
+// acc + sum of 4 products of unsigned weights and the 4 signed inputs in x.
 HAVERSACK_INLINE Ints dot(Ints acc, Quads w, int32_t x) { return {_mm512_dpbusd_epi32(acc.v, w.v, _mm512_set1_epi32(x))}; }
-HAVERSACK_INLINE Ints dot_small(Ints acc, Quads w, int32_t x) { return dot(acc, w, x); }
+// The same for weights up to 15, at most 8 times between begin_few and end_few.
+using Few = Ints;
+HAVERSACK_INLINE Few begin_few(Ints so_far) { return so_far; }
+HAVERSACK_INLINE Few dot_few(Few acc, Quads w, int32_t x) { return dot(acc, w, x); }
+HAVERSACK_INLINE Ints end_few(Few acc, Ints) { return acc; }
 // Byte i of every row as a float: unsigned.
 template <int I>
 HAVERSACK_INLINE Floats byte_floats(Quads w) {
@@ -135,6 +139,7 @@ HAVERSACK_INLINE Floats nibble_floats(Quads w) {
     const __m512 table = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
     return {_mm512_permutexvar_ps(_mm512_srli_epi32(w.v, I < 4 ? 8 * I : 8 * (I - 4) + 4), table)};
 }
-HAVERSACK_INLINE void prefetch(const void *p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T0); }
+// Into the second-level cache.
+HAVERSACK_INLINE void prefetch_far(const void *p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T1); }
 
 }  // namespace haversack::HAVERSACK_TARGET

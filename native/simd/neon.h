@@ -230,38 +230,56 @@ HAVERSACK_INLINE Quads low_nibbles(Quads w) {
 HAVERSACK_INLINE Quads high_nibbles(Quads w) {
     return each<Quads>([&](int i) { return vshrq_n_u8(w.v[i], 4); });
 }
+// dot: acc + sum of 4 products of unsigned weights and the 4 signed inputs in x.
+// dot_few: the same for weights up to 15, at most 8 times between begin_few and end_few.
 #if defined(__ARM_FEATURE_DOTPROD)
-HAVERSACK_INLINE Ints dot_small(Ints acc, Quads w, int32_t x) {
+using Few = Ints;
+HAVERSACK_INLINE Few begin_few(Ints so_far) { return so_far; }
+HAVERSACK_INLINE Few dot_few(Few acc, Quads w, int32_t x) {
     const int8x16_t inputs = vreinterpretq_s8_s32(vdupq_n_s32(x));
     return each<Ints>([&](int i) { return vdotq_s32(acc.v[i], vreinterpretq_s8_u8(w.v[i]), inputs); });
 }
+HAVERSACK_INLINE Ints end_few(Few acc, Ints) { return acc; }
 // Unsigned weights: less 128 they are signed, and 128 times the inputs' sum is added.
 HAVERSACK_INLINE Ints dot(Ints acc, Quads w, int32_t x) {
     const int8x16_t inputs = vreinterpretq_s8_s32(vdupq_n_s32(x)), flip = vdupq_n_s8(-128);
+    const int32x4_t back = vdotq_s32(vdupq_n_s32(0), inputs, flip);
     return each<Ints>([&](int i) {
-        const int32x4_t centred = vdotq_s32(acc.v[i], veorq_s8(vreinterpretq_s8_u8(w.v[i]), flip), inputs);
-        return vsubq_s32(centred, vdotq_s32(vdupq_n_s32(0), inputs, flip));
+        return vsubq_s32(vdotq_s32(acc.v[i], veorq_s8(vreinterpretq_s8_u8(w.v[i]), flip), inputs), back);
     });
 }
 #else
-HAVERSACK_INLINE Ints dot_small(Ints acc, Quads w, int32_t x) {
-    const int8x8_t inputs = vreinterpret_s8_s32(vdup_n_s32(x));
-    return each<Ints>([&](int i) {
+// Products stay apart in 16 bits (8 * 15 * 127 fits) until end_few adds the four of each row.
+struct Few {
+    int16x8_t low[4], high[4];
+};
+HAVERSACK_INLINE Few begin_few(Ints) {
+    Few few;
+    for (int i = 0; i < 4; ++i) few.low[i] = few.high[i] = vdupq_n_s16(0);
+    return few;
+}
+HAVERSACK_INLINE Few dot_few(Few acc, Quads w, int32_t x) {
+    const int8x16_t inputs = vreinterpretq_s8_s32(vdupq_n_s32(x));
+    for (int i = 0; i < 4; ++i) {
         const int8x16_t bytes = vreinterpretq_s8_u8(w.v[i]);
-        const int16x8_t low = vmull_s8(vget_low_s8(bytes), inputs), high = vmull_s8(vget_high_s8(bytes), inputs);
-        return vaddq_s32(acc.v[i], vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high)));
+        acc.low[i] = vmlal_s8(acc.low[i], vget_low_s8(bytes), vget_low_s8(inputs));
+        acc.high[i] = vmlal_high_s8(acc.high[i], bytes, inputs);
+    }
+    return acc;
+}
+HAVERSACK_INLINE Ints end_few(Few acc, Ints so_far) {
+    return each<Ints>([&](int i) {
+        return vaddq_s32(so_far.v[i], vpaddq_s32(vpaddlq_s16(acc.low[i]), vpaddlq_s16(acc.high[i])));
     });
 }
+// Weights less 128, so that both sides are signed bytes; pairs of products fit 16 bits.
 HAVERSACK_INLINE Ints dot(Ints acc, Quads w, int32_t x) {
-    const int16x8_t inputs = vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(x)));
+    const int8x16_t inputs = vreinterpretq_s8_s32(vdupq_n_s32(x));
+    const int32x4_t sums = vpaddlq_s16(vpaddlq_s8(inputs)), back = vshlq_n_s32(sums, 7);
     return each<Ints>([&](int i) {
-        const int16x8_t low = vreinterpretq_s16_u16(vmovl_u8(vget_low_u8(w.v[i])));
-        const int16x8_t high = vreinterpretq_s16_u16(vmovl_u8(vget_high_u8(w.v[i])));
-        const int32x4_t first = vmull_s16(vget_low_s16(low), vget_low_s16(inputs));
-        const int32x4_t second = vmull_s16(vget_high_s16(low), vget_high_s16(inputs));
-        const int32x4_t third = vmull_s16(vget_low_s16(high), vget_low_s16(inputs));
-        const int32x4_t fourth = vmull_s16(vget_high_s16(high), vget_high_s16(inputs));
-        return vaddq_s32(acc.v[i], vpaddq_s32(vpaddq_s32(first, second), vpaddq_s32(third, fourth)));
+        const int8x16_t bytes = veorq_s8(vreinterpretq_s8_u8(w.v[i]), vdupq_n_s8(-128));
+        const int16x8_t low = vmull_s8(vget_low_s8(bytes), vget_low_s8(inputs)), high = vmull_high_s8(bytes, inputs);
+        return vaddq_s32(vaddq_s32(acc.v[i], back), vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high)));
     });
 }
 #endif
@@ -282,6 +300,7 @@ HAVERSACK_INLINE Floats nibble_floats(Quads w) {
         return vcvtq_f32_s32(vsubq_s32(nibble, vdupq_n_s32(8)));
     });
 }
-HAVERSACK_INLINE void prefetch(const void *p) { __builtin_prefetch(p); }
+// Into the second-level cache.
+HAVERSACK_INLINE void prefetch_far(const void *p) { __builtin_prefetch(p, 0, 2); }
 
 }  // namespace haversack::HAVERSACK_TARGET

@@ -240,6 +240,7 @@ HAVERSACK_INLINE Quads high_nibbles(Quads a) {
     for (uint8_t &b : a.v) b >>= 4;
     return a;
 }
+// acc + sum of 4 products of unsigned weights and the 4 signed inputs in x.
 HAVERSACK_INLINE Ints dot(Ints acc, Quads w, int32_t x) {
     int8_t inputs[4];
     std::memcpy(inputs, &x, 4);
@@ -247,7 +248,11 @@ HAVERSACK_INLINE Ints dot(Ints acc, Quads w, int32_t x) {
         for (int k = 0; k < 4; ++k) acc.v[i] += static_cast<int32_t>(w.v[4 * i + k]) * inputs[k];
     return acc;
 }
-HAVERSACK_INLINE Ints dot_small(Ints acc, Quads w, int32_t x) { return dot(acc, w, x); }
+// The same for weights up to 15, at most 8 times between begin_few and end_few.
+using Few = Ints;
+HAVERSACK_INLINE Few begin_few(Ints so_far) { return so_far; }
+HAVERSACK_INLINE Few dot_few(Few acc, Quads w, int32_t x) { return dot(acc, w, x); }
+HAVERSACK_INLINE Ints end_few(Few acc, Ints) { return acc; }
 template <int I>
 HAVERSACK_INLINE Floats byte_floats(Quads w) {
     return each<Floats>([&](int i) { return static_cast<float>(w.v[4 * i + I]); });
@@ -259,6 +264,7 @@ HAVERSACK_INLINE Floats nibble_floats(Quads w) {
         return static_cast<float>((I < 4 ? byte & 15 : byte >> 4) - 8);
     });
 }
-HAVERSACK_INLINE void prefetch(const void *p) { __builtin_prefetch(p); }
+// Into the second-level cache.
+HAVERSACK_INLINE void prefetch_far(const void *p) { __builtin_prefetch(p, 0, 2); }
 
 }  // namespace haversack::HAVERSACK_TARGET
