@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +12,8 @@ from typing import Any
 
 from haversack import __version__
 from haversack.core import index
+from haversack.core._files import explain_write_errors, partial_path, remove, remove_stale_partials
+from haversack.core._pack_writer import check_goal
 from haversack.core.budget import Budget
 from haversack.core.device import Device
 from haversack.core.errors import UserError, not_allowed
@@ -215,20 +215,20 @@ def add_files(writer: PackWriter, folder: Path) -> None:
 @contextmanager
 def scratch_folder(output: Path) -> Iterator[Path]:
     """A folder beside `output` for candidate packs, removed at the end whatever happens."""
-    from haversack.core._files import explain_write_errors, partial_path, remove_stale_partials
-
+    remove_stale_partials(output)
+    folder = partial_path(output)
     with explain_write_errors(output):
-        remove_stale_partials(output)
-        folder = Path(tempfile.mkdtemp(prefix=f"{partial_path(output).name}.", dir=output.parent))
+        folder.mkdir()
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
 
 
 def pack_model(job: Job, tell: Callable[[str], None] = lambda text: None) -> Outcome:
     """Search, measure, choose, write. Raises UserError (BudgetError) before any work when nothing can fit."""
     begun = time.monotonic()
+    check_goal(job.output)
     source = HubFolder.open(model_folder(job.model))
     walk = LanguageWalk(read_architecture(source.config))
     check_tensors(source, walk.architecture)
