@@ -164,6 +164,16 @@ def test_an_unwritable_cache_is_no_error(tmp_path, monkeypatch):
     Pack.open(write(tmp_path / "a.pack")).verify_once()
 
 
+def test_markers_do_not_grow_without_end(tmp_path, monkeypatch):
+    from haversack.core import _verified
+
+    monkeypatch.setattr(_verified, "_MOST", 10)
+    paths = [write(tmp_path / f"{i}.pack") for i in range(15)]
+    markers = tmp_path / "cache" / "haversack" / "verified"
+    assert 5 <= len(list(markers.iterdir())) <= 10
+    assert Pack.open(paths[-1]).check() == []
+
+
 def test_an_altered_file_is_not_handed_out(tmp_path):
     path = write(tmp_path / "a.pack", files={"tokenizer.json": b'{"a": 1}'})
     (path / "tokenizer.json").write_bytes(b'{"a": 2}')

@@ -15,6 +15,8 @@ from haversack.core._files import cache_folder, write_atomically
 from haversack.core._record import FileEntry
 from haversack.core.errors import UserError
 
+_MOST = 1000  # markers kept; beyond it the older half goes
+
 
 def is_verified(path: Path, entry: FileEntry) -> bool:
     """True when this very file was summed before and found as `entry` says."""
@@ -30,12 +32,22 @@ def mark_verified(path: Path, entry: FileEntry) -> None:
         marker = _marker(path)
         marker.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(marker, _identity(path, entry).encode())
+        _drop_oldest(marker.parent)
 
 
 def forget_verified(path: Path) -> None:
     """Remove the marker of a file that was found damaged."""
     with contextlib.suppress(OSError):
         _marker(path).unlink()
+
+
+def _drop_oldest(folder: Path) -> None:
+    """Keep the number of markers bounded."""
+    markers = list(folder.iterdir())
+    if len(markers) > _MOST:
+        markers.sort(key=lambda marker: marker.stat().st_mtime_ns)
+        for marker in markers[: len(markers) - _MOST // 2]:
+            marker.unlink(missing_ok=True)
 
 
 def _marker(path: Path) -> Path:
