@@ -1,10 +1,11 @@
-"""Makes the recordings that parity is tested against: configs, drawn weights' seeds, and what `transformers` answers.
+"""Makes the recordings that parity is tested against: configs, drawn weights' seeds, and what `transformers`
+answers.
 
     python tests/models/record.py            # needs torch and transformers; writes tests/models/recordings/
 
-Weights are not stored: `draw_weights` makes them anew from a seed, the same on every machine. Each recording holds
-the prompt, 32 greedily decoded tokens and, for every position of the prompt's end and of the decoding, some of the
-logits in f32.
+Weights are not stored: `draw_weights` makes them anew from a seed, the same on every machine. Each recording
+holds the prompt, 32 greedily decoded tokens and, for every position of the prompt's end and of the decoding,
+some of the logits in f32.
 """
 
 from __future__ import annotations
@@ -46,8 +47,9 @@ LLAMA3 = {
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 YARN_FULL = {
     **YARN,
-    "beta_fast": 8.0,
-    "beta_slow": 2.0,
+    "original_max_position_embeddings": 64,
+    "beta_fast": 4.0,
+    "beta_slow": 0.5,
     "mscale": 0.7,
     "mscale_all_dim": 0.4,
     "truncate": False,
@@ -77,7 +79,12 @@ CASES: dict[str, tuple[dict[str, Any], int]] = {
     "llama-llama3": ({**TINY, "model_type": "llama", "rope_theta": 500.0, "rope_scaling": LLAMA3}, 40),
     "llama-yarn": ({**TINY, "model_type": "llama", "rope_theta": 500.0, "rope_scaling": YARN}, 40),
     "llama-yarn-full": (
-        {**TINY, "model_type": "llama", "rope_parameters": {**YARN_FULL, "rope_theta": 700.0}},
+        {
+            **TINY,
+            "model_type": "llama",
+            "head_dim": 32,
+            "rope_parameters": {**YARN_FULL, "rope_theta": 700.0},
+        },
         40,
     ),
     "mistral": ({**TINY, "model_type": "mistral", "sliding_window": 12, "head_dim": 20}, 40),

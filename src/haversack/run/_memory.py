@@ -11,14 +11,16 @@ from haversack.models._architecture import Architecture
 from haversack.run._forward import ROWS, scratch_nbytes
 from haversack.run._residency import Residency
 
-BASE_MIB = 44.0
+BASE_MIB = 52.0
 """Interpreter, numpy, the native module, the command line and their imports."""
-TOKENIZER_MIB = 6.0
-TOKENIZER_BYTES_A_TOKEN = 620
-"""The tokenizers library, and what one token of a vocabulary with merges takes in it while it is read."""
+TOKENIZER_MIB = 7.5
+TOKENIZER_BYTES_A_TOKEN = 450
+"""The tokenizers library, and what one token of a byte-level vocabulary with merges takes while it is
+read.
+"""
 
 
-def tokenizer_nbytes(vocabulary: int) -> int:
+def predicted_tokenizer_nbytes(vocabulary: int) -> int:
     """Bytes of a tokenizer of `vocabulary` tokens, its library included."""
     return int(TOKENIZER_MIB * MIB) + TOKENIZER_BYTES_A_TOKEN * vocabulary
 
@@ -55,15 +57,15 @@ def planned_memory(
 
     `blocks` and `top`: stored bytes of each block and of everything outside the blocks. `context`: tokens of
     prompt and answer together; `prompt`: the longest prompt (default: at most 256 tokens pass at once).
-    `tokenizer_nbytes` is not needed (the line is predicted from the vocabulary). `limit`: bytes that streamed
-    weights may take, None for the least.
+    `tokenizer_nbytes`: of its files, a lower bound of what the line predicts from the vocabulary. `limit`:
+    bytes that streamed weights may take, None for the least.
     """
     from haversack.core.index import create
 
     method = create("run", "residency", residency) if isinstance(residency, str) else residency
     base = (
         ("program", int(base_mib * MIB)),
-        ("tokenizer", _tokenizer(architecture.vocabulary)),
+        ("tokenizer", max(predicted_tokenizer_nbytes(architecture.vocabulary), tokenizer_nbytes or 0)),
     )
     rest = run_lines(
         architecture, capacity=context, cache_type=cache_type, prompt=min(context, prompt or ROWS)
@@ -72,6 +74,3 @@ def planned_memory(
         limit -= sum(count for _, count in base + rest)
     weights = method.planned(blocks, top, files, limit)  # type: ignore[union-attr]
     return MemoryPlan((*base, *weights, *rest))
-
-
-_tokenizer = tokenizer_nbytes

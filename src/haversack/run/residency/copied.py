@@ -58,7 +58,8 @@ class Copy:
         self.start = min((entry.offset for entry in entries), default=0) // PAGE * PAGE
         stop = max((entry.offset + entry.nbytes for entry in entries), default=0)
         self.size = max(stop - self.start, 0)
-        memory = mmap.mmap(-1, self.size + HUGE)
+        # Private: memory that can be shared with a child gets no huge pages.
+        memory = mmap.mmap(-1, self.size + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if hasattr(memory, "madvise") and hasattr(mmap, "MADV_HUGEPAGE"):
             memory.madvise(mmap.MADV_HUGEPAGE)
         address = np.frombuffer(memory, np.uint8, count=1).ctypes.data
@@ -78,6 +79,8 @@ class Copy:
             others.start()
             self._read_every(descriptor, 0, failures)
             others.join()
+            if hasattr(os, "posix_fadvise"):  # what was read ahead, and pages across the pieces' ends
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(descriptor)
         if failures:

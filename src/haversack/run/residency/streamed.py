@@ -10,10 +10,12 @@ Cost: every step reads all blocks that are not kept, so long prompts and drafts,
 from __future__ import annotations
 
 import atexit
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -76,8 +78,22 @@ class Streamed(Method):
         self, source: TensorSource, architecture: Architecture, limit: int | None = None
     ) -> StreamedHeld:
         """Read what is kept and start reading ahead."""
+        for path in source.files:
+            drop_cached(path)
         units = model_units(source, architecture)
         return StreamedHeld(source, architecture, units, self.kept(units, limit))
+
+
+def drop_cached(path: Path) -> None:
+    """Let the page cache forget a file that an earlier run left there: it would count as this run's
+    memory.
+    """
+    if hasattr(os, "posix_fadvise"):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
 
 
 class StreamedHeld:

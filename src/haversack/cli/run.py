@@ -1,0 +1,204 @@
+"""Run a pack or a checkpoint: complete a text on this machine, inside a budget."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from haversack.cli._output import Json
+
+if TYPE_CHECKING:
+    from haversack.run._generate import Generation
+
+
+def command(
+    model: Annotated[
+        str, typer.Argument(metavar="PACK", help="a pack, a checkpoint folder or a bundled model (code)")
+    ],
+    input: Annotated[
+        Path | None,
+        typer.Argument(metavar="[INPUT]", help="a text file to complete (- or none: standard input)"),
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="the text to complete, instead of INPUT")] = None,
+    max_tokens: Annotated[int, typer.Option(help="end after so many tokens")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="draw from the k likeliest tokens; 0: from all")] = 0,
+    top_p: Annotated[
+        float, typer.Option(help="draw from the fewest tokens that reach this probability")
+    ] = 1.0,
+    min_p: Annotated[
+        float, typer.Option(help="draw from tokens at least this times as likely as the first")
+    ] = 0.0,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="above 1: tokens seen before become less likely")
+    ] = 1.0,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="end before this text; may be given several times")
+    ] = None,
+    ignore_end: Annotated[bool, typer.Option("--ignore-end", help="go on after the end of the text")] = False,
+    seed: Annotated[int, typer.Option(help="the same seed draws the same tokens")] = 0,
+    log_probabilities: Annotated[
+        bool, typer.Option("--log-probabilities", help="print each token's natural log-probability")
+    ] = False,
+    residency: Annotated[
+        str | None,
+        typer.Option(help="where weights live: mapped, copied or streamed (default: the pack's plan)"),
+    ] = None,
+    attention: Annotated[str, typer.Option(help="dense, or sliding:window=N,sink=N")] = "dense",
+    context: Annotated[str, typer.Option(help="what of the prompt is read: tokens")] = "tokens",
+    prefill: Annotated[str, typer.Option(help="whole, or chunked:tokens=N")] = "whole",
+    decode: Annotated[
+        str | None, typer.Option(help="one-by-one, or linear-draft:length=N (default with --draft)")
+    ] = None,
+    draft: Annotated[str | None, typer.Option(help="the small model that drafts, such as code-draft")] = None,
+    activations: Annotated[
+        str | None, typer.Option(help="f32 or int8-dynamic (default: the pack's plan)")
+    ] = None,
+    cache_type: Annotated[str | None, typer.Option(help="keys and values as f32, f16 or int8")] = None,
+    context_length: Annotated[
+        int | None, typer.Option(help="most tokens of prompt and answer together")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="threads of the kernels (default: all processors)")
+    ] = None,
+    ram_mib: Annotated[
+        float | None, typer.Option(help="budget: peak memory in MiB; refused before loading")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Complete a text: PROMPT, the file INPUT, or what standard input holds."""
+    from threading import Thread
+
+    from haversack.core.budget import Budget
+    from haversack.run._source import open_model
+
+    opened = open_model(model)
+    tokenizer: list[Any] = []
+    reading = Thread(target=_attempt, args=(opened.tokenizer, tokenizer))
+    reading.start()  # beside the imports below and the weights' copy
+    from haversack.run._engine import Engine
+    from haversack.run._generate import Limits, generate, prompt_tokens
+    from haversack.run._sampler import Sampler
+
+    limits = Limits(max_tokens, tuple(stop or ()), () if ignore_end else None)
+    sampler = Sampler(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    budget = Budget(ram_mib=ram_mib)
+    text = _text(prompt, input)
+    reading.join()
+    if isinstance(tokenizer[0], BaseException):
+        raise tokenizer[0]
+    tokens = prompt_tokens(opened, tokenizer[0], text)
+    size = (len(tokens), max_tokens)
+    engine = Engine.open(
+        opened,
+        residency=residency,
+        attention=attention,
+        context=context,
+        prefill=prefill,
+        decode=decode or ("linear-draft" if draft else "one-by-one"),
+        draft=draft,
+        activations=activations,
+        cache_type=cache_type,
+        threads=threads,
+        context_length=context_length,
+        budget=budget,
+        tokens=size,
+    )
+    with engine:
+        answer = generate(engine, tokens, limits, sampler, tokenizer[0])
+        if json:
+            for _ in answer:
+                pass
+            _print_record(answer, size, seed, log_probabilities)
+        else:
+            _print_text(answer, size, text, log_probabilities)
+
+
+def _attempt(make: Any, results: list[Any]) -> None:
+    try:
+        results.append(make())
+    except BaseException as error:
+        results.append(error)
+
+
+def _text(prompt: str | None, input: Path | None) -> str:
+    """The text to complete. Raises UserError for two of them, and for a file that is no text."""
+    import sys
+
+    from haversack.core.errors import UserError
+
+    if prompt is not None:
+        if input is not None:
+            raise UserError("give --prompt or INPUT, not both.", field="prompt", given=str(input))
+        return prompt
+    if input is None and sys.stdin.isatty():
+        raise UserError("give a text: --prompt TEXT, a file, or standard input.", field="prompt")
+    name = "standard input" if input is None or str(input) == "-" else str(input)
+    try:
+        if name == "standard input":
+            return sys.stdin.buffer.read().decode("utf-8")
+        assert input is not None
+        return input.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{name} is not UTF-8 text (byte {error.start}).", field="input", given=name
+        ) from error
+    except OSError as error:
+        raise UserError(f"{name} cannot be read: {error.strerror}.", field="input", given=name) from error
+
+
+def _print_text(answer: Generation, size: tuple[int, int], text: str, log_probabilities: bool) -> None:
+    """The text as it comes; then, on standard error, how it went."""
+    import sys
+
+    for token in answer:
+        if log_probabilities and token.id is not None:
+            print(f"{token.log_probability:9.4f}  {token.id:>7}  {token.text!r}", flush=True)
+        elif not log_probabilities:
+            sys.stdout.write(token.text)
+            sys.stdout.flush()
+    if not log_probabilities:
+        print()
+    from haversack.core.memory import peak_mib
+
+    engine = answer.engine
+    planned = engine.memory_plan(size).total_mib
+    measured = peak_mib(engine.model.source.files)
+    plan = ", ".join(f"{name} {value}" for name, value in engine.plan.items())
+    print(
+        f"{answer.prompt_tokens} tokens read, {len(answer.tokens)} written ({answer.stop}); first after "
+        f"{answer.first_token_ms:.0f} ms, then {answer.tokens_per_s:.1f} tokens/s\n"
+        f"memory: planned {planned:.1f} MiB, measured {measured:.1f} MiB\nplan: {plan}",
+        file=sys.stderr,
+    )
+
+
+def _print_record(answer: Generation, size: tuple[int, int], seed: int, log_probabilities: bool) -> None:
+    from haversack.cli._output import print_json
+    from haversack.core.measurement import machine
+    from haversack.core.memory import peak_mib
+
+    engine = answer.engine
+    record = {
+        "text": answer.text,
+        "tokens": len(answer.tokens),
+        "prompt_tokens": answer.prompt_tokens,
+        "stop": answer.stop,
+        "first_token_ms": round(answer.first_token_ms, 3),
+        "tokens_per_s": round(answer.tokens_per_s, 3),
+        "ram_mib": {
+            "planned": round(engine.memory_plan(size).total_mib, 2),
+            "measured": round(peak_mib(engine.model.source.files), 2),
+        },
+        "plan": engine.plan,
+        "seed": seed,
+        "machine": machine(),
+    }
+    if log_probabilities:
+        record["log_probabilities"] = [
+            {"token": token, "log_probability": round(value, 6)}
+            for token, value in zip(answer.tokens, answer.log_probabilities, strict=True)
+        ]
+    print_json(record)
