@@ -19,7 +19,7 @@ HAVERSACK_BIND(base) {
     });
     // Runs `total` empty pieces: what a call through the pool costs, for tests and for measuring a machine.
     module.def("pool_round", [](long total) {
-        nb::gil_scoped_release release;
+        const Unlocked unlocked;
         parallel(total, 1, [](int64_t, int64_t) {});
     }, nb::arg("total"));
 }

@@ -49,7 +49,7 @@ bool one(const Inputs &x, const Handle &matrix, const Outputs &out, const std::o
     const Activations how = static_cast<Activations>(activations);
     if (!sensible(how, static_scale) || !fits(x, matrix, out, add ? &*add : nullptr, how)) return false;
     const Product product = {matrix.weights, out.data(), add ? add->data() : nullptr};
-    nb::gil_scoped_release release;
+    const Unlocked unlocked;
     matmul().products(x.data(), static_cast<int64_t>(x.shape(0)), &product, 1, how, static_scale);
     return true;
 }
@@ -74,7 +74,7 @@ bool many(const Inputs &x, nb::list matrices, nb::list outs, nb::object adds, in
         if (!fits(x, matrix, out, nullptr, how)) return false;
         products[i] = {matrix.weights, out.data(), added};
     }
-    nb::gil_scoped_release release;
+    const Unlocked unlocked;
     matmul().products(x.data(), static_cast<int64_t>(x.shape(0)), products, static_cast<int>(count), how, static_scale);
     return true;
 }

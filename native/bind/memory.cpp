@@ -24,7 +24,7 @@ HAVERSACK_BIND(memory) {
             void *data = huge_allocate(bytes);
             if (!data) throw std::bad_alloc();
             {
-                nb::gil_scoped_release release;
+                const Unlocked unlocked;
                 copy_dropping(data, source.data(), bytes);
             }
             nb::capsule owner(new Block{data, bytes}, [](void *p) noexcept {
