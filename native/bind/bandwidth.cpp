@@ -14,7 +14,7 @@ double measured(size_t bytes, bool huge, int rounds) {
     if (bytes == 0 || rounds < 1) throw nb::value_error("bytes and rounds are at least 1");
     double seconds;
     {
-        nb::gil_scoped_release release;
+        const Unlocked unlocked;
         seconds = fastest(bytes, huge ? Pages::huge : Pages::small, rounds);
     }
     if (seconds < 0) throw std::bad_alloc();
