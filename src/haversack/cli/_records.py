@@ -82,20 +82,27 @@ class PackOutput(_Record):
     ram_mib: Memory
 
 
+class LogProbability(_Record):
+    """A token of the answer and the natural logarithm of its probability."""
+
+    token: Count
+    log_probability: float
+
+
 class RunOutput(_Record):
-    """`haversack run`. `stop`: why the answer ended."""
+    """`haversack run`. `stop`: why the answer ended: `max-tokens`, `end-of-text`, `stop-text` or `context`."""
 
     text: str
-    tokens: list[int]
+    tokens: Count
     prompt_tokens: Count
     stop: str
     first_token_ms: float
-    tokens_per_s: float | None
+    tokens_per_s: float
     ram_mib: Memory
     plan: dict[str, Any]
     seed: int
     machine: dict[str, Any]
-    logprobs: list[float] | msgspec.UnsetType = msgspec.UNSET
+    log_probabilities: list[LogProbability] | msgspec.UnsetType = msgspec.UNSET
 
 
 class CheckOutput(_Record):
