@@ -89,7 +89,8 @@ def test_a_checkpoint_becomes_a_pack_that_runs(capsys, checkpoint, tmp_path):
     assert json.loads(capsys.readouterr().out)["tokens"]
 
 
-def test_fixed_slots_are_kept_and_a_table_is_shown(capsys, checkpoint, tmp_path):
+def test_fixed_slots_are_kept_and_a_table_is_shown(capsys, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "180")
     goal = tmp_path / "a.pack"
     code, out, err = run(
         capsys, checkpoint, *BOARD, "-o", goal, *QUICK,

@@ -53,9 +53,9 @@ def test_every_method_is_tried_in_every_width_and_group():
 
 
 def test_a_fixed_precision_is_kept_and_an_unknown_one_refused():
-    assert precision_choices("gptq:bits=4,group=32,order=activation") == [
-        str(create_precision("gptq:bits=4,group=32,order=activation"))
-    ]
+    full = "gptq:bits=4,group=32,order=activation"
+    assert precision_choices("gptq:order=activation,group=32") == [full]
+    assert create_precision(full) == create_precision("gptq:group=32,order=activation")
     assert all(choice.startswith("gptq") for choice in precision_choices("gptq"))
     with pytest.raises(UserError) as caught:
         precision_choices("gtpq")

@@ -137,7 +137,7 @@ def _show(outcome: Outcome) -> None:
         )
         rows.append([Text(cell, style) for cell in cells])
     words = ("precision", "activations", "weights", "cache")
-    numbers = ("bits", "bits/byte", "loss", "MiB memory", "MiB storage", "tokens/s here", "tokens/s device")
+    numbers = ("bits", "bits/byte", "loss", "MiB RAM", "MiB disk", "tokens/s here", "there")
     table((*words, *numbers, "fits"), rows, right=numbers)
     print(
         f"{len(measured)} plans measured, {len(outcome.candidates) - len(measured)} predicted (~), "

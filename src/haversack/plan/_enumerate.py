@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from haversack.core import index
 from haversack.core.device import Device
 from haversack.core.errors import UserError
-from haversack.core.method import Method
+from haversack.core.method import Method, parse_choice
 from haversack.models._architecture import Architecture
 from haversack.plan._candidates import Candidate, Plan
 from haversack.plan._predict import LOSS_PER_NOISE, MIB, Sizes, bits_a_weight, noise, times
@@ -48,7 +48,8 @@ def precision_choices(fixed: str | None) -> list[str]:
     parameter.
     """
     if fixed is not None and ":" in fixed:
-        return [str(index.create("shrink", "precision", fixed))]
+        named = [name for name in parse_choice(fixed)[1] if name not in VARIED]
+        return [full_name(index.create("shrink", "precision", fixed), (*VARIED, *named))]
     entries = (
         index.methods("shrink", "precision") if fixed is None else [index.find("shrink", "precision", fixed)]
     )
