@@ -96,6 +96,10 @@ class MemoryWatch:
         self._root = process or os.getpid()
         self._files = tuple(Path(file) for file in files)
         self._highest: dict[tuple[int, str], int] = {}
+        self._mapped: dict[
+            int, tuple[int, int]
+        ] = {}  # pages mapped at the last sample, and when VmHWM last grew
+        self._grown = False
         self._peak = 0
         self._ended = threading.Event()
         self._lock = threading.Lock()
@@ -121,28 +125,40 @@ class MemoryWatch:
         """Take one sample; False when the root has no memory any more (it ended)."""
         with self._lock:
             tree = _tree(self._root, {key[0]: key[1] for key in self._highest})
-            unmapped = 0
-            if files:
-                unmapped = sum(_unmapped_cached(file, [pid for pid, _ in tree]) for file in self._files)
+            processes = [pid for pid, _ in tree]
+            pages = [_pages(file, processes) for file in self._files] if files else []
             alive = False
             for key in tree:
                 high = _high_water(key[0])
                 if high is not None:
+                    self._grown = self._grown or high > self._highest.get(key, 0)
                     self._highest[key] = max(high, self._highest.get(key, 0))
                     alive = alive or key[0] == self._root
-            # Pages of a process that just ended look unmapped: such a sample says nothing of files.
-            self._peak = max(self._peak, sum(self._highest.values()) + (unmapped if alive else 0))
+            total = sum(self._highest.values())
+            if alive and files:  # the pages of a process that just ended look unmapped and say nothing
+                total += PAGE * sum(self._unmapped(i, *states) for i, states in enumerate(pages))
+                self._grown = False
+            self._peak = max(self._peak, total)
             return alive
+
+    def _unmapped(self, index: int, cached: int, mapped: int) -> int:
+        """Cached pages of a file that VmHWM does not hold: neither mapped now nor when VmHWM last grew, as
+        far as samples tell."""
+        before, held = self._mapped.get(index, (0, 0))
+        if self._grown:
+            held = before | mapped
+        self._mapped[index] = (mapped, held)
+        return (cached & ~(mapped | held)).bit_count()
 
     def _watch(self) -> None:
         files_again = 0.0
         while not self._ended.wait(POLL_S):
-            started = time.monotonic()
-            files = bool(self._files) and started >= files_again
+            files = bool(self._files) and time.monotonic() >= files_again
+            before = time.thread_time()
             if not self.sample(files=files):
                 return
             if files:
-                files_again = time.monotonic() + 20 * (time.monotonic() - started)
+                files_again = time.monotonic() + 20 * (time.thread_time() - before)
 
 
 def peak_mib(files: Iterable[os.PathLike[str] | str] = ()) -> float:
@@ -299,17 +315,18 @@ def _high_water(pid: int) -> int | None:
     return None
 
 
-def _unmapped_cached(file: Path, processes: Iterable[int]) -> int:
-    """Bytes of `file` in the page cache that none of `processes` maps."""
+def _pages(file: Path, processes: Iterable[int]) -> tuple[int, int]:
+    """The pages of `file` in the page cache, and those that `processes` map: numbers with byte i = 1 for page
+    i."""
     try:
         cached = _cached_pages(file)
         identity = file.stat()
     except OSError:
-        return 0
+        return 0, 0
     mapped = 0
     for pid in processes:
         mapped |= _mapped_pages(pid, identity, len(cached))
-    return (int.from_bytes(cached, "little") & ~mapped).bit_count() * PAGE
+    return int.from_bytes(cached, "little"), mapped
 
 
 def _cached_pages(file: Path) -> bytes:
