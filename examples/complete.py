@@ -19,11 +19,8 @@ def main() -> None:
         for token in answer:
             print(token.text, end="", flush=True)
         print(f"\n\n{len(answer.tokens)} tokens, ended by {answer.stop}: {answer.tokens_per_s:.0f} tokens/s")
-        print(
-            engine.memory_plan((answer.prompt_tokens, 40)).text(
-                measured_mib=peak_mib(engine.model.source.files)
-            )
-        )
+        measured_mib = peak_mib(engine.model.source.files)
+        print(engine.memory_plan((answer.prompt_tokens, 40)).text(measured_mib))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pytest
 
 from haversack.cli import main
 from haversack.cli._app import command_names
-from haversack.cli._records import OUTPUTS, BenchOutput, ErrorRecord, SystemsOutput
+from haversack.cli._records import OUTPUTS, BenchOutput, ErrorRecord, RunOutput, SystemsOutput
 from haversack.models._bundled import bundled_names
 
 
@@ -74,8 +74,13 @@ def test_pack_check_and_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
     fits("pack", capsys)
     assert main(["check", pack, "--json"]) == 0
     fits("check", capsys)
-    assert main(["run", pack, "--prompt", "def add(a, b):", "--max-tokens", "8", "--json"]) == 0
-    fits("run", capsys)
+    line = ["run", pack, "--prompt", "def add(a, b):", "--max-tokens", "8", "--ignore-end"]
+    for more in ([], ["--log-probabilities"]):
+        assert main([*line, *more, "--json"]) == 0
+        record = fits("run", capsys)
+        assert isinstance(record, RunOutput)
+        assert record.tokens == 8
+    assert len(record.log_probabilities) == 8
 
 
 def test_bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

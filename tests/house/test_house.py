@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -69,14 +70,16 @@ def test_a_command_s_help_imports_no_numbers() -> None:
 
 
 def test_help_answers_in_time() -> None:
-    """0.3 s; the best of ten, because other programs share the machine."""
-    program = [sys.executable, "-c", "from haversack.cli import main; main(['--help'])"]
-    best = float("inf")
-    for _ in range(10):
-        started = time.perf_counter()
-        subprocess.run(program, check=True, capture_output=True)
-        best = min(best, time.perf_counter() - started)
-    assert best < 0.3
+    """0.3 s of the processor, the best of five: time that other programs take from the clock is not ours."""
+    for line in (["--help"], ["systems", "--help"]):
+        program = [sys.executable, "-c", f"from haversack.cli import main; main({line})"]
+        best = float("inf")
+        for _ in range(5):
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            subprocess.run(program, check=True, capture_output=True)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            best = min(best, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        assert best < 0.3, line
 
 
 def test_importing_any_room_starts_nothing() -> None:
@@ -131,6 +134,15 @@ def test_generated_pages_are_up_to_date() -> None:
         [sys.executable, "tools/docs.py", "--check"], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    broken = []
+    for page in [ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            if not (page.parent / target).exists():
+                broken.append(f"{page.relative_to(ROOT)}: {target}")
+    assert not broken
 
 
 def test_nothing_private_is_told() -> None:

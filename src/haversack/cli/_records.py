@@ -90,7 +90,7 @@ class LogProbability(_Record):
 
 
 class RunOutput(_Record):
-    """`haversack run`. `stop`: why the answer ended: `max-tokens`, `end-of-text`, `stop-text` or `context`."""
+    """`haversack run`. `stop`: max-tokens, end-of-text, stop-text or context."""
 
     text: str
     tokens: Count
