@@ -2,6 +2,7 @@
 # make test    install what tests need, lint, run every test
 # make lint    formatting, lint, types, import rules
 # make native  compile the kernels: the module in .venv, and their own test program, which is run
+# make neon    the same for 64-bit Arm: cross-compiled, and run under qemu
 # make light   install the built wheel alone, with nothing but its dependencies, and try it
 # make docs    write the generated pages again
 # make clean   remove what was built, .venv included
@@ -22,7 +23,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 BUILT_FROM := pyproject.toml CMakeLists.txt constraints.txt src/haversack/core/method.py \
               $(shell find native -name '*.cpp' -o -name '*.h' -o -name CMakeLists.txt)
 
-.PHONY: help demo test lint native light docs clean
+.PHONY: help demo test lint native neon light docs clean
 
 help:
 	@sed -n 's/^# make/  make/p' Makefile
@@ -65,12 +66,25 @@ lint: $(VENV)/.tests
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/clang-format --dry-run -Werror $$(git ls-files 'native/*.cpp' 'native/*.h' 2>/dev/null || find native -name '*.cpp' -o -name '*.h')
 
+FIND_CMAKE = cmake=$$([ -x $(BIN)/cmake ] && echo $(BIN)/cmake || command -v cmake) || \
+	{ echo "cmake is missing; run: make test (which installs it), or apt install cmake" >&2; exit 2; }
+
 native: $(VENV)/.light
 	@tools/prerequisites.sh >/dev/null
-	@cmake=$$([ -x $(BIN)/cmake ] && echo $(BIN)/cmake || command -v cmake) || \
-		{ echo "cmake is missing; run: make test (which installs it), or apt install cmake" >&2; exit 2; }; \
-	$$cmake -S . -B build/native -DCMAKE_BUILD_TYPE=Release && $$cmake --build build/native -j $$(nproc) && \
-	build/native/native/test_native
+	@$(FIND_CMAKE); \
+	$$cmake -S . -B build/native -DCMAKE_BUILD_TYPE=Release && \
+	$$cmake --build build/native -j $$(nproc) && build/native/native/test_native
+
+neon:
+	@for part in aarch64-linux-gnu-g++ qemu-aarch64-static; do command -v $$part >/dev/null || \
+		{ echo "$$part is missing; on Debian and Ubuntu: apt install g++-aarch64-linux-gnu qemu-user-static" >&2; \
+		  exit 2; }; done
+	@$(FIND_CMAKE); \
+	$$cmake -S . -B build/aarch64 -DCMAKE_BUILD_TYPE=Release -DCMAKE_SYSTEM_NAME=Linux \
+		-DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ \
+		-DCMAKE_EXE_LINKER_FLAGS=-static && \
+	$$cmake --build build/aarch64 -j $$(nproc) --target test_native && \
+	qemu-aarch64-static build/aarch64/native/test_native
 
 light:
 	@tools/light.sh
