@@ -94,10 +94,9 @@ void alike_products(const float *x, int64_t n, const Product *products, int coun
                     float static_scale) {
     const Weights &first = products[0].weights;
     const bool floats = activations == Activations::f32;
-    const Tiles tiles =
-        !first.packed() ? ready_floats(x, n, first.columns, (first.columns + 15) / 16 * 16, 16, float_tile)
-        : floats        ? ready_floats(x, n, first.columns, first.groups() * first.group, 1, packed_float_tile)
-                        : ready_int8(x, n, first, activations == Activations::int8_static ? static_scale : 0.0f);
+    const Tiles tiles = !first.packed() ? ready_floats(x, n, first.columns, (first.columns + 15) / 16 * 16, 16, float_tile)
+                        : floats ? ready_floats(x, n, first.columns, first.groups() * first.group, 1, packed_float_tile)
+                                 : ready_int8(x, n, first, activations == Activations::int8_static ? static_scale : 0.0f);
     BlockKernel kernel = float_blocks;
     if (first.kind == Kind::int8) kernel = floats ? int8_float_blocks : int8_blocks;
     if (first.kind == Kind::int4) kernel = floats ? int4_float_blocks : int4_blocks;

@@ -27,9 +27,7 @@ struct Weights {
         if (kind == Kind::int8) return groups() * group * 16 + 64;
         return 16 * columns * (kind == Kind::f32 ? 4 : 2);
     }
-    int64_t bytes() const {
-        return packed() ? blocks() * block_bytes() : rows * columns * (kind == Kind::f32 ? 4 : 2);
-    }
+    int64_t bytes() const { return packed() ? blocks() * block_bytes() : rows * columns * (kind == Kind::f32 ? 4 : 2); }
 };
 
 struct Product {

@@ -43,8 +43,7 @@ HAVERSACK_INLINE void int8_tile(const Product &product, const uint8_t *w, const 
         }
         for (int b = 0; b < Blocks; ++b) {
             const Floats scale = load_f16(w + b * stride);
-            for (int t = 0; t < T; ++t)
-                sums[b][t] = fma(to_floats(inside[b][t]), scale * set(scales[t]), sums[b][t]);
+            for (int t = 0; t < T; ++t) sums[b][t] = fma(to_floats(inside[b][t]), scale * set(scales[t]), sums[b][t]);
         }
         w += 32;
     }

@@ -11,8 +11,8 @@ struct QuantizeKernels {
     // static_scale 0: each group's scale is its largest magnitude / 127, and the integer is the nearest even of
     // x * (127 / largest). Else the integer is the nearest even of x * (1 / static_scale), clipped to -127..127.
     // A group that holds NaN or infinity gets integers 0 and scale NaN. corrections = -offset * sum of the integers.
-    void (*token)(const float *x, int64_t columns, int64_t group, float static_scale, int32_t offset, int8_t *q,
-                  float *scales, int32_t *corrections);
+    void (*token)(const float *x, int64_t columns, int64_t group, float static_scale, int32_t offset, int8_t *q, float *scales,
+                  int32_t *corrections);
 };
 
 }  // namespace haversack

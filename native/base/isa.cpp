@@ -41,23 +41,21 @@ bool has_f16c() {  // not every compiler knows its name
 
 bool runs_here(Isa isa) {
     switch (isa) {
-        case Isa::portable: return true;
+    case Isa::portable: return true;
 #if defined(__x86_64__)
-        case Isa::avx2:
-            return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
-        case Isa::avx512:
-            return runs_here(Isa::avx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                   __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-                   __builtin_cpu_supports("avx512vnni");
+    case Isa::avx2: return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
+    case Isa::avx512:
+        return runs_here(Isa::avx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
 #elif defined(__aarch64__)
-        case Isa::neon: return true;
+    case Isa::neon: return true;
 #if defined(__linux__)
-        case Isa::dotprod: return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+    case Isa::dotprod: return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
 #elif defined(__APPLE__)
-        case Isa::dotprod: return true;
+    case Isa::dotprod: return true;
 #endif
 #endif
-        default: return false;
+    default: return false;
     }
 }
 

@@ -16,35 +16,49 @@ const char *active_isa_name();
 }  // namespace haversack
 
 #if defined(__x86_64__)
-#define HAVERSACK_FAMILY(Table, name)                               \
-    namespace haversack::portable { extern const Table name##_table; } \
-    namespace haversack::avx2 { extern const Table name##_table; }     \
-    namespace haversack::avx512 { extern const Table name##_table; }   \
-    namespace haversack {                                           \
-    [[maybe_unused]] static inline const Table &name() {            \
-        const Isa isa = active_isa();                               \
-        if (isa == Isa::avx512) return avx512::name##_table;        \
-        if (isa == Isa::avx2) return avx2::name##_table;            \
-        return portable::name##_table;                              \
-    }                                                               \
+#define HAVERSACK_FAMILY(Table, name)                                                                                          \
+    namespace haversack::portable {                                                                                            \
+    extern const Table name##_table;                                                                                           \
+    }                                                                                                                          \
+    namespace haversack::avx2 {                                                                                                \
+    extern const Table name##_table;                                                                                           \
+    }                                                                                                                          \
+    namespace haversack::avx512 {                                                                                              \
+    extern const Table name##_table;                                                                                           \
+    }                                                                                                                          \
+    namespace haversack {                                                                                                      \
+    [[maybe_unused]] static inline const Table &name() {                                                                       \
+        const Isa isa = active_isa();                                                                                          \
+        if (isa == Isa::avx512) return avx512::name##_table;                                                                   \
+        if (isa == Isa::avx2) return avx2::name##_table;                                                                       \
+        return portable::name##_table;                                                                                         \
+    }                                                                                                                          \
     }
 #elif defined(__aarch64__)
-#define HAVERSACK_FAMILY(Table, name)                               \
-    namespace haversack::portable { extern const Table name##_table; } \
-    namespace haversack::neon { extern const Table name##_table; }     \
-    namespace haversack::dotprod { extern const Table name##_table; }  \
-    namespace haversack {                                           \
-    [[maybe_unused]] static inline const Table &name() {            \
-        const Isa isa = active_isa();                               \
-        if (isa == Isa::dotprod) return dotprod::name##_table;      \
-        if (isa == Isa::neon) return neon::name##_table;            \
-        return portable::name##_table;                              \
-    }                                                               \
+#define HAVERSACK_FAMILY(Table, name)                                                                                          \
+    namespace haversack::portable {                                                                                            \
+    extern const Table name##_table;                                                                                           \
+    }                                                                                                                          \
+    namespace haversack::neon {                                                                                                \
+    extern const Table name##_table;                                                                                           \
+    }                                                                                                                          \
+    namespace haversack::dotprod {                                                                                             \
+    extern const Table name##_table;                                                                                           \
+    }                                                                                                                          \
+    namespace haversack {                                                                                                      \
+    [[maybe_unused]] static inline const Table &name() {                                                                       \
+        const Isa isa = active_isa();                                                                                          \
+        if (isa == Isa::dotprod) return dotprod::name##_table;                                                                 \
+        if (isa == Isa::neon) return neon::name##_table;                                                                       \
+        return portable::name##_table;                                                                                         \
+    }                                                                                                                          \
     }
 #else
-#define HAVERSACK_FAMILY(Table, name)                               \
-    namespace haversack::portable { extern const Table name##_table; } \
-    namespace haversack {                                           \
-    [[maybe_unused]] static inline const Table &name() { return portable::name##_table; } \
+#define HAVERSACK_FAMILY(Table, name)                                                                                          \
+    namespace haversack::portable {                                                                                            \
+    extern const Table name##_table;                                                                                           \
+    }                                                                                                                          \
+    namespace haversack {                                                                                                      \
+    [[maybe_unused]] static inline const Table &name() { return portable::name##_table; }                                      \
     }
 #endif

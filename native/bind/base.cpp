@@ -18,8 +18,11 @@ HAVERSACK_BIND(base) {
         return names;
     });
     // Runs `total` empty pieces: what a call through the pool costs, for tests and for measuring a machine.
-    module.def("pool_round", [](long total) {
-        const Unlocked unlocked;
-        parallel(total, 1, [](int64_t, int64_t) {});
-    }, nb::arg("total"));
+    module.def(
+        "pool_round",
+        [](long total) {
+            const Unlocked unlocked;
+            parallel(total, 1, [](int64_t, int64_t) {});
+        },
+        nb::arg("total"));
 }

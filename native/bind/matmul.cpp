@@ -40,8 +40,7 @@ bool fits(const Inputs &x, const Handle &matrix, const Outputs &out, const Input
     const Weights &weights = matrix.weights;
     const size_t n = x.shape(0), rows = static_cast<size_t>(weights.rows);
     return x.shape(1) == static_cast<size_t>(weights.columns) && out.shape(0) == n && out.shape(1) == rows &&
-           (!add || (add->shape(0) == n && add->shape(1) == rows)) &&
-           (weights.packed() || activations == Activations::f32);
+           (!add || (add->shape(0) == n && add->shape(1) == rows)) && (weights.packed() || activations == Activations::f32);
 }
 
 bool one(const Inputs &x, const Handle &matrix, const Outputs &out, const std::optional<Inputs> &add, int activations,
@@ -58,16 +57,18 @@ bool many(const Inputs &x, nb::list matrices, nb::list outs, nb::object adds, in
     const Activations how = static_cast<Activations>(activations);
     const size_t count = matrices.size();
     if (!sensible(how, static_scale) || count > most_products || outs.size() != count) return false;
+    if (!adds.is_none() && nb::len(adds) != count) return false;
     Product products[most_products];
     for (size_t i = 0; i < count; ++i) {
         const Handle &matrix = nb::cast<const Handle &>(matrices[i]);
-        const Outputs out = nb::cast<Outputs>(outs[i], false);
+        Outputs out;
+        if (!nb::try_cast<Outputs>(outs[i], out, false)) return false;
         const float *added = nullptr;
         if (!adds.is_none()) {
             const nb::object entry = adds[i];
             if (!entry.is_none()) {
-                const Inputs add = nb::cast<Inputs>(entry, false);
-                if (!fits(x, matrix, out, &add, how)) return false;
+                Inputs add;
+                if (!nb::try_cast<Inputs>(entry, add, false) || !fits(x, matrix, out, &add, how)) return false;
                 added = add.data();
             }
         }

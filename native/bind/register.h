@@ -37,7 +37,7 @@ class Unlocked {
 };
 }  // namespace haversack
 
-#define HAVERSACK_BIND(family)                                                                        \
-    static void bind_##family(nanobind::module_ &module);                                            \
-    static const haversack::Registration registration_##family(bind_##family);                       \
+#define HAVERSACK_BIND(family)                                                                                                 \
+    static void bind_##family(nanobind::module_ &module);                                                                      \
+    static const haversack::Registration registration_##family(bind_##family);                                                 \
     static void bind_##family(nanobind::module_ &module)

@@ -31,9 +31,7 @@ HAVERSACK_INLINE Floats min(Floats a, Floats b) { return {_mm512_min_ps(a.v, b.v
 HAVERSACK_INLINE Floats max(Floats a, Floats b) { return {_mm512_max_ps(a.v, b.v)}; }
 HAVERSACK_INLINE Floats abs(Floats a) { return {_mm512_abs_ps(a.v)}; }
 HAVERSACK_INLINE Floats sqrt(Floats a) { return {_mm512_sqrt_ps(a.v)}; }
-HAVERSACK_INLINE Floats round(Floats a) {
-    return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
-}
+HAVERSACK_INLINE Floats round(Floats a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 HAVERSACK_INLINE float sum(Floats a) {
     const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
@@ -81,9 +79,7 @@ HAVERSACK_INLINE Floats load_f16_part(const void *p, long n) { return {_mm512_cv
 HAVERSACK_INLINE Floats from_bf16(__m256i bits) {
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
 }
-HAVERSACK_INLINE Floats load_bf16(const void *p) {
-    return from_bf16(_mm256_loadu_si256(static_cast<const __m256i *>(p)));
-}
+HAVERSACK_INLINE Floats load_bf16(const void *p) { return from_bf16(_mm256_loadu_si256(static_cast<const __m256i *>(p))); }
 HAVERSACK_INLINE Floats load_bf16_part(const void *p, long n) { return from_bf16(load_16x16(p, n)); }
 HAVERSACK_INLINE __m256i to_f16(Floats a) { return _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 HAVERSACK_INLINE void store_f16(void *p, Floats a) { _mm256_storeu_si256(static_cast<__m256i *>(p), to_f16(a)); }
@@ -118,9 +114,7 @@ struct Quads {
 };
 HAVERSACK_INLINE Quads load_quads(const void *p) { return {_mm512_loadu_si512(p)}; }
 HAVERSACK_INLINE Quads low_nibbles(Quads a) { return {_mm512_and_si512(a.v, _mm512_set1_epi8(15))}; }
-HAVERSACK_INLINE Quads high_nibbles(Quads a) {
-    return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(15))};
-}
+HAVERSACK_INLINE Quads high_nibbles(Quads a) { return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(15))}; }
 // acc + sum of 4 products of unsigned weights and the 4 signed inputs in x.
 HAVERSACK_INLINE Ints dot(Ints acc, Quads w, int32_t x) { return {_mm512_dpbusd_epi32(acc.v, w.v, _mm512_set1_epi32(x))}; }
 // The same for weights up to 15, at most 8 times between begin_few and end_few.

@@ -141,9 +141,7 @@ HAVERSACK_INLINE Floats as_floats(Ints a) {
 HAVERSACK_INLINE Ints larger(Ints a, Ints b) {
     return each<Ints>([&](int i) { return vmaxq_s32(a.v[i], b.v[i]); });
 }
-HAVERSACK_INLINE int32_t largest(Ints a) {
-    return vmaxvq_s32(vmaxq_s32(vmaxq_s32(a.v[0], a.v[1]), vmaxq_s32(a.v[2], a.v[3])));
-}
+HAVERSACK_INLINE int32_t largest(Ints a) { return vmaxvq_s32(vmaxq_s32(vmaxq_s32(a.v[0], a.v[1]), vmaxq_s32(a.v[2], a.v[3]))); }
 
 struct Halves {
     uint16x4_t v[4];
@@ -244,9 +242,8 @@ HAVERSACK_INLINE Ints end_few(Few acc, Ints) { return acc; }
 HAVERSACK_INLINE Ints dot(Ints acc, Quads w, int32_t x) {
     const int8x16_t inputs = vreinterpretq_s8_s32(vdupq_n_s32(x)), flip = vdupq_n_s8(-128);
     const int32x4_t back = vdotq_s32(vdupq_n_s32(0), inputs, flip);
-    return each<Ints>([&](int i) {
-        return vsubq_s32(vdotq_s32(acc.v[i], veorq_s8(vreinterpretq_s8_u8(w.v[i]), flip), inputs), back);
-    });
+    return each<Ints>(
+        [&](int i) { return vsubq_s32(vdotq_s32(acc.v[i], veorq_s8(vreinterpretq_s8_u8(w.v[i]), flip), inputs), back); });
 }
 #else
 // Products stay apart in 16 bits (8 * 15 * 127 fits) until end_few adds the four of each row.
@@ -268,9 +265,8 @@ HAVERSACK_INLINE Few dot_few(Few acc, Quads w, int32_t x) {
     return acc;
 }
 HAVERSACK_INLINE Ints end_few(Few acc, Ints so_far) {
-    return each<Ints>([&](int i) {
-        return vaddq_s32(so_far.v[i], vpaddq_s32(vpaddlq_s16(acc.low[i]), vpaddlq_s16(acc.high[i])));
-    });
+    return each<Ints>(
+        [&](int i) { return vaddq_s32(so_far.v[i], vpaddq_s32(vpaddlq_s16(acc.low[i]), vpaddlq_s16(acc.high[i]))); });
 }
 // Weights less 128, so that both sides are signed bytes; pairs of products fit 16 bits.
 HAVERSACK_INLINE Ints dot(Ints acc, Quads w, int32_t x) {

@@ -189,7 +189,9 @@ HAVERSACK_INLINE Halves load_halves(const void *p, long n) {
     std::memcpy(r.v, p, static_cast<size_t>(n) * sizeof(uint16_t));
     return r;
 }
-HAVERSACK_INLINE void store_halves(void *p, Halves h, long n) { std::memcpy(p, h.v, static_cast<size_t>(n) * sizeof(uint16_t)); }
+HAVERSACK_INLINE void store_halves(void *p, Halves h, long n) {
+    std::memcpy(p, h.v, static_cast<size_t>(n) * sizeof(uint16_t));
+}
 HAVERSACK_INLINE Floats load_f16_part(const void *p, long n) {
     const Halves h = load_halves(p, n);
     return each<Floats>([&](int i) { return from_f16(h.v[i]); });

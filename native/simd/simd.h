@@ -58,8 +58,8 @@
 #define HAVERSACK_INLINE static inline
 #endif
 
-#define HAVERSACK_TABLE(Table, name)  \
-    extern const Table name##_table; \
+#define HAVERSACK_TABLE(Table, name)                                                                                           \
+    extern const Table name##_table;                                                                                           \
     const Table name##_table
 
 namespace haversack::HAVERSACK_TARGET {

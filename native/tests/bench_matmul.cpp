@@ -16,9 +16,7 @@ using namespace haversack;
 
 namespace {
 
-double seconds() {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
+double seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 double median_of(int times, const std::vector<double> &all) {
     std::vector<double> sorted(all.begin(), all.begin() + times);
@@ -51,11 +49,16 @@ int main(int count, char **words) {
         const std::string word = words[i];
         const size_t at = word.find('=');
         const std::string name = word.substr(0, at), value = at == std::string::npos ? "" : word.substr(at + 1);
-        if (name == "kind") kind = value;
-        else if (name == "group") group = std::atoi(value.c_str());
-        else if (name == "tokens") n = std::atoi(value.c_str());
-        else if (name == "layers") layers = std::atoi(value.c_str());
-        else if (name == "activations") activations = value;
+        if (name == "kind")
+            kind = value;
+        else if (name == "group")
+            group = std::atoi(value.c_str());
+        else if (name == "tokens")
+            n = std::atoi(value.c_str());
+        else if (name == "layers")
+            layers = std::atoi(value.c_str());
+        else if (name == "activations")
+            activations = value;
         else if (name == "threads") {
             thread_counts.clear();
             for (const char *p = value.c_str(); *p;) {
@@ -82,7 +85,9 @@ int main(int count, char **words) {
         int64_t columns;
     };
     std::vector<Call> calls;
-    const auto weights_of = [&](int64_t rows, int64_t columns) { return Weights{nullptr, rows, columns, columns_of_group, of}; };
+    const auto weights_of = [&](int64_t rows, int64_t columns) {
+        return Weights{nullptr, rows, columns, columns_of_group, of};
+    };
     for (int64_t layer = 0; layer < layers; ++layer) {
         calls.push_back({{weights_of(2048, 2048), weights_of(256, 2048), weights_of(256, 2048)}, 2048});
         calls.push_back({{weights_of(2048, 2048)}, 2048});
@@ -134,8 +139,8 @@ int main(int count, char **words) {
             if (round) reading.push_back(read_speed(data, bytes));
         }
         const double time = median_of(rounds, spent), speed = static_cast<double>(bytes) / time / 1e9;
-        std::printf("%d threads: %7.2f ms, %6.1f GB/s (reading %5.1f), %6.1f GOP/s, %6.1f tokens/s\n", threads, time * 1e3, speed,
-                    median_of(rounds, reading), operations / time / 1e9, static_cast<double>(n) / time);
+        std::printf("%d threads: %7.2f ms, %6.1f GB/s (reading %5.1f), %6.1f GOP/s, %6.1f tokens/s\n", threads, time * 1e3,
+                    speed, median_of(rounds, reading), operations / time / 1e9, static_cast<double>(n) / time);
     }
     return 0;
 }

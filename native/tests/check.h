@@ -38,24 +38,24 @@ struct Random {
 };
 }  // namespace haversack::tests
 
-#define HAVERSACK_TEST(name)                                            \
-    static void test_##name();                                          \
-    static const haversack::tests::Add add_##name(#name, test_##name);  \
+#define HAVERSACK_TEST(name)                                                                                                   \
+    static void test_##name();                                                                                                 \
+    static const haversack::tests::Add add_##name(#name, test_##name);                                                         \
     static void test_##name()
-#define CHECK(condition)                                                            \
-    do {                                                                            \
-        if (!(condition)) {                                                         \
-            std::printf("%s:%d: not so: %s\n", __FILE__, __LINE__, #condition);     \
-            ++haversack::tests::failures();                                         \
-            return;                                                                 \
-        }                                                                           \
+#define CHECK(condition)                                                                                                       \
+    do {                                                                                                                       \
+        if (!(condition)) {                                                                                                    \
+            std::printf("%s:%d: not so: %s\n", __FILE__, __LINE__, #condition);                                                \
+            ++haversack::tests::failures();                                                                                    \
+            return;                                                                                                            \
+        }                                                                                                                      \
     } while (0)
-#define CHECK_NEAR(a, b, tolerance)                                                                         \
-    do {                                                                                                    \
-        const double left_ = (a), right_ = (b);                                                             \
-        if (!(std::fabs(left_ - right_) <= (tolerance))) {                                                  \
-            std::printf("%s:%d: %s = %.9g, %s = %.9g\n", __FILE__, __LINE__, #a, left_, #b, right_);        \
-            ++haversack::tests::failures();                                                                 \
-            return;                                                                                         \
-        }                                                                                                   \
+#define CHECK_NEAR(a, b, tolerance)                                                                                            \
+    do {                                                                                                                       \
+        const double left_ = (a), right_ = (b);                                                                                \
+        if (!(std::fabs(left_ - right_) <= (tolerance))) {                                                                     \
+            std::printf("%s:%d: %s = %.9g, %s = %.9g\n", __FILE__, __LINE__, #a, left_, #b, right_);                           \
+            ++haversack::tests::failures();                                                                                    \
+            return;                                                                                                            \
+        }                                                                                                                      \
     } while (0)

@@ -48,7 +48,8 @@ Made make(Random &random, Kind kind, int64_t rows, int64_t columns, int64_t grou
                 std::memcpy(made.data.data() + 2 * (r * columns + c), &stored, 2);
             } else if (kind == Kind::f16) {
                 const uint32_t bits = bits_of(value);
-                const uint16_t stored = value == 0 ? 0 : static_cast<uint16_t>((bits >> 16 & 0x8000) | (((bits & 0x7fffffff) - 0x38000000) >> 13));
+                const uint16_t stored =
+                    value == 0 ? 0 : static_cast<uint16_t>((bits >> 16 & 0x8000) | (((bits & 0x7fffffff) - 0x38000000) >> 13));
                 std::memcpy(made.data.data() + 2 * (r * columns + c), &stored, 2);
             } else if (kind == Kind::int8) {
                 uint8_t *at = made.data.data() + block * w.block_bytes();
@@ -59,7 +60,8 @@ Made make(Random &random, Kind kind, int64_t rows, int64_t columns, int64_t grou
                 uint8_t *at = made.data.data() + block * w.block_bytes() + scale_group * (group * 8 + 32);
                 uint8_t &byte = at[inside / 8 * 64 + 4 * lane + inside % 4];
                 const uint8_t nibble = static_cast<uint8_t>(integer + 8);
-                byte = inside % 8 < 4 ? static_cast<uint8_t>((byte & 0xf0) | nibble) : static_cast<uint8_t>((byte & 0x0f) | (nibble << 4));
+                byte = inside % 8 < 4 ? static_cast<uint8_t>((byte & 0xf0) | nibble)
+                                      : static_cast<uint8_t>((byte & 0x0f) | (nibble << 4));
                 std::memcpy(at + group * 8 + 2 * lane, &half, 2);
             }
         }
@@ -114,7 +116,9 @@ HAVERSACK_TEST(products_equal_plain_sums_and_their_bits_stay) {
                                 step += std::fabs(made.values[size_t(r * columns + c)]);
                             }
                             // int8: each input is at most half a step off; the largest input here is below 6.
-                            const double half = how == Activations::f32 ? 0 : how == Activations::int8_static ? 0.5 * 0.03 : 0.5 * 6 / 127;
+                            const double half = how == Activations::f32           ? 0
+                                                : how == Activations::int8_static ? 0.5 * 0.03
+                                                                                  : 0.5 * 6 / 127;
                             const double got = whole[size_t(t * rows + r)];
                             const double clipped = how == Activations::int8_static ? size * 0.4 : 0;  // beyond 127 * 0.03
                             CHECK_NEAR(got, sum, 1e-5 * size + half * step + clipped);

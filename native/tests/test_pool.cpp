@@ -27,8 +27,7 @@ HAVERSACK_TEST(pool_serves_several_callers) {
     std::vector<std::thread> callers;
     for (int c = 0; c < 4; ++c)
         callers.emplace_back([&] {
-            for (int i = 0; i < 2000; ++i)
-                parallel(64, 1, [&](int64_t begin, int64_t end) { sum.fetch_add(end - begin); });
+            for (int i = 0; i < 2000; ++i) parallel(64, 1, [&](int64_t begin, int64_t end) { sum.fetch_add(end - begin); });
         });
     for (auto &caller : callers) caller.join();
     CHECK(sum.load() == 4L * 2000 * 64);

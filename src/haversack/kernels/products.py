@@ -127,10 +127,23 @@ def matmul_many(
 
     Each result is bit for bit what `matmul` gives.
     """
+    module = native()
+    if module is not None and len(matrices) <= module.MOST_PRODUCTS:
+        try:
+            n = len(x)
+            to = [np.empty((n, m.rows), np.float32) for m in matrices] if out is None else list(out)
+            code = _CODES[activations]
+            handles = [m._handle or _handle(module, m) for m in matrices]
+            adds = None if add is None else list(add)
+            if (code == 2) == (static_scale is not None) and module.matmul_many(
+                x, handles, to, adds, code, static_scale or 0.0
+            ):
+                return to
+        except (TypeError, KeyError):  # as in matmul
+            pass
     _check(x, matrices, activations, static_scale, out, add)
     if out is None:
         out = [np.empty((len(x), matrix.rows), np.float32) for matrix in matrices]
-    module = native()
     if module is None:
         for i, matrix in enumerate(matrices):
             result = matmul_twin(x, matrix, activations, static_scale)
