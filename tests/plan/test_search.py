@@ -126,9 +126,15 @@ def test_the_effort_bounds_the_measuring():
 def test_the_search_goes_on_past_the_effort_until_something_fits():
     _, best, workshop, seconds = run(Budget(ram_mib=52), effort=0.0, ram=1.2)
     assert best.ram_mib <= 52 and seconds > 0 and len(workshop.measured) > 1
+
+
+def test_memory_that_measures_above_its_prediction_ends_the_search_early():
+    now = Ticks()
+    workshop = Formula(space(), now, ram=1.5)
     with pytest.raises(BudgetError) as caught:
-        run(Budget(ram_mib=41), effort=0.0, ram=1.5)
-    assert caught.value.nearest > 41
+        search(space(), {}, Budget(ram_mib=41), "quality", 1.25, workshop, Clock(0, now), "the model", print)
+    assert len(workshop.packed) < 3
+    assert caught.value.field == "ram_mib" and caught.value.nearest > 41
 
 
 def test_every_method_and_width_has_its_turn_before_any_has_its_second():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from haversack.core.budget import Budget, BudgetError, Failure
@@ -16,6 +16,7 @@ from haversack.core.budget import Budget, BudgetError, Failure
 OBJECTIVES = ("quality", "speed", "size")
 # Losses that differ by less than this share count as equal: text of a few thousand tokens shows no less.
 SAME_QUALITY = 0.002
+OUTPUT_TOKENS = 32  # a job, where one is needed to compare speeds: a prompt, then so many tokens
 
 
 @dataclass(frozen=True, order=True)
@@ -72,7 +73,11 @@ class Candidate:
     here: float | None = None
     source: str = "predicted"
     seconds: float | None = None
-    demand_extra: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def job_ms(self) -> float:
+        """Predicted time on the device of a job: the first output, then OUTPUT_TOKENS more."""
+        return self.latency_ms + 1e3 * OUTPUT_TOKENS / self.device
 
     def demand(self) -> dict[str, float | str]:
         """What the plan takes of each budget field; nothing leaves the device."""
@@ -150,7 +155,7 @@ def merit(candidate: Candidate, objective: str) -> tuple[float, ...]:
     Quality in steps of SAME_QUALITY, so that a difference too small to see decides nothing.
     """
     quality = math.floor(max(candidate.loss, 0.0) / SAME_QUALITY)
-    speed, size = -candidate.device, candidate.ram_mib + candidate.storage_mib
+    speed, size = candidate.job_ms, candidate.ram_mib + candidate.storage_mib
     if objective == "speed":
         return (speed, quality, size)
     if objective == "size":
@@ -185,19 +190,16 @@ def dominates(first: Candidate, second: Candidate) -> bool:
 
 
 def with_fitted_loss(candidates: Sequence[Candidate], noises: Mapping[Plan, float]) -> list[Candidate]:
-    """Predicted losses anew from the measured ones: loss = k * noise, k the median ratio of the measured.
+    """Predicted losses anew from the measured ones: loss = k * noise, k by least squares.
 
-    `noises` maps plans to the expected squared relative error of their weights (and activations). Without a
-    measured candidate of visible loss the predictions stay.
+    `noises` maps plans to the expected squared relative error of their weights and activations. Until a
+    measured candidate shows a loss the predictions stay.
     """
-    ratios = sorted(
-        candidate.loss / noises[candidate.plan]
-        for candidate in candidates
-        if candidate.source == "measured" and noises[candidate.plan] > 1e-6 and candidate.loss > 0
-    )
-    if not ratios:
+    measured = [candidate for candidate in candidates if candidate.source == "measured"]
+    against = sum(candidate.loss * noises[candidate.plan] for candidate in measured)
+    if against <= 0:
         return list(candidates)
-    slope = ratios[len(ratios) // 2]
+    slope = against / sum(noises[candidate.plan] ** 2 for candidate in measured)
     return [
         candidate
         if candidate.source == "measured"

@@ -44,6 +44,7 @@ def open_engine(source: Path, plan: Plan | None) -> Engine:
     engine: Engine = Engine.open(
         source,
         residency="mapped" if plan is None else plan.residency,
+        prefill="chunked",
         activations="f32" if plan is None else plan.activations,
         cache_type="f32" if plan is None else plan.cache_type,
     )

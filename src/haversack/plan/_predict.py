@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from haversack.core.device import Device
 from haversack.core.roofline import Cost, energy_mj, seconds
 from haversack.models._architecture import Architecture
+from haversack.plan._candidates import OUTPUT_TOKENS
 from haversack.shrink._precision import StoredKind
 
 MIB = 2**20
 PROMPT_TOKENS = 64  # the first output is predicted for a prompt of so many
-OUTPUT_TOKENS = 32  # the energy of a job is predicted for so many more
 # Native calls a block besides its matrix products: norms, positions, cache, attention, gate, additions.
 SMALL_CALLS = 9
 # Share of the loss by which unit noise in all weights raises it, until something was measured.

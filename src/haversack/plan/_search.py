@@ -13,7 +13,6 @@ from haversack.plan._candidates import (
     Candidate,
     Plan,
     choose,
-    feasible,
     ranked,
     refusal,
     with_fitted_loss,
@@ -63,11 +62,10 @@ def screened(candidates: Sequence[Candidate], budget: Budget, what: str) -> list
 
     Raises BudgetError when none can.
     """
-    mild = {candidate.plan: replace(candidate, loss=candidate.loss / DOUBT) for candidate in candidates}
-    fitting = {candidate.plan for candidate in feasible(mild.values(), budget)}
+    fitting = [candidate for candidate in candidates if budget.fits(mild(candidate).demand())]
     if not fitting:
-        raise refusal(list(mild.values()), budget, what)
-    return [candidate for candidate in candidates if candidate.plan in fitting]
+        raise refusal([mild(candidate) for candidate in candidates], budget, what)
+    return fitting
 
 
 def order_of_measuring(candidates: Sequence[Candidate], objective: str) -> list[list[Candidate]]:
@@ -120,23 +118,37 @@ def search(
     for one to fit. Raises BudgetError when every plan that might fit was measured and none does.
     """
     known = {candidate.plan: candidate for candidate in candidates}
-    longest = 0.0
-    for ways in order_of_measuring(screened(candidates, budget, what), objective):
+    longest = more_mib = 0.0
+    fitting = screened(candidates, budget, what)
+    packs = order_of_measuring(fitting, objective)
+    tried = {way.plan for pack in packs for way in pack}
+    for pack in [*packs, *([one] for one in ranked(fitting, objective) if one.plan not in tried)]:
         begun = clock.spent_s
-        chosen = choose(list(known.values()), budget, objective)
-        if chosen is not None and clock.left_s < longest:
+        if choose(list(known.values()), budget, objective) is not None and clock.left_s < longest:
             break
+        ways = [way for way in pack if budget.fits(mild(way, more_mib).demand())]
         for way in ways:
             if way is not ways[0] and clock.left_s <= 0:
                 break
             tell(way.plan.label)
-            known[way.plan] = measured(way, reference, workshop)
+            known[way.plan] = found = measured(way, reference, workshop)
+            more_mib = max(more_mib, found.ram_mib - way.ram_mib)
         longest = max(longest, clock.spent_s - begun)
-    found = list(known.values())
-    best = choose(found, budget, objective)
+    best = choose(list(known.values()), budget, objective)
     if best is None:
-        raise refusal([one for one in found if one.source == "measured"], budget, what)
-    return with_fitted_loss(found, noises), best
+        raise refusal([mild(one, more_mib) for one in known.values()], budget, what)
+    return with_fitted_loss(list(known.values()), noises), best
+
+
+def mild(candidate: Candidate, more_mib: float = 0.0) -> Candidate:
+    """A predicted candidate as it is judged before it is measured.
+
+    Its loss may be DOUBT times smaller than predicted; its memory `more_mib` larger, as that of measured ones
+    was (predictions are for the device, whose programs may be smaller than those here).
+    """
+    if candidate.source == "measured":
+        return candidate
+    return replace(candidate, ram_mib=candidate.ram_mib + more_mib, loss=candidate.loss / DOUBT)
 
 
 def measured(candidate: Candidate, reference: float, workshop: Workshop) -> Candidate:
