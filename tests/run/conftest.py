@@ -57,8 +57,18 @@ def tokenizer_json(special: str = "<|end|>") -> str:
                     "special": True,
                 }
             ],
-            "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
-            "decoder": {"type": "ByteLevel"},
+            "pre_tokenizer": {
+                "type": "ByteLevel",
+                "add_prefix_space": False,
+                "trim_offsets": True,
+                "use_regex": False,
+            },
+            "decoder": {
+                "type": "ByteLevel",
+                "add_prefix_space": True,
+                "trim_offsets": True,
+                "use_regex": True,
+            },
             "model": {"type": "BPE", "vocab": vocabulary, "merges": merges},
         }
     )
