@@ -172,7 +172,8 @@ def link(file: str) -> str:
 
 
 def test_of(file: str) -> Path | None:
-    """The test file of a content file: `test_NAME.py` in the room's tests, else the first that imports it."""
+    """The test file of a content file: `test_NAME.py` in the room's tests, else the first that imports it,
+    else (methods) the first that chooses it by its slot and name."""
     path = Path(file)
     tests = sorted((ROOT / "tests" / path.parts[0]).rglob("test_*.py"))
     module = ".".join(("haversack", *path.with_suffix("").parts))
@@ -180,6 +181,10 @@ def test_of(file: str) -> Path | None:
     imports = re.compile(rf"{re.escape(module)}\b|from {re.escape(package)} import .*\b{re.escape(name)}\b")
     named = [test for test in tests if test.stem == f"test_{path.stem}"]
     found = named or [test for test in tests if imports.search(test.read_text(encoding="utf-8"))]
+    for entry in index.methods():
+        if entry.file == file and not found:
+            chosen = re.compile(rf"""\b{entry.slot}\b.*["']{re.escape(entry.name)}[:"']""")
+            found = [test for test in tests if chosen.search(test.read_text(encoding="utf-8"))]
     return found[0].relative_to(ROOT) if found else None
 
 
