@@ -102,9 +102,10 @@ void transposed_keys(const char *keys, int64_t entry_bytes, int64_t first, int64
     });
 }
 
+// `ahead`: memory of which each step over the head's numbers fetches `ahead_step` bytes, while arithmetic goes on.
 template <int R, int B>
 HAVERSACK_INLINE void score_block(const float *const *q, const float *keys, int64_t width, const float *factors,
-                                  float *scores, int64_t stride) {
+                                  float *scores, int64_t stride, const char *ahead, int64_t ahead_step) {
     Floats sums[R][B];
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
@@ -114,6 +115,7 @@ HAVERSACK_INLINE void score_block(const float *const *q, const float *keys, int6
         Floats key[B];
 #pragma GCC unroll 16
         for (int b = 0; b < B; ++b) key[b] = load(keys + (b * width + d) * lanes);
+        for (int64_t at = 0; at < ahead_step; at += 64) __builtin_prefetch(ahead + d * ahead_step + at);
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
             const Floats x = set(q[r][d]);
@@ -128,13 +130,16 @@ HAVERSACK_INLINE void score_block(const float *const *q, const float *keys, int6
 }
 
 template <int R, int B>
-HAVERSACK_INLINE void score_rows_of(const Tile &tile, int64_t row, int64_t blocks, int64_t width, float *scores) {
+HAVERSACK_INLINE void score_rows_of(const Tile &tile, int64_t row, int64_t blocks, int64_t width, float *scores,
+                                    const char *ahead, int64_t entry_bytes) {
+    const int64_t step = row == 0 ? entry_bytes * lanes / width : 0;  // bytes of a block for each of a head's numbers
     int64_t b = 0;
     const auto at = [&](int64_t block) { return tile.chunk + block * width * lanes; };
+    const auto next = [&](int64_t block) { return ahead + block * lanes * entry_bytes; };
     for (; b + B <= blocks; b += B)
-        score_block<R, B>(tile.q + row, at(b), width, tile.factors + b * lanes, scores + b * lanes, tile.stride);
+        score_block<R, B>(tile.q + row, at(b), width, tile.factors + b * lanes, scores + b * lanes, tile.stride, next(b), B * step);
     for (; b < blocks; ++b)
-        score_block<R, 1>(tile.q + row, at(b), width, tile.factors + b * lanes, scores + b * lanes, tile.stride);
+        score_block<R, 1>(tile.q + row, at(b), width, tile.factors + b * lanes, scores + b * lanes, tile.stride, next(b), step);
 }
 
 template <CacheKind kind>
@@ -155,13 +160,14 @@ void score(const Cache &cache, const Attention &call, const Tile &tile) {
             store(tile.factors + b * lanes, factor);
         }
         float *scores = tile.scores + (entry - tile.low);
+        const char *ahead = keys + (entry + most * lanes) * entry_bytes;
         int64_t row = 0;
         for (; row + score_rows <= tile.rows(); row += score_rows)
-            score_rows_of<score_rows, score_blocks>(tile, row, blocks, width, scores + row * tile.stride);
+            score_rows_of<score_rows, score_blocks>(tile, row, blocks, width, scores + row * tile.stride, ahead, entry_bytes);
         for (; row + 4 <= tile.rows(); row += 4)
-            score_rows_of<4, score_blocks>(tile, row, blocks, width, scores + row * tile.stride);
+            score_rows_of<4, score_blocks>(tile, row, blocks, width, scores + row * tile.stride, ahead, entry_bytes);
         for (; row < tile.rows(); ++row)
-            score_rows_of<1, alone_blocks>(tile, row, blocks, width, scores + row * tile.stride);
+            score_rows_of<1, alone_blocks>(tile, row, blocks, width, scores + row * tile.stride, ahead, entry_bytes);
     }
 }
 
@@ -227,7 +233,7 @@ void weigh_rows(const Cache &cache, const Attention &call, const Tile &tile) {
 
 template <int R, int V>
 HAVERSACK_INLINE void sum_block(const float *weights, int64_t weights_stride, const float *values, int64_t values_stride,
-                                int64_t count, float *sums, int64_t sums_stride) {
+                                int64_t count, float *sums, int64_t sums_stride, const char *ahead, int64_t ahead_step) {
     Floats acc[R][V];
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
@@ -237,6 +243,7 @@ HAVERSACK_INLINE void sum_block(const float *weights, int64_t weights_stride, co
         Floats value[V];
 #pragma GCC unroll 16
         for (int v = 0; v < V; ++v) value[v] = load(values + k * values_stride + v * lanes);
+        for (int64_t at = 0; at < ahead_step; at += 64) __builtin_prefetch(ahead + k * ahead_step + at);
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
             const Floats x = set(weights[r * weights_stride + k]);
@@ -252,12 +259,13 @@ HAVERSACK_INLINE void sum_block(const float *weights, int64_t weights_stride, co
 
 template <int R, int V>
 HAVERSACK_INLINE void sum_rows_of(const float *weights, int64_t weights_stride, const float *values, int64_t count,
-                                  int64_t padded, float *sums) {
+                                  int64_t padded, float *sums, const char *ahead, int64_t ahead_step) {
     int64_t d = 0;
     for (; d + V * lanes <= padded; d += V * lanes)
-        sum_block<R, V>(weights, weights_stride, values + d, padded, count, sums + d, padded);
+        sum_block<R, V>(weights, weights_stride, values + d, padded, count, sums + d, padded, ahead,
+                        d ? 0 : ahead_step);
     for (; d < padded; d += lanes)
-        sum_block<R, 1>(weights, weights_stride, values + d, padded, count, sums + d, padded);
+        sum_block<R, 1>(weights, weights_stride, values + d, padded, count, sums + d, padded, ahead, d ? 0 : ahead_step);
 }
 
 // sums[rows, padded] += weights[rows, entries] times the values of entries begin .. end - 1.
@@ -278,11 +286,14 @@ void add_values(const Cache &cache, const Tile &tile, int64_t begin, int64_t end
             values = tile.chunk;
         }
         const float *at = weights + (entry - begin);
+        const char *ahead = stored + (entry + count) * entry_bytes;
         int64_t row = 0;
         for (; row + sum_rows <= rows; row += sum_rows)
-            sum_rows_of<sum_rows, sum_vectors>(at + row * tile.stride, tile.stride, values, count, padded, sums + row * padded);
+            sum_rows_of<sum_rows, sum_vectors>(at + row * tile.stride, tile.stride, values, count, padded, sums + row * padded,
+                                               ahead, row ? 0 : entry_bytes);
         for (; row < rows; ++row)
-            sum_rows_of<1, alone_vectors>(at + row * tile.stride, tile.stride, values, count, padded, sums + row * padded);
+            sum_rows_of<1, alone_vectors>(at + row * tile.stride, tile.stride, values, count, padded, sums + row * padded, ahead,
+                                          row ? 0 : entry_bytes);
     }
 }
 
