@@ -6,6 +6,8 @@
 #include <cstdio>
 #include <cstring>
 
+#include "base/pool.h"
+
 namespace haversack {
 namespace {
 
@@ -64,7 +66,9 @@ void copy_dropping(void *to, const void *from, size_t bytes) {
     const char *source = static_cast<const char *>(from);
     for (size_t done = 0; done < bytes; done += copy_piece) {
         const size_t piece = bytes - done < copy_piece ? bytes - done : copy_piece;
-        std::memcpy(target + done, source + done, piece);
+        parallel(static_cast<int64_t>(piece), int64_t(1) << 20, [&](int64_t begin, int64_t end) {
+            std::memcpy(target + done + begin, source + done + begin, static_cast<size_t>(end - begin));
+        });
         if (!droppable) continue;
         const uintptr_t begin = (reinterpret_cast<uintptr_t>(source + done) + page - 1) / page * page;
         const uintptr_t end = reinterpret_cast<uintptr_t>(source + done + piece) / page * page;

@@ -1,8 +1,8 @@
 """What matrix products cost here: `python -m haversack.kernels._timing [--tokens 1 8] [--kinds int4:32 f16]`.
 
 Each line is one kind of weights at one number of tokens and threads: the median time of a product of 2048
-inputs and 5632 outputs over different matrices that together exceed the caches, its bytes of weights per second
-beside what reading memory gave just then with all threads, and its operations per second.
+inputs and 5632 outputs over different matrices that together exceed the caches, its bytes of weights per
+second beside what reading memory gave just then with all threads, and its operations per second.
 """
 
 from __future__ import annotations
