@@ -58,7 +58,8 @@ class Candidate:
     `bits`: bits a weight, scales and padding included. `quality`: bits per byte of the evaluation text, None
     where nothing of the kind was measured yet; `loss`: its increase over the f32 plan as a share. `ram_mib`,
     `storage_mib`, `latency_ms` and `energy_mj` are what the budget judges. `here`: tokens a second measured
-    on this machine; `device`: predicted on the device.
+    on this machine; `device`: predicted on the device. `calibrated`: packing it takes calibration text and
+    time.
     """
 
     plan: Plan
@@ -72,6 +73,7 @@ class Candidate:
     quality: float | None = None
     here: float | None = None
     source: str = "predicted"
+    calibrated: bool = False
     seconds: float | None = None
 
     @property
@@ -164,8 +166,10 @@ def merit(candidate: Candidate, objective: str) -> tuple[float, ...]:
 
 
 def ranked(candidates: Iterable[Candidate], objective: str) -> list[Candidate]:
-    """Best first by `objective`; equal ones by their names, so that the order never depends on chance."""
-    return sorted(candidates, key=lambda candidate: (*merit(candidate, objective), candidate.plan))
+    """Best first by `objective`; of equal ones that without calibration, then by name: chance never
+    decides.
+    """
+    return sorted(candidates, key=lambda one: (*merit(one, objective), one.calibrated, one.plan))
 
 
 def choose(candidates: Sequence[Candidate], budget: Budget, objective: str) -> Candidate | None:

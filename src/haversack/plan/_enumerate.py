@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from haversack.core import index
 from haversack.core.device import Device
@@ -124,7 +124,8 @@ def predicted(space: Space) -> tuple[list[Candidate], dict[Plan, float]]:
         ):
             plan = Plan(choice, activations=activations, residency=residency, cache_type=cache_type)
             noises[plan] = noise(method.noise(), activations, cache_type)
-            candidates.append(predict(space, plan, found, noises[plan]))
+            candidate = predict(space, plan, found, noises[plan])
+            candidates.append(replace(candidate, calibrated=bool(method.needs)))
     if not candidates:
         raise UserError(
             f"no plan has activations {space.activations} with precision {space.precision}.",

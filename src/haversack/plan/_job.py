@@ -38,7 +38,7 @@ from haversack.shrink._pipeline import Policy, compress, memory_plan
 CALIBRATION_TOKENS = 32_768
 CALIBRATION_LENGTH = 512
 FEWEST_CALIBRATION, FEWEST_EVALUATION = 2_048, 1_024
-EVALUATION_TOKENS = 24_576
+EVALUATION_TOKENS = 16_384
 WINDOW = 1_024
 PROMPT_CHARACTERS, SPEED_TOKENS = 240, 32
 # Files of a checkpoint folder that belong into its pack, besides the weights.

@@ -55,10 +55,11 @@ def quality(source: Path, plan: Plan | None, text: TokenText, window: int) -> fl
     """Bits per byte of `text` by the pack or checkpoint at `source`, run as `plan` says (None: f32
     throughout).
 
-    Windows of `window` tokens follow one another by half, so that most tokens have half a window before them.
+    Windows of `window` tokens follow one another by three quarters, so that every token has a quarter before
+    it.
     """
     with open_engine(source, plan) as engine:
-        return bits_per_byte(engine, text.tokens, text.byte_count, window, max(1, window // 2))
+        return bits_per_byte(engine, text.tokens, text.byte_count, window, max(1, 3 * window // 4))
 
 
 def run_figures(pack: Path, plan: Plan, prompt: str, tokens: int) -> RunFigures:
