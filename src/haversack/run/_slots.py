@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from haversack.core import index
@@ -45,10 +46,15 @@ def choose(*, draft: str | os.PathLike[str] | None = None, **chosen: str | Metho
 
     Raises UserError for an unknown name or parameter, and for methods that exclude one another.
     """
+    known = {(entry.slot, entry.name): entry for entry in index.methods("run")}
     methods: dict[str, Any] = {}
     for slot in NAMES:
         choice = chosen[slot]
-        methods[slot] = index.create("run", slot, choice) if isinstance(choice, str) else choice
+        plain = known.get((slot, choice)) if isinstance(choice, str) else None
+        if plain is not None:  # no parameters: one look at the index serves all slots
+            methods[slot] = getattr(import_module(plain.module), plain.class_name)()
+        else:
+            methods[slot] = index.create("run", slot, choice) if isinstance(choice, str) else choice
     decode = methods["decode"]
     if hasattr(decode, "draft"):
         if draft is not None:
@@ -65,8 +71,8 @@ def choose(*, draft: str | os.PathLike[str] | None = None, **chosen: str | Metho
             nearest="linear-draft",
         )
     given = {*GIVEN, *(("draft-model",) if hasattr(decode, "draft") else ())}
-    entries = [index.find("run", slot, methods[slot].name) for slot in NAMES]
-    found = index.conflicts(entries, given)
+    entries = [known.get((slot, methods[slot].name)) for slot in NAMES]
+    found = index.conflicts([entry for entry in entries if entry is not None], given)
     if found:
         raise UserError(f"this plan cannot run: {'; '.join(found)}.", field="plan", given=found[0])
     return Slots(**methods)

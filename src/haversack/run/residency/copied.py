@@ -40,7 +40,8 @@ class Copied(Method):
 
     def planned(self, blocks: Sequence[int], top: int, files: int = 1, limit: int | None = None) -> Lines:
         """All weights, the rest of each file's last huge page, and the pieces on their way."""
-        return (("weights, copied", sum(blocks) + top + files * HUGE + 2 * PIECE),)
+        weights = sum(blocks) + top
+        return (("weights, copied", weights + files * HUGE + min(2 * PIECE, weights)),)
 
     def open(self, source: TensorSource, architecture: Architecture, limit: int | None = None) -> AllHeld:
         """Copy every tensor that the architecture uses."""
