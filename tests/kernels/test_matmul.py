@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -283,6 +284,12 @@ F16 = kernels.Matrix.from_array(np.zeros((8, 64)), "f16")
 def test_what_does_not_fit_is_refused_in_words(call, words):
     with pytest.raises(UserError, match=words):
         call()
+
+
+def test_a_matrix_that_was_used_can_be_sent_to_another_process():
+    matrix = random_matrix(np.random.default_rng(11), "int4", 24, 64)
+    expected = kernels.matmul(X, matrix)
+    assert np.array_equal(kernels.matmul(X, pickle.loads(pickle.dumps(matrix))), expected)
 
 
 def test_strided_inputs_and_outputs_are_served():

@@ -103,6 +103,9 @@ class Matrix:
                 nearest=needed,
             )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Matrix, (self.kind, self.rows, self.columns, self.group, self.layout, self.data)
+
     @property
     def shape(self) -> tuple[int, int]:
         return self.rows, self.columns
