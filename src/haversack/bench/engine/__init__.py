@@ -1,14 +1,14 @@
 """The bench `engine`: the language engine beside llama.cpp, beside its own definitions, and what compression
 costs.
 
-exactness.py: kernels, packed weights and whole models compute what they should. quality.py: losses of
-compression and of the reference models. footprint.py: memory, install size, start of the command.
+exactness.py and parity.py: kernels, packed weights and whole models compute what they should. quality.py:
+losses of compression and of the reference models. footprint.py: memory, install size, start of the command.
 against_llama_cpp.py and bandwidth.py: speed.
 """
 
 from __future__ import annotations
 
-from haversack.bench.engine import against_llama_cpp, bandwidth, exactness, footprint, quality
+from haversack.bench.engine import against_llama_cpp, bandwidth, exactness, footprint, parity, quality
 from haversack.bench.engine._bench import bench
 
-__all__ = ["against_llama_cpp", "bandwidth", "bench", "exactness", "footprint", "quality"]
+__all__ = ["against_llama_cpp", "bandwidth", "bench", "exactness", "footprint", "parity", "quality"]

@@ -19,6 +19,7 @@ from haversack.bench.engine._models import code_pack, medium_checkpoint
 from haversack.core.memory import drop_cached, run_measured
 
 RUN_OVERHEAD_MIB = 60
+ANSWER_TOKENS = 24
 PACK_ACTIVATIONS_MIB = 256
 PACK_OVERHEAD_MIB = 200
 RESIDENCIES = ("mapped", "copied", "streamed")
@@ -82,12 +83,15 @@ def run_memory(run: Run) -> Outcomes:
         weights = pack / "weights.safetensors"
         drop_cached([weights])
         argv = haversack("run", pack, "--residency", residency, "--prompt", "def read_json(path):")
-        done = run_measured([*argv, "--max-tokens", "24", "--json"], files=[weights], timeout=60)
+        done = run_measured(
+            [*argv, "--max-tokens", str(ANSWER_TOKENS), "--json"], files=[weights], timeout=60
+        )
         if done.returncode:
             found[f"run-memory-{residency}"] = Unavailable(f"run failed: {done.stderr.strip()[-300:]}")
             continue
-        allowed, lines = allowed_run_mib(pack, residency)
-        said = json.loads(done.stdout)["ram_mib"]
+        reply = json.loads(done.stdout)
+        allowed, lines = allowed_run_mib(pack, residency, (reply["prompt_tokens"], ANSWER_TOKENS))
+        said = reply["ram_mib"]
         note = f"{lines}; the command itself planned {said['planned']:.1f} and saw {said['measured']:.1f} MiB"
         found[f"run-memory-{residency}"] = Outcome.single(
             done.peak_mib, allowed, name=f"haversack {residency}", against="allowed", note=note
@@ -95,11 +99,11 @@ def run_memory(run: Run) -> Outcomes:
     return found
 
 
-def allowed_run_mib(pack: Path, residency: str) -> tuple[float, str]:
-    """Packed bytes + KV cache + tokenizer + 60 MiB, and the sum in words; cache and tokenizer as planned."""
+def allowed_run_mib(pack: Path, residency: str, tokens: tuple[int, int]) -> tuple[float, str]:
+    """Packed bytes + KV cache of `tokens` (prompt, answer) + tokenizer + 60 MiB, and the sum in words."""
     from haversack.run._engine import Engine
 
-    plan = Engine.open(pack, residency=residency).memory_plan()
+    plan = Engine.open(pack, residency=residency).memory_plan(tokens)
     parts = {"packed bytes": (pack / "weights.safetensors").stat().st_size}
     for label, count in plan.lines:
         if "cache" in label.lower() or "tokenizer" in label.lower():
