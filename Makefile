@@ -33,16 +33,19 @@ $(VENV)/.made:
 	@$(PIP) install --upgrade pip
 	@touch $@
 
-# Editable, so that a changed Python file needs nothing; a changed kernel is compiled again, and only it.
+# Editable, so that a changed Python file needs nothing. The build tools stay in .venv (no build isolation), so that
+# a changed kernel is compiled again, and only it.
+BUILD_TOOLS := 'scikit-build-core>=0.11' 'nanobind>=2.4' 'ninja>=1.11' 'cmake>=3.20'
 $(VENV)/.light: $(VENV)/.made $(BUILT_FROM)
 	@tools/prerequisites.sh >/dev/null
 	@echo "installing haversack: its dependencies, and its kernels compiled"
-	@$(PIP) install -c constraints.txt --editable .
+	@$(PIP) install -c constraints.txt $(BUILD_TOOLS)
+	@$(PIP) install -c constraints.txt --no-build-isolation --editable .
 	@touch $@
 
 $(VENV)/.tests: $(VENV)/.light
 	@echo "installing what the tests need: PyTorch, transformers, the linters"
-	@$(PIP) install -c constraints.txt --editable '.[dev,workshop]'
+	@$(PIP) install -c constraints.txt --no-build-isolation --editable '.[dev,workshop]'
 	@touch $@
 
 demo: $(VENV)/.light
