@@ -235,7 +235,10 @@ class Engine:
             raise UserError("step needs a cache; engine.cache(capacity) makes one.", field="cache")
         if want not in WANTS:
             raise not_allowed("want", want, WANTS)
-        ids = np.ascontiguousarray(tokens, np.int32)
+        try:
+            ids = np.ascontiguousarray(tokens, np.int32)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise UserError("a step takes tokens as i32 [n].", field="tokens") from error
         n = ids.size
         if ids.ndim != 1 or n == 0:
             raise UserError("a step takes at least one token, as i32 [n].", field="tokens")

@@ -106,7 +106,7 @@ class Generation:
         self._limits, self._tokenizer = limits, tokenizer
         self._started = time.perf_counter()
         self._prompt = prompt
-        self._session = Session(sampler, prompt, limits.max_tokens)
+        self._session = Session(sampler, prompt, min(limits.max_tokens, engine.context_length + 1))
         self._iterator = self._run()
 
     @property
@@ -149,7 +149,9 @@ class Generation:
                     self.stop = "max-tokens"
                     break
         finally:
-            drawn.close()
+            close = getattr(drawn, "close", None)
+            if close is not None:
+                close()
         self.stop = self.stop or "context"
         rest = stops.add(stream.finish())
         rest += "" if stops.met else stops.finish()
