@@ -57,7 +57,7 @@ bool attention(nb::handle q_, nb::handle keys, nb::handle values, nb::handle key
     if (n == 0) return true;
     const Attention call = {q.data<float>(), out.data<float>(), n, q.size(1), length, fresh, start.data<int64_t>(),
                             mask.data<uint8_t>(), static_cast<float>(scale), static_cast<float>(softcap)};
-    nb::gil_scoped_release release;
+    const Unlocked unlocked;
     attend().attention(layer.cache, call);
     return true;
 }
@@ -67,7 +67,7 @@ bool cache_write(nb::handle keys, nb::handle values, nb::handle key_scales, nb::
     const Layer layer(keys, values, key_scales, value_scales, Access::write);
     const Array k(k_, Access::read), v(v_, Access::read);
     if (!layer.fits || !layer.takes(k) || !layer.takes(v) || !v.same_shape(k) || !layer.holds(start, k.size(0))) return false;
-    nb::gil_scoped_release release;
+    const Unlocked unlocked;
     cache().write(layer.cache, start, k.data<float>(), v.data<float>(), k.size(0));
     return true;
 }
@@ -83,7 +83,7 @@ bool cache_gather(nb::handle keys, nb::handle values, nb::handle key_scales, nb:
         if (index <= before || index >= layer.cache.capacity) return false;
         before = index;
     }
-    nb::gil_scoped_release release;
+    const Unlocked unlocked;
     cache().gather(layer.cache, start, indices.data<int64_t>(), indices.size(0));
     return true;
 }
@@ -106,7 +106,7 @@ bool rope_write(nb::handle q_, nb::handle k_, nb::handle v_, nb::handle cos_, nb
     const NewEntries entries = {q.data<float>(), k.data<float>(), v.data<float>(), n, q.size(1),
                                 cos.data<float>(), sin.data<float>(), cos.none() ? 0 : cos.size(1), interleaved,
                                 q_norm.data<float>(), k_norm.data<float>(), static_cast<float>(eps), static_cast<float>(offset)};
-    nb::gil_scoped_release release;
+    const Unlocked unlocked;
     cache().rope_write(layer.cache, start, entries);
     return true;
 }

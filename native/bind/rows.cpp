@@ -18,7 +18,7 @@ bool rms_norm(nb::handle x_, nb::handle weight_, double eps, double offset, nb::
     if (!x.of<float>() || !weight.of<float>(1) || !out.of<float>() || !out.same_shape(x) || x.last() < 1 ||
         weight.size(0) != x.last())
         return false;
-    nb::gil_scoped_release release;
+    const Unlocked unlocked;
     norms().rms_norm(x.data<float>(), weight.data<float>(), static_cast<float>(eps), static_cast<float>(offset),
                      out.data<float>(), x.numbers() / x.last(), x.last());
     return true;
@@ -29,7 +29,7 @@ bool layer_norm(nb::handle x_, nb::handle weight_, nb::handle bias_, double eps,
     if (!x.of<float>() || !weight.of<float>(1) || !out.of<float>() || !out.same_shape(x) || x.last() < 1 ||
         weight.size(0) != x.last() || !(bias.none() || (bias.of<float>(1) && bias.size(0) == x.last())))
         return false;
-    nb::gil_scoped_release release;
+    const Unlocked unlocked;
     norms().layer_norm(x.data<float>(), weight.data<float>(), bias.data<float>(), static_cast<float>(eps), out.data<float>(),
                        x.numbers() / x.last(), x.last());
     return true;
@@ -41,7 +41,7 @@ bool rope_table(nb::handle positions_, nb::handle frequencies_, double scale, nb
     if (!positions.of<int64_t>(1) || !frequencies.of<double>(1) || !cos.of<float>(2) || !sin.of<float>(2) ||
         !sin.same_shape(cos) || cos.size(0) != positions.size(0) || cos.size(1) != frequencies.size(0))
         return false;
-    nb::gil_scoped_release release;
+    const Unlocked unlocked;
     rotary().table(positions.data<int64_t>(), positions.size(0), frequencies.data<double>(), frequencies.size(0), scale,
                    cos.data<float>(), sin.data<float>());
     return true;
@@ -52,7 +52,7 @@ bool rope(nb::handle x_, nb::handle cos_, nb::handle sin_, bool interleaved) {
     if (!x.of<float>(3) || !cos.of<float>(2) || !sin.of<float>(2) || !sin.same_shape(cos) || cos.size(0) != x.size(0) ||
         cos.size(1) < 1 || 2 * cos.size(1) > x.size(2))
         return false;
-    nb::gil_scoped_release release;
+    const Unlocked unlocked;
     rotary().rope(x.data<float>(), cos.data<float>(), sin.data<float>(), x.size(0), x.size(1), x.size(2), cos.size(1),
                   interleaved);
     return true;
@@ -63,7 +63,7 @@ bool gate(nb::handle gate_, nb::handle up_, int kind, nb::handle out_) {
     if (!gate.of<float>() || !out.of<float>() || !out.same_shape(gate) ||
         !(up.none() || (up.of<float>() && up.same_shape(gate))))
         return false;
-    nb::gil_scoped_release release;
+    const Unlocked unlocked;
     gates().gate(gate.data<float>(), up.data<float>(), out.data<float>(), gate.numbers(), static_cast<Activation>(kind));
     return true;
 }
@@ -73,7 +73,7 @@ bool rows_of(nb::handle x_, nb::handle out_, Kernel kernel) {
     const Array x(x_, Access::read), out(out_, Access::write);
     if (!x.of<float>(2) || !out.of<float>(2) || !out.same_shape(x)) return false;
     if (x.numbers() == 0) return true;
-    nb::gil_scoped_release release;
+    const Unlocked unlocked;
     return kernel(x.data<float>(), out.data<float>(), x.size(0), x.size(1)) < 0;
 }
 

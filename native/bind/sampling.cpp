@@ -68,7 +68,7 @@ HAVERSACK_BIND(sampling) {
             const Request request(logits, temperature, top_k, top_p, min_p, penalty, history);
             const Array out(out_, Access::write);
             if (!request.fits || temperature == 0 || !out.of<float>(1) || !out.same_shape(request.logits)) return false;
-            nb::gil_scoped_release release;
+            const Unlocked unlocked;
             return sampling().filter(request.logits.data<float>(), request.logits.size(0), request.filters, out.data<float>());
         },
         any(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), any(), any());
@@ -81,7 +81,7 @@ HAVERSACK_BIND(sampling) {
             double log_probability = 0;
             bool drawn = request.fits;
             if (drawn) {
-                nb::gil_scoped_release release;
+                const Unlocked unlocked;
                 drawn = sampling().sample(request.logits.data<float>(), request.logits.size(0), request.filters,
                                           uniform(seed, step), &token, &log_probability);
             }
