@@ -68,20 +68,23 @@ def screened(candidates: Sequence[Candidate], budget: Budget, what: str) -> list
     return fitting
 
 
-def order_of_measuring(candidates: Sequence[Candidate], objective: str) -> list[list[Candidate]]:
-    """Packs in the order in which to measure them, each with its VARIANTS best ways to run.
+def order_of_measuring(candidates: Sequence[Candidate], objective: str) -> list[Candidate]:
+    """Plans in the order in which to measure them.
 
-    By the objective, but taking turns between methods and bits: the best of each first, then the second of
-    each, so that the effort shows something of every kind.
+    By the objective, but taking turns between methods and bits, so that the effort shows something of every
+    kind: the best of each, then the next pack of each, then other ways to run those packs, then what is left.
     """
     packs: dict[str, list[Candidate]] = {}
-    for candidate in ranked(candidates, objective):
+    order = ranked(candidates, objective)
+    for candidate in order:
         packs.setdefault(candidate.plan.precision, []).append(candidate)
     families: dict[tuple[str, int], list[list[Candidate]]] = {}
     for precision, ways in packs.items():
         family = (precision.partition(":")[0], round(ways[0].bits / 2))
         families.setdefault(family, []).append(variants(ways))
-    return [pack for turn in zip_longest(*families.values()) for pack in turn if pack is not None]
+    turns = [pack for turn in zip_longest(*families.values()) for pack in turn if pack is not None]
+    first = [way for turn in zip_longest(*turns) for way in turn if way is not None]
+    return [*first, *(candidate for candidate in order if candidate not in first)]
 
 
 def variants(ways: Sequence[Candidate]) -> list[Candidate]:
@@ -119,21 +122,15 @@ def search(
     """
     known = {candidate.plan: candidate for candidate in candidates}
     longest = more_mib = 0.0
-    fitting = screened(candidates, budget, what)
-    packs = order_of_measuring(fitting, objective)
-    tried = {way.plan for pack in packs for way in pack}
-    for pack in [*packs, *([one] for one in ranked(fitting, objective) if one.plan not in tried)]:
+    for candidate in order_of_measuring(screened(candidates, budget, what), objective):
         begun = clock.spent_s
         if choose(list(known.values()), budget, objective) is not None and clock.left_s < longest:
             break
-        ways = [way for way in pack if budget.fits(mild(way, more_mib).demand())]
-        for way in ways:
-            if way is not ways[0] and clock.left_s <= 0:
-                break
-            tell(way.plan.label)
-            known[way.plan] = found = measured(way, reference, workshop)
-            more_mib = max(more_mib, found.ram_mib - way.ram_mib)
-        longest = max(longest, clock.spent_s - begun)
+        if budget.fits(mild(candidate, more_mib).demand()):
+            tell(candidate.plan.label)
+            known[candidate.plan] = found = measured(candidate, reference, workshop)
+            more_mib = max(more_mib, found.ram_mib - candidate.ram_mib)
+            longest = max(longest, clock.spent_s - begun)
     best = choose(list(known.values()), budget, objective)
     if best is None:
         raise refusal([mild(one, more_mib) for one in known.values()], budget, what)
