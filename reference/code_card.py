@@ -74,9 +74,9 @@ def text_lines() -> str:
     }
     (trained, megabytes), (held_out, held_out_megabytes) = sizes["train"], sizes["held-out"]
     return (
-        f"- Text: {trained} files, {megabytes:.1f} MB, of the standard library of CPython {RELEASE}, listed with "
-        f"hashes in\n  `reference/code_text.tsv`. Held out: {held_out} files, {held_out_megabytes:.2f} MB, whole "
-        f"packages (listed there; none of\n  their tests is trained on)."
+        f"- Text: {trained} files, {megabytes:.1f} MB, of the standard library of CPython {RELEASE},\n"
+        f"  listed with hashes in `reference/code_text.tsv`. Held out: {held_out} files,\n"
+        f"  {held_out_megabytes:.2f} MB, whole packages (listed there; none of their tests is trained on)."
     )
 
 

@@ -221,7 +221,7 @@ def log_to(path: Path, every_steps: int = 20) -> Callable[[dict[str, Any]], None
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to reuse big blocks instead of returning them: page faults cost up to 40 % of a CPU step."""
+    """Tell glibc to reuse big blocks instead of returning them; page faults are slow."""
     mmap_max, trim_threshold, top_pad = -4, -1, -2
     try:
         mallopt = ctypes.CDLL(None).mallopt
