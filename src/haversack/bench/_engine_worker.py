@@ -77,6 +77,7 @@ def serve() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         what = request.pop("do")
+        reply: dict[str, Any]
         try:
             if what == "open":
                 start = time.perf_counter()

@@ -22,7 +22,7 @@ MEDIUM = {
     "model_type": "llama",
     "hidden_size": 1024,
     "intermediate_size": 2816,
-    "num_hidden_layers": 3,
+    "num_hidden_layers": 2,
     "num_attention_heads": 16,
     "num_key_value_heads": 4,
     "max_position_embeddings": 2048,
@@ -113,7 +113,7 @@ def unpacked(pack: Path) -> Path:
 
 
 def medium_checkpoint() -> tuple[Path, Mapping[str, int]]:
-    """A random Llama of 36 M weights with `code`'s tokenizer as a hub folder, and the bytes in f32 of its
+    """A random Llama of 28 M weights with `code`'s tokenizer as a hub folder, and the bytes in f32 of its
     largest block and of that block's widest Hessian."""
     folder = code_folder()
     config = MEDIUM | {"vocab_size": json.loads((folder / "config.json").read_text())["vocab_size"]}

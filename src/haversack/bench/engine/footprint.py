@@ -22,6 +22,7 @@ RUN_OVERHEAD_MIB = 60
 ANSWER_TOKENS = 24
 PACK_ACTIVATIONS_MIB = 256
 PACK_OVERHEAD_MIB = 200
+PACK_TOKENS = 16384
 RESIDENCIES = ("mapped", "copied", "streamed")
 _LIBRARY_WEIGHTS = "reference_models"
 
@@ -78,7 +79,7 @@ def help_time(run: Run) -> Outcomes:
 )
 def run_memory(run: Run) -> Outcomes:
     pack = code_pack("round-to-nearest:bits=4,group=64")
-    found = {}
+    found: dict[str, Outcome | Unavailable] = {}
     for residency in RESIDENCIES[:1] if run.quick else RESIDENCIES:
         weights = pack / "weights.safetensors"
         drop_cached([weights])
@@ -126,11 +127,15 @@ def allowed_run_mib(pack: Path, residency: str, tokens: tuple[int, int]) -> tupl
     watches=SHRINK_FILES,
 )
 def pack_memory(run: Run) -> Outcomes:
+    from haversack.models._calibration import default_text
+
     model, sizes = medium_checkpoint()
     with tempfile.TemporaryDirectory() as folder:
+        text = Path(folder) / "evaluation.txt"
+        text.write_text(default_text("evaluation")[:16384], encoding="utf-8")
         argv = haversack("pack", model, "--device", "laptop", "-o", Path(folder) / "medium.pack", "--json")
-        argv += ["--precision", "gptq:bits=4,group=64", "--effort", "1"]
-        done = run_measured(argv, timeout=300)
+        argv += ["--precision", "gptq:bits=4,group=64", "--effort", "1", "--evaluation", str(text)]
+        done = run_measured([*argv, "--calibration-tokens", str(PACK_TOKENS)], timeout=600)
     if done.returncode:
         raise Unavailable(f"pack failed: {done.stderr.strip()[-300:]}")
     parts = {
