@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import time
 from pathlib import Path
 
@@ -23,7 +22,7 @@ class MemoryGroup:
         limit = str(int(limit_mib * 2**20))
         reasons = []
         for parent, limits in _parents():
-            self.path = parent / f"haversack-{os.getpid()}-{secrets.token_hex(4)}"
+            self.path = parent / f"haversack-{os.getpid()}-{os.urandom(4).hex()}"
             try:
                 self.path.mkdir()
                 for name, value in limits.items():

@@ -7,16 +7,18 @@ literal. It uses the standard library alone.
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from haversack.core.method import STAGES, TRAITS
+
+if TYPE_CHECKING:
+    import ast
 
 PACKAGE = Path(__file__).resolve().parents[1]
 FORMAT = 2  # of the JSON; a cached index of another format is read again from the files
@@ -68,6 +70,8 @@ class MethodEntry:
 def read_file(path: Path, package: Path = PACKAGE) -> list[MethodEntry]:
     """The methods that a file declares, from its syntax tree. Raises DeclarationError naming file and
     line."""
+    import ast
+
     text = path.read_text(encoding="utf-8")
     if "(Method)" not in text:
         return []
@@ -84,6 +88,8 @@ def read_file(path: Path, package: Path = PACKAGE) -> list[MethodEntry]:
 
 
 def _read_class(node: ast.ClassDef, title: str, module: str, file: str) -> MethodEntry:
+    import ast
+
     declared: dict[str, Any] = {}
     parameters = []
     for statement in node.body:
@@ -122,6 +128,8 @@ def _read_class(node: ast.ClassDef, title: str, module: str, file: str) -> Metho
 
 
 def _read_parameter(name: str, annotation: str, statement: ast.AnnAssign, file: str) -> ParameterEntry:
+    import ast
+
     where = f"{file}:{statement.lineno}: parameter {name}"
     call = statement.value
     if (
@@ -144,6 +152,8 @@ def _read_parameter(name: str, annotation: str, statement: ast.AnnAssign, file: 
 
 def _literal(node: ast.expr, what: str, file: str) -> Any:
     """The value of a literal, `frozenset({...})`, `frozenset()` or `range(...)`."""
+    import ast
+
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
         arguments = [_literal(argument, what, file) for argument in node.args]
         if node.func.id == "frozenset":

@@ -12,8 +12,8 @@ import contextlib
 import ctypes
 import errno
 import os
-import secrets
 import shutil
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,9 +37,18 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "haversack"
 
 
+def fingerprint(text: str) -> str:
+    """Some twenty hex digits that change when `text` does; for names in caches, not against forgery.
+
+    Without hashlib: it loads OpenSSL, which is megabytes of a small device's memory.
+    """
+    data = text.encode()
+    return f"{zlib.crc32(data):08x}{zlib.adler32(data):08x}{len(data):x}"
+
+
 def partial_path(goal: Path) -> Path:
     """A fresh name beside `goal` for what is being written; it holds this process's id."""
-    return goal.with_name(f"{goal.name}{_PARTIAL}{os.getpid()}-{secrets.token_hex(4)}")
+    return goal.with_name(f"{goal.name}{_PARTIAL}{os.getpid()}-{os.urandom(4).hex()}")
 
 
 def remove_stale_partials(goal: Path) -> list[Path]:

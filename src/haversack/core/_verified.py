@@ -7,11 +7,10 @@ Losing or failing to write markers costs only the time of summing again.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from pathlib import Path
 
-from haversack.core._files import cache_folder, write_atomically
+from haversack.core._files import cache_folder, fingerprint, write_atomically
 from haversack.core._record import FileEntry
 from haversack.core.errors import UserError
 
@@ -51,12 +50,12 @@ def _drop_oldest(folder: Path) -> None:
 
 
 def _marker(path: Path) -> Path:
-    return cache_folder() / "verified" / hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]
+    return cache_folder() / "verified" / fingerprint(str(path.resolve()))
 
 
 def _identity(path: Path, entry: FileEntry) -> str:
     found = path.stat()
-    sums = hashlib.sha256(repr((entry.start, entry.head, entry.pieces)).encode()).hexdigest()
+    sums = fingerprint(repr((entry.start, entry.head, entry.pieces)))
     said = {
         "inode": found.st_ino,
         "device": found.st_dev,

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import importlib
 import sys
 from collections.abc import Iterable
@@ -202,13 +201,15 @@ def _ofsources(stamp: str) -> tuple[MethodEntry, ...]:
 
 def _stamp() -> str:
     """Changes when a source file does: names, sizes and times of all of them, a few milliseconds."""
-    digest = hashlib.sha256(f"{FORMAT} {sys.version_info[:2]} {PACKAGE}".encode())
+    from haversack.core import _files
+
+    text = [f"{FORMAT} {sys.version_info[:2]} {PACKAGE}"]
     for path in sources(PACKAGE):
         state = path.stat()
-        digest.update(f"{path} {state.st_size} {state.st_mtime_ns}\n".encode())
+        text.append(f"{path} {state.st_size} {state.st_mtime_ns}")
     for name in ("_declarations.py", "method.py"):
-        digest.update(f"{(PACKAGE / 'core' / name).stat().st_mtime_ns}".encode())
-    return digest.hexdigest()[:20]
+        text.append(str((PACKAGE / "core" / name).stat().st_mtime_ns))
+    return _files.fingerprint("\n".join(text))
 
 
 def _check_slot(stage: str | None, slot: str | None) -> None:
