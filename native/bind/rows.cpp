@@ -35,15 +35,15 @@ bool layer_norm(nb::handle x_, nb::handle weight_, nb::handle bias_, double eps,
     return true;
 }
 
-bool rope_table(nb::handle positions_, nb::handle frequencies_, double scale, nb::handle cos_, nb::handle sin_) {
-    const Array positions(positions_, Access::read), frequencies(frequencies_, Access::read);
-    const Array cos(cos_, Access::write), sin(sin_, Access::write);
-    if (!positions.of<int64_t>(1) || !frequencies.of<double>(1) || !cos.of<float>(2) || !sin.of<float>(2) ||
-        !sin.same_shape(cos) || cos.size(0) != positions.size(0) || cos.size(1) != frequencies.size(0))
+// table [2, n, pairs]: cosines, then sines.
+bool rope_table(nb::handle positions_, nb::handle frequencies_, double scale, nb::handle table_) {
+    const Array positions(positions_, Access::read), frequencies(frequencies_, Access::read), table(table_, Access::write);
+    if (!positions.of<int64_t>(1) || !frequencies.of<double>(1) || !table.of<float>(3) || table.size(0) != 2 ||
+        table.size(1) != positions.size(0) || table.size(2) != frequencies.size(0))
         return false;
     const Unlocked unlocked;
     rotary().table(positions.data<int64_t>(), positions.size(0), frequencies.data<double>(), frequencies.size(0), scale,
-                   cos.data<float>(), sin.data<float>());
+                   table.data<float>(), table.data<float>() + table.size(1) * table.size(2));
     return true;
 }
 
@@ -83,7 +83,7 @@ HAVERSACK_BIND(rows) {
     const auto any = [] { return nb::arg().none(); };
     module.def("rms_norm", &rms_norm, any(), any(), nb::arg(), nb::arg(), any());
     module.def("layer_norm", &layer_norm, any(), any(), any(), nb::arg(), any());
-    module.def("rope_table", &rope_table, any(), any(), nb::arg(), any(), any());
+    module.def("rope_table", &rope_table, any(), any(), nb::arg(), any());
     module.def("rope", &rope, any(), any(), any(), nb::arg());
     module.def("gate", &gate, any(), any(), nb::arg(), any());
     module.def(

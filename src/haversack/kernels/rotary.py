@@ -44,16 +44,17 @@ def rope_table(positions: Array, inverse_frequencies: Array, scale: float = 1.0)
 
     Raises UserError for a shape or type that does not fit.
     """
-    check_array("rope_table", "positions", positions, (None,), ("int32", "int64"))
-    check_array("rope_table", "inverse_frequencies", inverse_frequencies, (None,), ("float32", "float64"))
     module = native()
     if module is not None:
+        table = np.empty((2, np.size(positions), np.size(inverse_frequencies)), np.float32)
+        if module.rope_table(positions, inverse_frequencies, scale, table):
+            return table[0], table[1]
+    check_array("rope_table", "positions", positions, (None,), ("int32", "int64"))
+    check_array("rope_table", "inverse_frequencies", inverse_frequencies, (None,), ("float32", "float64"))
+    if module is not None:  # the kernel takes i64 and f64 only
         wide = np.ascontiguousarray(positions, np.int64)
-        frequencies = np.ascontiguousarray(inverse_frequencies, np.float64)
-        cos = np.empty((len(wide), len(frequencies)), np.float32)
-        sin = np.empty_like(cos)
-        if module.rope_table(wide, frequencies, scale, cos, sin):
-            return cos, sin
+        if module.rope_table(wide, np.ascontiguousarray(inverse_frequencies, np.float64), scale, table):
+            return table[0], table[1]
         refuse_arrays("rope_table")
     return rope_table_twin(positions, inverse_frequencies, scale)
 

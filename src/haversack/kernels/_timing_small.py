@@ -1,0 +1,131 @@
+"""What all but the matrix products costs here, beside numpy: `python -m haversack.kernels._timing_small`.
+
+One token, and 256, of a block of TinyLlama-1.1B's shape (width 2048, 32 heads over 4, feed-forward 5632,
+vocabulary 32000); attention over 256 and 2,048 entries. Each line: the best time of the native call and of
+its numpy twin, and their ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from haversack.kernels import attend, gates, norms, probabilities, rotary, sampling
+from haversack.kernels._matrix import Array
+from haversack.kernels.processor import isa, set_threads, usable_processors
+
+HEADS, KV_HEADS, HEAD_DIM, WIDTH, FEED_FORWARD, VOCABULARY = 32, 4, 64, 2048, 5632, 32000
+Call = Callable[[], object]
+
+
+def best_seconds(call: Call, budget_seconds: float) -> float:
+    """The shortest of at least three calls, repeated until the budget is spent."""
+    call()
+    best, end, calls = float("inf"), time.perf_counter() + budget_seconds, 0
+    while calls < 3 or time.perf_counter() < end:
+        start = time.perf_counter()
+        call()
+        best = min(best, time.perf_counter() - start)
+        calls += 1
+    return best
+
+
+def rows_of(tokens: int) -> Iterator[tuple[str, Call, Call]]:
+    """Name, native call and numpy twin of the kernels that work row by row."""
+    rng = np.random.default_rng(0)
+
+    def normal(*shape: int) -> Array:
+        return rng.standard_normal(shape, np.float32)
+
+    x, weight = normal(tokens, WIDTH), normal(WIDTH)
+    gate, up = normal(tokens, FEED_FORWARD), normal(tokens, FEED_FORWARD)
+    q, k, v = (
+        normal(tokens, HEADS, HEAD_DIM),
+        normal(tokens, KV_HEADS, HEAD_DIM),
+        normal(tokens, KV_HEADS, HEAD_DIM),
+    )
+    scores = normal(tokens, 4096)
+    frequencies = 10000.0 ** (-np.arange(0, HEAD_DIM, 2) / HEAD_DIM)
+    positions = np.arange(tokens)
+    cos, sin = rotary.rope_table(positions, frequencies)
+    layer = attend.CacheLayer.empty(KV_HEADS, tokens, HEAD_DIM)
+    yield "rms_norm", lambda: norms.rms_norm(x, weight, 1e-5), lambda: norms.rms_norm_twin(x, weight, 1e-5)
+    yield (
+        "layer_norm",
+        lambda: norms.layer_norm(x, weight, weight, 1e-5),
+        lambda: norms.layer_norm_twin(x, weight, weight, 1e-5),
+    )
+    for kind in ("silu", "gelu-tanh"):
+        yield (
+            f"gate {kind}",
+            lambda kind=kind: gates.gate(gate, up, kind),  # type: ignore[misc]
+            lambda kind=kind: gates.gate_twin(gate, up, kind),  # type: ignore[misc]
+        )
+    yield (
+        "rope_table",
+        lambda: rotary.rope_table(positions, frequencies),
+        lambda: rotary.rope_table_twin(positions, frequencies),
+    )
+    yield "rope", lambda: rotary.rope(q, cos, sin), lambda: rotary.rope_twin(q, cos, sin)
+    yield (
+        "cache_write",
+        lambda: attend.cache_write(layer, 0, k, v),
+        lambda: attend.cache_write_twin(layer, 0, k, v),
+    )
+    yield "softmax", lambda: probabilities.softmax(scores), lambda: probabilities.softmax_twin(scores)
+    yield (
+        "log_softmax",
+        lambda: probabilities.log_softmax(scores),
+        lambda: probabilities.log_softmax_twin(scores),
+    )
+
+
+def attention_of(tokens: int, entries: int, kind: str) -> tuple[str, Call, Call]:
+    """Attention of the last `tokens` of `entries`."""
+    rng = np.random.default_rng(0)
+    layer = attend.CacheLayer.empty(KV_HEADS, entries, HEAD_DIM, kind)
+    k, v = rng.standard_normal((2, entries, KV_HEADS, HEAD_DIM), np.float32)
+    attend.cache_write(layer, 0, k, v)
+    q = rng.standard_normal((tokens, HEADS, HEAD_DIM), np.float32)
+    visible = attend.Visible(entries - tokens)
+    return (
+        f"attention {kind}, {entries} entries",
+        lambda: attend.attention(q, layer, visible, 0.125),
+        lambda: attend.attention_twin(q, layer, visible, 0.125),
+    )
+
+
+def sampling_of() -> Iterator[tuple[str, Call, Call]]:
+    logits = np.random.default_rng(0).standard_normal(VOCABULARY, np.float32) * 3
+    yield "greedy", lambda: sampling.greedy(logits), lambda: sampling.greedy_twin(logits)
+    filters = {"temperature": 0.8, "top_k": 40, "top_p": 0.9}
+    yield (
+        "filter_logits top-k top-p",
+        lambda: sampling.filter_logits(logits, **filters),  # type: ignore[arg-type]
+        lambda: sampling.filter_logits_twin(logits, **filters),  # type: ignore[arg-type]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Times all kernels but the matrix products on this machine.")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[1, 256])
+    parser.add_argument("--threads", type=int, default=usable_processors())
+    parser.add_argument("--seconds", type=float, default=0.05, help="spent on each call")
+    given = parser.parse_args()
+    set_threads(given.threads)
+    print(f"{isa()}, {given.threads} threads")
+    print(f"{'kernel':32} {'tokens':>6} {'native us':>10} {'numpy us':>10} {'ratio':>7}")
+    for tokens in given.tokens:
+        lines = list(rows_of(tokens))
+        for kind in attend.CACHE_KINDS:
+            lines += [attention_of(tokens, entries, kind) for entries in (256, 2048) if entries >= tokens]
+        for name, native, twin in [*lines, *(sampling_of() if tokens == 1 else ())]:
+            ours, numpys = best_seconds(native, given.seconds), best_seconds(twin, given.seconds)
+            print(f"{name:32} {tokens:6} {ours * 1e6:10.1f} {numpys * 1e6:10.1f} {numpys / ours:7.1f}")
+
+
+if __name__ == "__main__":
+    main()
