@@ -154,22 +154,21 @@ def excess(candidate: Candidate, budget: Budget) -> float:
 def merit(candidate: Candidate, objective: str) -> tuple[float, ...]:
     """Smaller is better.
 
-    Quality in steps of SAME_QUALITY, so that a difference too small to see decides nothing.
+    Quality in steps of SAME_QUALITY, so that a difference too small to see decides nothing; between equals,
+    what needs no calibration comes before memory, which no two measurements find the same.
     """
     quality = math.floor(max(candidate.loss, 0.0) / SAME_QUALITY)
-    speed, size = candidate.job_ms, candidate.ram_mib + candidate.storage_mib
+    speed, extra = candidate.job_ms, float(candidate.calibrated)
     if objective == "speed":
-        return (speed, quality, size)
+        return (speed, quality, extra, candidate.ram_mib + candidate.storage_mib)
     if objective == "size":
-        return (candidate.storage_mib, candidate.ram_mib, quality, speed)
-    return (quality, speed, size)
+        return (round(candidate.storage_mib, 1), quality, extra, candidate.ram_mib, speed)
+    return (quality, speed, extra, candidate.ram_mib + candidate.storage_mib)
 
 
 def ranked(candidates: Iterable[Candidate], objective: str) -> list[Candidate]:
-    """Best first by `objective`; of equal ones that without calibration, then by name: chance never
-    decides.
-    """
-    return sorted(candidates, key=lambda one: (*merit(one, objective), one.calibrated, one.plan))
+    """Best first by `objective`; equal ones by name, so that chance never decides."""
+    return sorted(candidates, key=lambda one: (*merit(one, objective), one.plan))
 
 
 def choose(candidates: Sequence[Candidate], budget: Budget, objective: str) -> Candidate | None:
