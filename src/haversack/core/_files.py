@@ -8,6 +8,7 @@ removes once its process is gone.
 
 from __future__ import annotations
 
+import binascii
 import contextlib
 import ctypes
 import errno
@@ -43,7 +44,7 @@ def fingerprint(text: str) -> str:
     Without hashlib: it loads OpenSSL, which is megabytes of a small device's memory.
     """
     data = text.encode()
-    return f"{zlib.crc32(data):08x}{zlib.adler32(data):08x}{len(data):x}"
+    return f"{binascii.crc32(data):08x}{zlib.adler32(data):08x}{len(data):x}"
 
 
 def partial_path(goal: Path) -> Path:
