@@ -1,6 +1,7 @@
 # make demo    install the light package into .venv and run the main job on the bundled model
 # make test    install what tests need, lint, run every test
 # make lint    formatting, lint, types, import rules
+# make format  format Python and C++
 # make native  compile the kernels: the module in .venv, and their own test program, which is run
 # make neon    the same for 64-bit Arm: cross-compiled, and run under qemu
 # make light   install the built wheel alone, with nothing but its dependencies, and try it
@@ -23,7 +24,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 BUILT_FROM := pyproject.toml CMakeLists.txt constraints.txt src/haversack/core/method.py \
               $(shell find native -name '*.cpp' -o -name '*.h' -o -name CMakeLists.txt)
 
-.PHONY: help demo test lint native neon light docs clean
+.PHONY: help demo test lint native neon light docs format clean
 
 help:
 	@sed -n 's/^# make/  make/p' Makefile
@@ -67,7 +68,6 @@ lint: $(VENV)/.tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/clang-format --dry-run -Werror $$(git ls-files 'native/*.cpp' 'native/*.h' 2>/dev/null || find native -name '*.cpp' -o -name '*.h')
 
 FIND_CMAKE = cmake=$$([ -x $(BIN)/cmake ] && echo $(BIN)/cmake || command -v cmake) || \
 	{ echo "cmake is missing; run: make test (which installs it), or apt install cmake" >&2; exit 2; }
@@ -91,6 +91,10 @@ neon:
 
 light:
 	@tools/light.sh
+
+format: $(VENV)/.tests
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(find native -name '*.cpp' -o -name '*.h')
 
 docs: $(VENV)/.tests
 	$(BIN)/python tools/docs.py
