@@ -175,7 +175,7 @@ def source_root() -> Path | None:
 def _entries() -> tuple[MethodEntry, ...]:
     if source_root() is None:
         return _installed()
-    return _ofsources(_stamp())
+    return _of_files(_stamp())
 
 
 @functools.cache
@@ -184,18 +184,19 @@ def _installed() -> tuple[MethodEntry, ...]:
 
 
 @functools.lru_cache(maxsize=1)
-def _ofsources(stamp: str) -> tuple[MethodEntry, ...]:
+def _of_files(stamp: str) -> tuple[MethodEntry, ...]:
     from haversack.core import _files
 
-    kept = _files.cache_folder() / f"index-{stamp}.json"
+    # One file a checkout, its first line the stamp: checkouts that are used in turn keep theirs.
+    kept = _files.cache_folder() / f"index-{_files.fingerprint(str(PACKAGE))}.json"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return from_json(kept.read_text(encoding="utf-8"))
+        first, _, rest = kept.read_text(encoding="utf-8").partition("\n")
+        if first == stamp:
+            return from_json(rest)
     entries = build()
     with contextlib.suppress(OSError, UserError):  # a cache that cannot be written costs time, nothing else
         kept.parent.mkdir(parents=True, exist_ok=True)
-        for old in kept.parent.glob("index-*.json"):
-            old.unlink(missing_ok=True)
-        _files.write_atomically(kept, to_json(entries).encode())
+        _files.write_atomically(kept, f"{stamp}\n{to_json(entries)}".encode())
     return entries
 
 
