@@ -11,7 +11,7 @@ from haversack.models._architecture import Architecture
 from haversack.run._forward import ROWS, scratch_nbytes
 from haversack.run._residency import Residency
 
-BASE_MIB = 52.0
+BASE_MIB = 46.0
 """Interpreter, numpy, the native module, the command line and their imports."""
 TOKENIZER_MIB = 7.5
 TOKENIZER_BYTES_A_TOKEN = 450
