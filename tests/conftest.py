@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,7 +18,11 @@ _folders: list[Path] = []
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Profiles and caches of the person who runs the tests are neither read nor written."""
+    """Profiles and caches of the person who runs the tests are neither read nor written.
+
+    Ctrl-C works in the processes that tests start even where a shell started the tests with it ignored.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     folder = Path(tempfile.mkdtemp(prefix="haversack-tests-"))
     _folders.append(folder)
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
