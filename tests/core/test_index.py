@@ -120,7 +120,7 @@ def test_machinery_holds_no_methods(tmp_path: Path) -> None:
 
 def test_the_index_follows_the_files(cache: Path) -> None:
     """In a source checkout what the files say is what is found, and it is kept for the next process."""
-    index._entries.cache_clear()
+    index._of_files.cache_clear()
     assert index.methods() == build()
     assert [path.name.startswith("index-") for path in cache.iterdir()] == [True]
 
