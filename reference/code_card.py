@@ -26,7 +26,7 @@ MODELS = train_draft.MODELS
 
 LICENCE = f"""Weights: Apache-2.0. The text they were trained on is the standard library of CPython {RELEASE}
 (Copyright 2001-2023 Python Software Foundation; All Rights Reserved), under the PSF License Version 2, which
-allows derived works; NOTICE names it."""
+allows derived works; the NOTICE beside this folder names it."""
 
 
 def machine() -> str:
@@ -49,8 +49,8 @@ def duration(folder: Path) -> str:
     """Minutes of a training run from the last line of its log."""
     last = json.loads((folder / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     busy = last["cpu_minutes"] / torch.get_num_threads()
-    clock = f"{last['minutes']:.0f} by the clock (the machine was shared)"
-    return f"{busy:.0f} minutes of computing on each core, {clock}"
+    clock = f"{last['minutes']:.0f} by the clock (shared machine)"
+    return f"about {busy:.0f} minutes of computing on each core, {clock}"
 
 
 def recipe_lines(recipe: Recipe) -> str:
@@ -59,9 +59,9 @@ def recipe_lines(recipe: Recipe) -> str:
     stages = ", then ".join(f"{s.rows} x {s.length} tokens from step {s.first_step}" for s in recipe.stages)
     return (
         f"- Shape: Llama, {shape.layers} layers, width {shape.width}, {shape.heads} heads over "
-        f"{shape.key_value_heads} of keys and values, feed-forward {shape.feed_forward}, vocabulary "
+        f"{shape.key_value_heads} of keys and values,\n  feed-forward {shape.feed_forward}, vocabulary "
         f"{shape.vocabulary} (byte-level BPE, tied), context {shape.context}.\n"
-        f"- Seed {recipe.seed}; {recipe.schedule.steps} steps; {stages}."
+        f"- Seed {recipe.seed}; {recipe.schedule.steps} steps;\n  {stages}."
     )
 
 
@@ -76,7 +76,8 @@ def text_lines() -> str:
     return (
         f"- Text: {trained} files, {megabytes:.1f} MB, of the standard library of CPython {RELEASE},\n"
         f"  listed with hashes in `reference/code_text.tsv`. Held out: {held_out} files,\n"
-        f"  {held_out_megabytes:.2f} MB, whole packages (listed there; none of their tests is trained on)."
+        f"  {held_out_megabytes:.2f} MB, whole packages and the tests of three of them; tests of held-out\n"
+        f"  packages are never trained on."
     )
 
 
@@ -92,7 +93,8 @@ Completes Python. A small base model to try every part of Haversack on without a
 - **Held-out: {numbers["bits_per_byte"]:.4f} bits a byte** ({numbers["tokens"]:,} tokens; windows of 2,048
   that advance by 1,024). `xz -9` given the training text: {numbers["xz_bits_per_byte"]:.4f}.
 - Of {BODIES} held-out `def` bodies completed greedily, {numbers["parse_share"]:.1%} parse.
-- Trained by `reference/train_code.py` in {duration(run)}: {machine()}.
+- Trained by `reference/train_code.py` in {duration(run)}:
+  {machine()}.
 - Scored by `reference/code_evaluate.py` on the f16 weights.
 
 ## Limits
@@ -116,7 +118,8 @@ Guesses what `code` will say, for speculative decoding. Same tokenizer.
   ({numbers["tokens"]:,}; windows of 2,048 that advance by 1,024).
 - Held-out by itself: {numbers["draft_bits_per_byte"]:.4f} bits a byte
   (`code`: {numbers["bits_per_byte"]:.4f}).
-- Distilled by `reference/train_draft.py` in {duration(run)}: {machine()}.
+- Distilled by `reference/train_draft.py` in {duration(run)}:
+  {machine()}.
 - Scored by `reference/code_evaluate.py` on the f16 weights.
 
 ## Licence

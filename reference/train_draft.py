@@ -29,8 +29,8 @@ from haversack.models.language.llama_torch import Llama, LlamaShape
 MODELS = Path(__file__).resolve().parents[1] / "src" / "haversack" / "reference_models"
 RECIPE = Recipe(
     LlamaShape(vocabulary=5120, width=128, layers=3, heads=4, key_value_heads=1, feed_forward=128),
-    Schedule(steps=900, matrix_rate=0.02, other_rate=0.006),
-    (Stage(0, 16, 256), Stage(780, 2, 2048)),
+    Schedule(steps=800, matrix_rate=0.02, other_rate=0.006),
+    (Stage(0, 16, 256), Stage(200, 4, 1024), Stage(400, 2, 2048)),
 )
 TEACHER_TEMPERATURE = 0.7
 

@@ -115,7 +115,8 @@ def run_bench(
     rows: str | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Measure `bench` and return the document of `bench --json`; a full run is stored when it is complete.
+    """Measure `bench` and return the document of `bench --json`; a full run is stored after each measurement,
+    so that one that is killed keeps what it had.
 
     `rows` is a glob over row ids: measuring functions none of whose rows match are not run, their rows are
     shown as stored. A row that cannot be measured here keeps its stored values, or has `holds` null, with
@@ -130,6 +131,24 @@ def run_bench(
     kept = {row["id"]: row for row in stored["rows"]} if stored else {}
     fresh: dict[str, dict[str, Any]] = {}
     reasons: dict[str, str] = {}
+    watches = {row.id: measure.watches for measure in bench.measures for row in measure.rows}
+
+    def report() -> dict[str, Any]:
+        return {
+            "system": bench.slug,
+            "number": bench.number,
+            "mode": "quick" if quick else "full",
+            "machine": machine(),
+            "commit": commit(),
+            "seconds": round(time.monotonic() - start, 1),
+            "rows": [_shown(row, fresh, kept, reasons) for row in bench.rows],
+        }
+
+    def keep() -> dict[str, Any]:
+        document = report()
+        _store.store(bench.slug, document, fresh, watches)
+        return document
+
     for measure in _quick_order(wanted) if quick else wanted:
         selected = [row for row in measure.rows if not quick or row.quick]
         run = Run(quick=quick, seed=seed, deadline=start + limit, say=say)
@@ -142,19 +161,9 @@ def run_bench(
         settled, missing = _measure(measure, selected, run)
         fresh.update(settled)
         reasons.update(missing)
-    document = {
-        "system": bench.slug,
-        "number": bench.number,
-        "mode": "quick" if quick else "full",
-        "machine": machine(),
-        "commit": commit(),
-        "seconds": round(time.monotonic() - start, 1),
-        "rows": [_shown(row, fresh, kept, reasons) for row in bench.rows],
-    }
-    if not quick:
-        watches = {row.id: measure.watches for measure in bench.measures for row in measure.rows}
-        _store.store(bench.slug, document, fresh, watches)
-    return document
+        if not quick:
+            keep()
+    return report() if quick else keep()
 
 
 def _wanted(bench: Bench, quick: bool, rows: str | None) -> list[Measure]:
