@@ -22,6 +22,7 @@ def export_folder(
     halves = {name: value.detach().to("cpu", torch.float16).contiguous() for name, value in weights.items()}
     partial = out / "model.safetensors.partial"
     save_file(halves, partial, metadata={"format": "pt"})
+    partial.chmod(0o644)
     partial.replace(out / "model.safetensors")
     write_json(out / "config.json", shape.hub_config(end))
     write_json(out / "generation_config.json", {"bos_token_id": end, "eos_token_id": end})
