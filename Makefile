@@ -18,7 +18,7 @@ DEMO := build/demo
 DEMO_DEVICE := raspberry-pi-zero-2w
 # In this budget the plan that keeps 32-bit weights does not fit.
 DEMO_RAM_MIB := 80
-DEMO_PROMPT := def read_json(path):
+DEMO_PROMPT := def read_json(path):\n    with open(path) as f:
 
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 BUILT_FROM := pyproject.toml CMakeLists.txt constraints.txt src/haversack/core/method.py \
@@ -54,8 +54,8 @@ demo: $(VENV)/.light
 	@echo '$$ haversack pack code --device $(DEMO_DEVICE) --ram-mib $(DEMO_RAM_MIB) -o $(DEMO)/code.pack'
 	@$(BIN)/haversack pack code --device $(DEMO_DEVICE) --ram-mib $(DEMO_RAM_MIB) -o $(DEMO)/code.pack
 	@echo
-	@echo '$$ haversack run $(DEMO)/code.pack --prompt "$(DEMO_PROMPT)" --max-tokens 48'
-	@$(BIN)/haversack run $(DEMO)/code.pack --prompt $$'$(DEMO_PROMPT)\n' --max-tokens 48
+	@echo "\$$ haversack run $(DEMO)/code.pack --prompt \$$'$(DEMO_PROMPT)\n' --repetition-penalty 1.1 --max-tokens 40"
+	@$(BIN)/haversack run $(DEMO)/code.pack --prompt $$'$(DEMO_PROMPT)\n' --repetition-penalty 1.1 --max-tokens 40
 	@echo
 	@echo 'The report: $(DEMO)/code.pack/report.html'
 
