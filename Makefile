@@ -54,8 +54,8 @@ demo: $(VENV)/.light
 	@echo '$$ haversack pack code --device $(DEMO_DEVICE) --ram-mib $(DEMO_RAM_MIB) -o $(DEMO)/code.pack'
 	@$(BIN)/haversack pack code --device $(DEMO_DEVICE) --ram-mib $(DEMO_RAM_MIB) -o $(DEMO)/code.pack
 	@echo
-	@echo "\$$ haversack run $(DEMO)/code.pack --prompt \$$'$(DEMO_PROMPT)\n' --repetition-penalty 1.1 --max-tokens 40"
-	@$(BIN)/haversack run $(DEMO)/code.pack --prompt $$'$(DEMO_PROMPT)\n' --repetition-penalty 1.1 --max-tokens 40
+	@echo "\$$ haversack run $(DEMO)/code.pack --prompt \$$'$(DEMO_PROMPT)' --repetition-penalty 1.1 --max-tokens 40"
+	@$(BIN)/haversack run $(DEMO)/code.pack --prompt $$'$(DEMO_PROMPT)' --repetition-penalty 1.1 --max-tokens 40
 	@echo
 	@echo 'The report: $(DEMO)/code.pack/report.html'
 
