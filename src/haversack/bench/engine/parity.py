@@ -77,7 +77,8 @@ def _differences(cases: ModuleType, family: str, live: bool) -> Iterator[tuple[s
         for name, (config, length) in cases.CASES.items():
             if config["model_type"] != family:
                 continue
-            weights = cases.draw_weights(read_architecture(config).tensors(), cases.seed_of(name))
+            architecture = read_architecture(config)
+            weights = cases.draw_weights(architecture.checkpoint_tensors(), cases.seed_of(name))
             prompt = cases.draw_prompt(name, length)
             found, tokens = _answer(_checkpoint(Path(scratch) / name, config, weights), prompt, cases.DECODED)
             if live:
