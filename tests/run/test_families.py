@@ -1,4 +1,4 @@
-"""Every family straight from a hub folder: in every residency, without the first part of its names, packed."""
+"""Every family straight from a hub folder: in every residency, under shorter names, packed."""
 
 from __future__ import annotations
 
