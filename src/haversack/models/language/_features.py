@@ -47,7 +47,7 @@ MARKS: dict[str, tuple[str, ...]] = {
 
 def marks_of(config: Mapping[str, Any]) -> dict[str, str]:
     """What a config has of MARKS -> the field that says so."""
-    found = {}
+    found: dict[str, str] = {}
     for what, fields in MARKS.items():
         for field in fields:
             if _says(_field(config, field)):
