@@ -7,6 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from haversack.core.errors import UserError, nearest_name
+from haversack.formats._pickled import ENDINGS, refuse_file
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 
@@ -35,6 +36,8 @@ def model_folder(name: str) -> Path:
     )
     if path.suffix == ".gguf":
         raise UserError(f"{name}: .gguf files cannot be packed yet; {works}.", field="model", given=name)
+    if path.is_file() and path.suffix in ENDINGS:
+        raise refuse_file(path)
     if path.is_file():
         raise UserError(f"{name} is a file; {works}.", field="model", given=name, nearest=str(path.parent))
     if HUB_NAME.fullmatch(name) and not name.startswith("."):
