@@ -25,6 +25,7 @@ from haversack.formats.safetensors import HubFolder
 from haversack.models import Tokenizer, read_architecture
 from haversack.models._bundled import model_folder
 from haversack.models._calibration import TokenText, segments, token_text
+from haversack.models._hub_cache import hub_origin
 from haversack.models.tokenizers import can_be_made, tokenizer_json
 from haversack.plan._candidates import OBJECTIVES, Candidate, Plan
 from haversack.plan._enumerate import Space, create_precision, predicted
@@ -319,6 +320,7 @@ def write_pack(
                 "measurements": [measurement.record()],
                 "provenance": {
                     "model": job.model,
+                    **hub_origin(bench.source.path),
                     "haversack": __version__,
                     "device": job.device.name,
                     "objective": job.objective,
