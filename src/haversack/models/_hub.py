@@ -34,6 +34,7 @@ _ALWAYS = (
     "added_tokens.json",
     "generation_config.json",
     "chat_template.jinja",
+    "chat_template.json",
     "modules.json",
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
