@@ -25,6 +25,7 @@ from haversack.formats.safetensors import HubFolder
 from haversack.models import Tokenizer, read_architecture
 from haversack.models._bundled import model_folder
 from haversack.models._calibration import TokenText, segments, token_text
+from haversack.models._checkpoint import checkpoint
 from haversack.models._hub_cache import hub_origin
 from haversack.models.tokenizers import can_be_made, tokenizer_json
 from haversack.plan._candidates import OBJECTIVES, Candidate, Plan
@@ -250,6 +251,7 @@ def pack_model(job: Job, tell: Callable[[str], None] = lambda text: None) -> Out
     check_goal(job.output)
     source = HubFolder.open(model_folder(job.model))
     walk = LanguageWalk(read_architecture(source.config))
+    source = checkpoint(source, walk.architecture)
     check_tensors(source, walk.architecture)
     budget = device_budget(job.budget, job.device)
     files = sum(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from haversack.core.errors import UserError
-from haversack.models._architecture import Attention, FeedForward, Norm
+from haversack.models._architecture import Attention, FeedForward, HeadNorm, Norm
 from haversack.models._rope import Rope
 from haversack.run.export._onnx_graph import Graph
 
@@ -54,7 +54,7 @@ class Step:
             theta = graph.add("Mul", power, graph.constant(rope.theta))
             exponents = -np.arange(0, rope.width, 2, dtype=np.float32) / np.float32(rope.width)
             return graph.add("Pow", theta, graph.constant(exponents))
-        if getattr(rope, "changes_once", lambda: False)():
+        if rope.changes_once():
             short, long = rope.inverse_frequencies(0), rope.inverse_frequencies(beyond + 1)
             longer = graph.add("Greater", length, graph.constant(float(beyond)))
             return graph.add("Where", longer, graph.constant(long), graph.constant(short))
@@ -149,7 +149,7 @@ def softcap(graph: Graph, x: str, cap: float) -> str:
     return graph.add("Mul", bounded, graph.constant(cap))
 
 
-def _head_norm(graph: Graph, x: str, norm: Norm | tuple[Norm, ...]) -> str:
+def _head_norm(graph: Graph, x: str, norm: HeadNorm) -> str:
     """x [batch, heads, n, width], every head by the one norm or each by its own."""
     if isinstance(norm, Norm):
         return graph.norm(x, norm)

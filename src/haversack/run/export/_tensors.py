@@ -14,7 +14,7 @@ from haversack.core.pack import Pack, TensorSource
 from haversack.kernels import Matrix, unpack
 from haversack.kernels._matrix import to_bf16
 from haversack.run._source import Model
-from haversack.run._weights import row_span, rows_matrix, tensor
+from haversack.run._weights import row_span, tensor
 
 F32 = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]
@@ -33,7 +33,8 @@ def matrices(source: TensorSource, name: str) -> Iterator[Matrix]:
     for start in range(0, rows, at_once):
         stop = min(start + at_once, rows)
         offset, nbytes = row_span(entry, start, stop)
-        yield rows_matrix(entry, start, stop, data[offset : offset + nbytes])
+        part = data[offset : offset + nbytes]
+        yield Matrix.from_bytes(entry.kind, (stop - start, columns), entry.group, entry.layout, part)
 
 
 def vector(source: TensorSource, name: str) -> F32:

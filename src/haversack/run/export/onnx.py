@@ -21,7 +21,17 @@ from typing import Any
 from haversack.core.errors import UserError
 from haversack.core.memory import MemoryPlan
 from haversack.core.progress import Progress
-from haversack.models._architecture import Architecture, Attention, Block, Branch, FeedForward, Linear, Norm
+from haversack.models._architecture import (
+    Architecture,
+    Attention,
+    Block,
+    Branch,
+    FeedForward,
+    Linear,
+    Norm,
+    Part,
+    Positions,
+)
 from haversack.models._rope import Rope
 from haversack.run._source import Model
 from haversack.run.export._onnx_graph import DATA_NAME, Graph, load_onnx, write_model
@@ -41,6 +51,8 @@ _WRITTEN: dict[type, str] = {
     "key_norm",
     FeedForward: "width activation gate up down",
     Linear: "weight inputs outputs bias",
+    Positions: "weight count offset",
+    Part: "name holder shape first transposed",  # where tensors are kept, not what is computed
     Norm: "weight width eps kind offset bias",
     Rope: "width theta scaling factor original_context low high truncate attention_factor style short long",
 }
@@ -74,10 +86,9 @@ def _decoder(graph: Graph, architecture: Architecture, bar: Progress) -> list[tu
     hidden = graph.rows(architecture.embedding, graph.reshape("input_ids", -1))
     if architecture.embedding_scale != 1.0:
         hidden = graph.add("Mul", hidden, graph.constant(architecture.embedding_scale))
-    first, last = (getattr(architecture, name, None) for name in ("project_in", "project_out"))
-    if first is not None:
-        hidden = graph.linear(hidden, first)
-    learned = getattr(architecture, "positions", None)
+    if architecture.project_in is not None:
+        hidden = graph.linear(hidden, architecture.project_in)
+    learned = architecture.positions
     if learned is not None:
         places = graph.reshape("position_ids", -1)
         places = graph.add("Add", places, graph.whole(learned.offset))
@@ -88,10 +99,10 @@ def _decoder(graph: Graph, architecture: Architecture, bar: Progress) -> list[tu
         if block.attention is not None:
             caches.append((block.index, block.attention))
         bar.advance(len(block.tensors()))
-    norm: Norm | None = architecture.final_norm
+    norm = architecture.final_norm
     normal = hidden if norm is None else graph.norm(hidden, norm)
-    if last is not None:
-        normal = graph.linear(normal, last)
+    if architecture.project_out is not None:
+        normal = graph.linear(normal, architecture.project_out)
     logits = graph.linear(normal, architecture.head)
     if architecture.logit_softcap is not None:
         logits = softcap(graph, logits, architecture.logit_softcap)

@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from haversack.core._record import DTYPE_OF_KIND
 from haversack.core._safetensors import header_bytes
 from haversack.core.memory import MemoryPlan
 from haversack.core.progress import Progress
+from haversack.models._architecture import Part
 from haversack.run._source import Model
 from haversack.run.export._tensors import (
     DTYPES,
@@ -76,15 +77,15 @@ def _bytes(name: str, values: F32, kind: str) -> Buffer:
     return np.ascontiguousarray(as_kind(name, values, kind), DTYPES[kind]).data
 
 
-def _together(model: Model) -> dict[str, tuple[tuple[int, ...], list[Any]]]:
+def _together(model: Model) -> dict[str, tuple[tuple[int, ...], list[Part]]]:
     """Tensor of the hub -> (its shape, the parts that the architecture names inside it)."""
-    found: dict[str, tuple[tuple[int, ...], list[Any]]] = {}
-    for part in getattr(model.architecture, "parts", ()):
+    found: dict[str, tuple[tuple[int, ...], list[Part]]] = {}
+    for part in model.architecture.parts:
         found.setdefault(part.holder, (part.shape, []))[1].append(part)
     return found
 
 
-def _put_together(model: Model, shape: tuple[int, ...], parts: list[Any]) -> Iterator[F32]:
+def _put_together(model: Model, shape: tuple[int, ...], parts: list[Part]) -> Iterator[F32]:
     """The tensor of `shape` whose rows (or, turned over, columns) the parts are."""
     whole = np.zeros(shape, np.float32)
     for part in parts:
