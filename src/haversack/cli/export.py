@@ -26,6 +26,10 @@ def command(
             help="numbers of the weights: stored (as they are), f32, f16, bf16 as the format allows"
         ),
     ] = None,
+    activations: Annotated[
+        str | None,
+        typer.Option(help="onnx: f32 or int8-dynamic in packed products (default: the pack's plan)"),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="replace what an earlier export wrote there")
     ] = False,
@@ -41,7 +45,7 @@ def command(
 
         raise unknown_name("format", to, formats(), field="to")
     opened = open_model(model)
-    done = export(opened, to, output, weights=weights, overwrite=overwrite)
+    done = export(opened, to, output, weights=weights, activations=activations, overwrite=overwrite)
     if json:
         print_json(
             {
