@@ -116,7 +116,7 @@ def _differences(cases: ModuleType, family: str, live: bool) -> Iterator[tuple[s
         )
         for family in FAMILIES
     ],
-    seconds=60,
+    seconds=90,
     watches=ENGINE_FILES,
 )
 def parity(run: Run) -> Outcomes:

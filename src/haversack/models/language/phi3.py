@@ -24,6 +24,8 @@ def read(values: Mapping[str, Any]) -> Architecture:
     config = Config(_renamed({"original_max_position_embeddings": ORIGINAL_CONTEXT, **values}))
     for name in ("short_mscale", "long_mscale"):
         rope_table(config).only(name, None)
+    for name in ("attention_bias", "mlp_bias", "lm_head_bias"):
+        config.only(name, False)
     shape = read_shape(config, eps=("rms_norm_eps", 1e-5))
     rope = read_rope(config, shape.head_width, shape.context, partial=1.0, scalings=("default", "longrope"))
     window = config.whole("sliding_window") if config.has("sliding_window") else None
