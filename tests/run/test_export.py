@@ -215,8 +215,10 @@ def test_activations_are_those_of_the_plan_or_asked_for(drawn: Any, quantize: An
         levels[asked] = {one.i for node in products for one in node.attribute if one.name == "accuracy_level"}
     assert levels == {None: {4}, "f32": {1}, "int8-dynamic": {4}}  # the pack's plan says int8-dynamic
     exact = ours(pack, prompt, 1)[0]
+    with Engine.open(pack, activations="int8-dynamic") as engine:
+        own = engine.step(prompt, cache=engine.cache(len(prompt)), want="all")[0]
     rounded = Session(tmp_path / "None").answer(prompt, 1)[0]
-    assert not close(rounded, exact) and np.abs(rounded - exact).max() < 0.05 * np.abs(exact).max()
+    assert 0 < np.abs(rounded - exact).mean() < 2 * np.abs(own - exact).mean()
     with pytest.raises(UserError, match="leave --activations out"):
         export(open_model(pack), "safetensors", tmp_path / "x", activations="f32")
     with pytest.raises(UserError, match="activations=int4 is not supported"):
@@ -473,3 +475,14 @@ def test_names_and_architecture_survive(drawn: Any, tmp_path: Path) -> None:
     assert two.architecture == one.architecture == read_architecture(one.source.config)
     for name in one.architecture.tensors():
         assert bytes(one.source.bytes(name)) == bytes(two.source.bytes(name))
+
+
+@pytest.mark.parametrize("package", ["onnx", "huggingface_hub"])
+def test_a_missing_extra_is_one_sentence(package: str, drawn: Any, tmp_path: Path) -> None:
+    extra = {"onnx": "onnx", "huggingface_hub": "hub"}[package]
+    model = str(drawn("llama")[0]) if package == "onnx" else "owner/name"
+    program = f"import sys; sys.modules[{package!r}] = None; from haversack.cli import main; sys.exit(main())"
+    line = ["export", model, "--to", "onnx", "-o", tmp_path / "out"]
+    done = subprocess.run([sys.executable, "-c", program, *line], capture_output=True, text=True)
+    assert done.returncode == 2 and f"pip install 'haversack[{extra}]'" in done.stderr
+    assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())
