@@ -170,10 +170,16 @@ def _refuse_unknown(architecture: Architecture) -> None:
     waiting: list[Any] = [architecture]
     while waiting:
         record = waiting.pop()
-        written = _WRITTEN.get(type(record), "").split()
+        if type(record) not in _WRITTEN:
+            raise UserError(
+                f"this {architecture.family} has a {type(record).__name__}, which has no form in ONNX here.",
+                field="architecture",
+                given=type(record).__name__,
+            )
+        written = _WRITTEN[type(record)].split()
         for field in dataclasses.fields(record):
             held = getattr(record, field.name)
-            if type(record) in _WRITTEN and field.name not in written and held != field.default:
+            if field.name not in written and held != field.default:
                 raise UserError(
                     f"{type(record).__name__}.{field.name}={held!r:.60} of this {architecture.family} has no "
                     "form in ONNX here.",
