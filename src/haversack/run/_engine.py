@@ -23,7 +23,7 @@ from haversack.core.method import Method
 from haversack.core.pack import Pack, TensorSource
 from haversack.run._cache import CACHE_TYPES, Cache
 from haversack.run._forward import ROWS, Forward
-from haversack.run._memory import planned_memory
+from haversack.run._memory import planned_memory, program_mib
 from haversack.run._slots import Slots, choose
 from haversack.run._source import Model, open_model
 from haversack.run._step import Mask, checked_positions, is_linear, split
@@ -172,6 +172,7 @@ class Engine:
             top=nbytes(source, architecture.top_tensors()),
             residency=self.slots.residency,
             cache_type=self.cache_type,
+            base_mib=program_mib(),
             context=min(capacity, self.context_length),
             prompt=self.slots.prefill.most_at_once(prompt),
             files=len(source.files),
