@@ -83,7 +83,7 @@ def bind(source: TensorSource, names: Iterable[str], data: Bytes | None = None) 
 
 
 def nbytes(source: TensorSource, names: Iterable[str]) -> int:
-    """Stored bytes of the tensors `names`."""
+    """Bytes of the tensors `names` as they are held."""
     return sum(source.tensors[name].nbytes for name in names)
 
 
@@ -100,6 +100,13 @@ def embedding_rows(table: Matrix, tokens: I32) -> F32:
         found = data.view(kind).reshape(rows, columns)[tokens].astype(np.float32)
         return found
     blocks, lanes = tokens // 16, tokens % 16
+    if table.kind == "int8" and table.group is not None:
+        parts = data.reshape(-(-rows // 16), -1, table.group * 16 + 32)
+        quads = parts[:, :, :-32].reshape(*parts.shape[:2], -1, 16, 4)[blocks, :, :, lanes]
+        halves = parts[:, :, -32:].view("<f2")[blocks, :, lanes].astype(np.float32)
+        raised = quads.reshape(len(tokens), parts.shape[1], table.group).astype(np.float32)
+        found = (raised - np.float32(128)) * halves[:, :, None]
+        return np.ascontiguousarray(found.reshape(len(tokens), -1)[:, :columns])
     if table.kind == "int8":
         # Units of 64 bytes, 4 of each of 16 rows: the last unit holds the scales.
         units = data.reshape(-(-rows // 16), -1, 16, 4)[blocks, :, lanes]

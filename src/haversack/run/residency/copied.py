@@ -23,11 +23,14 @@ from haversack.core.errors import DamagedFileError
 from haversack.core.method import Method
 from haversack.core.pack import TensorEntry, TensorSource
 from haversack.models._architecture import Architecture
+from haversack.models._rearranged import RearrangingSource
 from haversack.run._residency import AllHeld, Lines
 
 PIECE = 8 * 2**20
 HUGE = 2 * 2**20
 PAGE = 4096
+LINE = 64
+"""Tensors put in order begin at a multiple of this."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +49,34 @@ class Copied(Method):
     def open(self, source: TensorSource, architecture: Architecture, limit: int | None = None) -> AllHeld:
         """Copy every tensor that the architecture uses."""
         entries = [source.tensors[name] for name in architecture.tensors()]
+        if isinstance(source, RearrangingSource):
+            ordered = in_order(source, entries)
+            return AllHeld(source, architecture, lambda entry: ordered[entry.name])
         paths = {path.name: path for path in source.files}
         copies = {file: Copy(paths[file], [e for e in entries if e.file == file]) for file in paths}
         return AllHeld(source, architecture, lambda entry: copies[entry.file].bytes(entry))
+
+
+def in_order(source: RearrangingSource, entries: list[TensorEntry]) -> dict[str, memoryview]:
+    """Tensors that are put in order while they are read, one after the other in huge pages."""
+    view = huge_pages(sum(-(-entry.nbytes // LINE) * LINE for entry in entries))
+    found: dict[str, memoryview] = {}
+    at = 0
+    for entry in entries:
+        found[entry.name] = view[at : at + entry.nbytes]
+        source.read_into(entry.name, found[entry.name])
+        at += -(-entry.nbytes // LINE) * LINE
+    return found
+
+
+def huge_pages(size: int) -> memoryview:
+    """`size` bytes of anonymous memory that begins at a huge page."""
+    # Private: memory that can be shared with a child gets no huge pages.
+    memory = mmap.mmap(-1, size + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(memory, "madvise") and hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    address = np.frombuffer(memory, np.uint8, count=1).ctypes.data
+    return memoryview(memory)[-address % HUGE :][:size]
 
 
 class Copy:
@@ -59,12 +87,7 @@ class Copy:
         self.start = min((entry.offset for entry in entries), default=0) // PAGE * PAGE
         stop = max((entry.offset + entry.nbytes for entry in entries), default=0)
         self.size = max(stop - self.start, 0)
-        # Private: memory that can be shared with a child gets no huge pages.
-        memory = mmap.mmap(-1, self.size + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if hasattr(memory, "madvise") and hasattr(mmap, "MADV_HUGEPAGE"):
-            memory.madvise(mmap.MADV_HUGEPAGE)
-        address = np.frombuffer(memory, np.uint8, count=1).ctypes.data
-        self.view = memoryview(memory)[-address % HUGE :][: self.size]
+        self.view = huge_pages(self.size)
         self._read_all()
 
     def bytes(self, entry: TensorEntry) -> Any:

@@ -26,6 +26,7 @@ from haversack.core.pack import TensorSource
 from haversack.core.storage import DirectFile, aligned_buffer
 from haversack.kernels import Matrix
 from haversack.models._architecture import Architecture
+from haversack.models._rearranged import refuse_rearranged
 from haversack.run._residency import Lines
 from haversack.run._units import PAGE, SMALLEST_PART, Unit, model_units, vectors
 from haversack.run._weights import Weights, bind, row_span, rows_matrix
@@ -77,7 +78,9 @@ class Streamed(Method):
     def open(
         self, source: TensorSource, architecture: Architecture, limit: int | None = None
     ) -> StreamedHeld:
-        """Read what is kept and start reading ahead."""
+        """Read what is kept and start reading ahead. Raises UserError for tensors that are put in order when
+        read."""
+        refuse_rearranged(source, architecture)
         for path in source.files:
             drop_cached(path)
         units = model_units(source, architecture)
