@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.models.parity import recorded
 
 from haversack.core.pack import TensorEntry
 
@@ -48,3 +49,18 @@ def record() -> ModuleType:
 @pytest.fixture(scope="session")
 def memory_source() -> type[MemorySource]:
     return MemorySource
+
+
+@pytest.fixture(scope="session")
+def drawn(record: Any) -> Any:
+    """A case's weights and prompt, drawn once."""
+    kept: dict[str, Any] = {}
+
+    def draw(name: str) -> Any:
+        if name not in kept:
+            config, stored = recorded(record, name)
+            prompt = record.draw_prompt(name, record.CASES[name][1])
+            kept[name] = (config, record.weights_of(name), prompt, stored)
+        return kept[name]
+
+    return draw

@@ -141,14 +141,248 @@ CASES: dict[str, tuple[dict[str, Any], int]] = {
     ),
 }
 
+PLAIN = {key: value for key, value in TINY.items() if key != "rms_norm_eps"}
+GEMMA = {
+    **TINY,
+    "num_attention_heads": 4,
+    "head_dim": 24,
+    "hidden_act": "gelu_pytorch_tanh",
+    "tie_word_embeddings": True,
+    "rope_theta": 300.0,
+}
+GEMMA2 = {
+    **GEMMA,
+    "model_type": "gemma2",
+    "hidden_activation": "gelu_pytorch_tanh",
+    "query_pre_attn_scalar": 40,
+    "sliding_window": 11,
+    "attn_logit_softcapping": 3.0,
+    "final_logit_softcapping": 9.0,
+}
+GEMMA3 = {
+    **GEMMA2,
+    "model_type": "gemma3_text",
+    "num_hidden_layers": 6,
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
+    "rope_theta": 900.0,
+    "rope_local_base_freq": 200.0,
+}
+PHI = {
+    **PLAIN,
+    "model_type": "phi",
+    "num_key_value_heads": 4,
+    "layer_norm_eps": 1e-3,
+    "hidden_act": "gelu_new",
+    "rope_theta": 300.0,
+}
+PHI3 = {**TINY, "model_type": "phi3", "rope_theta": 300.0, "original_max_position_embeddings": 64}
+LONGROPE = {
+    "type": "longrope",
+    "short_factor": [1.0, 1.1, 1.2, 1.5, 1.7, 2.0, 2.2, 2.5],
+    "long_factor": [1.1, 1.5, 2.1, 3.0, 4.5, 6.0, 8.0, 9.0],
+}
+STABLELM = {
+    **PLAIN,
+    "model_type": "stablelm",
+    "layer_norm_eps": 1e-3,
+    "use_qkv_bias": True,
+    "rope_theta": 300.0,
+}
+GPT2 = {
+    "model_type": "gpt2",
+    "vocab_size": 320,
+    "n_embd": 64,
+    "n_layer": 4,
+    "n_head": 4,
+    "n_positions": 96,
+    "layer_norm_epsilon": 1e-3,
+    "activation_function": "gelu_new",
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+OPT = {
+    "model_type": "opt",
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "ffn_dim": 96,
+    "max_position_embeddings": 96,
+    "activation_function": "relu",
+    "do_layer_norm_before": True,
+    "word_embed_proj_dim": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+CASES |= {
+    # As Qwen1.5's configs are: no shared key heads, windows named but off, late windows' first block.
+    "qwen1.5": (
+        {
+            **TINY,
+            "model_type": "qwen2",
+            "num_key_value_heads": 4,
+            "tie_word_embeddings": True,
+            "rope_theta": 2000.0,
+            "use_sliding_window": False,
+            "sliding_window": 10,
+            "max_window_layers": 2,
+        },
+        40,
+    ),
+    "gemma": ({**GEMMA, "model_type": "gemma"}, 40),
+    "gemma-biases": (
+        {
+            **GEMMA,
+            "model_type": "gemma",
+            "num_key_value_heads": 1,
+            "hidden_act": "gelu",
+            "attention_bias": True,
+            "tie_word_embeddings": False,
+        },
+        24,
+    ),
+    "gemma2": (GEMMA2, 40),
+    "gemma2-pattern": (
+        {
+            **GEMMA2,
+            "layer_types": ["full_attention", "sliding_attention", "sliding_attention", "full_attention"],
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+            "attention_bias": True,
+            "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+        },
+        24,
+    ),
+    "gemma3": (
+        {**GEMMA3, "rope_scaling": {"rope_type": "linear", "factor": 8.0}, "sliding_window_pattern": 3},
+        40,
+    ),
+    "gemma3-tables": (
+        {
+            **{key: value for key, value in GEMMA3.items() if not key.startswith("rope_")},
+            "final_logit_softcapping": 7.0,
+            "layer_types": ["sliding_attention", "full_attention"] * 3,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 700.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 150.0},
+            },
+        },
+        24,
+    ),
+    "phi": ({**PHI, "partial_rotary_factor": 0.5}, 40),
+    "phi-norms": (
+        {
+            **PHI,
+            "num_key_value_heads": 2,
+            "qk_layernorm": True,
+            "hidden_size": 80,
+            "partial_rotary_factor": 0.4,
+            "rope_scaling": {"type": "linear", "factor": 2.0},
+        },
+        24,
+    ),
+    "phi3": ({**PHI3, "sliding_window": 12}, 40),
+    # Beyond the first context from the start, and on the way.
+    "phi3-long": (
+        {
+            **PHI3,
+            "max_position_embeddings": 128,
+            "original_max_position_embeddings": 32,
+            "rope_scaling": LONGROPE,
+        },
+        40,
+    ),
+    "phi3-switch": (
+        {
+            **PHI3,
+            "tie_word_embeddings": True,
+            "max_position_embeddings": 128,
+            "original_max_position_embeddings": 32,
+            "rope_scaling": LONGROPE,
+        },
+        20,
+    ),
+    "phi3-partial": (
+        {
+            **PHI3,
+            "partial_rotary_factor": 0.75,
+            "max_position_embeddings": 128,
+            "original_max_position_embeddings": 16,
+            "rope_scaling": {
+                "type": "longrope",
+                "short_factor": LONGROPE["short_factor"][:6],
+                "long_factor": LONGROPE["long_factor"][:6],
+                "attention_factor": 1.3,
+            },
+        },
+        24,
+    ),
+    "stablelm": ({**STABLELM, "partial_rotary_factor": 0.25}, 40),
+    "stablelm-parallel": (
+        {
+            **STABLELM,
+            "use_qkv_bias": False,
+            "qk_layernorm": True,
+            "use_parallel_residual": True,
+            "partial_rotary_factor": 0.5,
+        },
+        24,
+    ),
+    "gpt2": (GPT2, 40),
+    "gpt2-scaled": (
+        {
+            **GPT2,
+            "n_inner": 96,
+            "activation_function": "gelu",
+            "scale_attn_by_inverse_layer_idx": True,
+            "reorder_and_upcast_attn": True,
+            "tie_word_embeddings": False,
+        },
+        24,
+    ),
+    "gpt2-unscaled": ({**GPT2, "scale_attn_weights": False}, 24),
+    "opt": (OPT, 40),
+    "opt-350m": ({**OPT, "do_layer_norm_before": False, "word_embed_proj_dim": 40}, 24),
+    "opt-bare": (
+        {
+            **OPT,
+            "enable_bias": False,
+            "_remove_final_layer_norm": True,
+            "activation_function": "gelu",
+            "tie_word_embeddings": False,
+        },
+        24,
+    ),
+}
+
+# Where the head is the embedding, a large one makes every token follow itself.
+EMBEDDINGS = {
+    **dict.fromkeys(("gemma", "gemma-biases", "gemma2", "gemma2-pattern", "gemma3", "gemma3-tables"), 0.1),
+    **dict.fromkeys(("gpt2", "gpt2-unscaled"), 0.15),
+    **dict.fromkeys(("opt", "opt-350m", "qwen1.5", "phi3-switch"), 0.3),
+}
+
 
 def seed_of(name: str) -> int:
     """The seed of a case's weights and prompt."""
     return sum(ord(letter) * 31**index for index, letter in enumerate(name)) % 2**31
 
 
-def draw_weights(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
-    """Weights that all matter: matrices 1.5 / sqrt(inputs), biases and norm weights N(0, 0.3) around 0 and 1.
+def weights_of(name: str) -> dict[str, np.ndarray]:
+    """The weights of a case."""
+    from haversack.models import read_architecture
+
+    shapes = read_architecture(CASES[name][0]).checkpoint_tensors()
+    return draw_weights(shapes, seed_of(name), EMBEDDINGS.get(name, 1.0))
+
+
+def draw_weights(
+    shapes: dict[str, tuple[int, ...]], seed: int, embeddings: float = 1.0
+) -> dict[str, np.ndarray]:
+    """Weights that all matter: matrices 1.5 / sqrt(inputs), biases and norm weights N(0, 0.3) around 0 and 1,
+    `embeddings` (and learned positions) of that deviation.
 
     Drawn with integer arithmetic and one division, so that every machine gets the same bits.
     """
@@ -158,7 +392,9 @@ def draw_weights(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, np.
         sums = rng.integers(-(2**20), 2**20, size=(12, *shape)).sum(axis=0)  # nearly normal
         normal = sums.astype(np.float64) / 2**20 / 2.0
         if len(shape) == 2:
-            scale = 1.0 if "embed" in name else 1.5 / np.sqrt(shape[1])
+            embeds = any(part in name for part in ("embed", "wte", "wpe"))
+            inputs = shape[0] if ".c_" in name else shape[1]  # GPT-2's are [inputs, outputs]
+            scale = embeddings if embeds else 1.5 / np.sqrt(inputs)
             weights[name] = (normal * scale).astype(np.float32)
         else:
             weights[name] = ((0.0 if name.endswith("bias") else 1.0) + 0.3 * normal).astype(np.float32)
@@ -192,6 +428,7 @@ def reference(
     missing, unexpected = model.load_state_dict(own, strict=False)
     assert not unexpected, unexpected
     assert set(missing) <= {"lm_head.weight"}, missing
+    assert len(own) + len(missing) == len(model.state_dict()), "a tensor was not drawn"
     model.tie_weights()
     model.eval()
     rows, tokens = [], []
@@ -209,11 +446,8 @@ def reference(
 
 def record(name: str) -> None:
     """Write the recording of one case."""
-    from haversack.models import read_architecture
-
     config, length = CASES[name]
-    architecture = read_architecture(config)
-    weights = draw_weights(architecture.tensors(), seed_of(name))
+    weights = weights_of(name)
     prompt = draw_prompt(name, length)
     logits, tokens = reference(config, weights, prompt, DECODED)
     rows = [*kept_rows(length)[:-1], *range(length - 1, len(logits))]

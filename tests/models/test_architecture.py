@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from haversack.core.errors import UserError
@@ -34,7 +34,10 @@ def windows(architecture: Any) -> list[int | None]:
 
 
 def test_the_families() -> None:
-    assert families() == ("llama", "mistral", "qwen2", "qwen3", "smollm3")
+    assert families() == (
+        "gemma", "gemma2", "gemma3_text", "gpt2", "llama", "mistral", "opt", "phi", "phi3", "qwen2", "qwen3",
+        "smollm3", "stablelm",
+    )  # fmt: skip
 
 
 def test_defaults_of_fields_that_a_config_leaves_out() -> None:
@@ -118,9 +121,16 @@ FIELDS = sorted(
         "eos_token_id",
     }
     | {"rms_norm_eps", "attention_bias", "mlp_bias", "tie_word_embeddings", "no_rope_layer_interval"}
+    | {"layer_norm_eps", "layer_norm_epsilon", "partial_rotary_factor", "query_pre_attn_scalar"}
+    | {"attn_logit_softcapping", "final_logit_softcapping", "rope_local_base_freq", "sliding_window_pattern"}
+    | {"hidden_activation", "activation_function", "use_parallel_residual", "qk_layernorm", "use_qkv_bias"}
+    | {"n_embd", "n_layer", "n_head", "n_inner", "n_positions", "scale_attn_weights", "ffn_dim"}
+    | {"word_embed_proj_dim", "do_layer_norm_before", "_remove_final_layer_norm", "enable_bias"}
+    | {"original_max_position_embeddings", "use_bidirectional_attention", "add_cross_attention"}
 )
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.sampled_from(families()), st.dictionaries(st.sampled_from(FIELDS), json_values, max_size=4))
 def test_any_config_is_read_or_refused(family: str, changes: dict[str, Any]) -> None:
     """Whatever stands in a config: an architecture, or one sentence."""

@@ -87,7 +87,8 @@ RECORD = load_record()
 
 
 def draw(config: dict[str, Any], seed: int = 1) -> dict[str, np.ndarray]:
-    weights: dict[str, np.ndarray] = RECORD.draw_weights(read_architecture(config).tensors(), seed)
+    shapes = read_architecture(config).checkpoint_tensors()
+    weights: dict[str, np.ndarray] = RECORD.draw_weights(shapes, seed)
     return weights
 
 

@@ -11,7 +11,10 @@ from haversack.core.errors import UserError
 from haversack.run import Cache, Engine
 
 TEXT = np.random.default_rng(7).integers(3, 280, 60).astype(np.int32)
-FAMILIES = ["llama", "llama-dynamic", "mistral", "qwen2", "qwen3", "smollm3-window"]
+FAMILIES = [
+    *("llama", "llama-dynamic", "mistral", "qwen2", "qwen3", "smollm3-window"),
+    *("gemma2", "gemma3", "phi-norms", "phi3-long", "stablelm-parallel", "gpt2", "opt-350m"),
+]
 
 
 def in_parts(
@@ -84,7 +87,8 @@ def test_a_tree_equals_its_branches(name: str, family: Any) -> None:
     with Engine.open(family(name)) as engine:
         _, cache = in_parts(engine, text, [30])
         rows, hidden = engine.step(tokens, 30 + depth, mask, cache, want="all")
-        assert rows is not None and hidden is not None and hidden.shape == (7, 64)
+        assert rows is not None and hidden is not None
+        assert hidden.shape == (7, engine.architecture.head.inputs)
         for branch in BRANCHES:
             _, plain = in_parts(engine, text, [30])
             for index in branch:

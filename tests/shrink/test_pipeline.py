@@ -31,6 +31,7 @@ class GatedBlocks:
     blocks: int = BLOCKS
     width: int = WIDTH
     embedding: str = "embed"
+    first: tuple = ("embed",)
     last: tuple = ("norm",)
 
     @property
@@ -57,8 +58,8 @@ class GatedBlocks:
     def is_matrix(self, name):
         return not name.endswith("norm")
 
-    def embed(self, tokens, embedding):
-        return embedding[tokens]
+    def embed(self, tokens, weights):
+        return unpack(weights["embed"])[tokens]
 
     def run(self, block, hidden, weights, tap):
         def product(name, x):

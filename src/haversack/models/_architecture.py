@@ -6,13 +6,15 @@ block's input::
 
     hidden = after_norm(hidden + post_norm(layer(norm(hidden))))
 
-Records name tensors as the hub does, so that a pack and a hub folder load through the same code. A new kind
-of layer is a record here and a file of the same name in `run/layers/`.
+Records name tensors as the hub does, so that a pack and a hub folder load through the same code; where a
+family's checkpoints keep several matrices in one tensor, or a matrix turned over, the records name the single
+ones and `Part`s say where they are. A new kind of layer is a record here and a file of the same name in
+`run/layers/`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -66,6 +68,53 @@ class Linear:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Where a checkpoint of the hub keeps the tensor `name`: `shape` is that of `holder`, whose rows from
+    `first` on it is.
+
+    `transposed`: the holder is a matrix [inputs, outputs], and it is the columns from `first` on.
+    """
+
+    name: str
+    holder: str
+    shape: tuple[int, ...]
+    first: int = 0
+    transposed: bool = False
+
+
+def parts_of(module: str, linears: Sequence[Linear], *, transposed: bool = False) -> tuple[Part, ...]:
+    """The parts of `module`.weight, and `module`.bias, that are `linears`, one after the other.
+
+    All multiply inputs of the same width; all or none have biases.
+    """
+    rows, columns = sum(linear.outputs for linear in linears), linears[0].inputs
+    shape = (columns, rows) if transposed else (rows, columns)
+    found: list[Part] = []
+    first = 0
+    for linear in linears:
+        found.append(Part(linear.weight, f"{module}.weight", shape, first, transposed))
+        if linear.bias is not None:
+            found.append(Part(linear.bias, f"{module}.bias", (rows,), first))
+        first += linear.outputs
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class Positions:
+    """A learned vector for every position: the token at position p gets row p + `offset` of the matrix
+    `weight` [count, width] added to its embedding.
+    """
+
+    weight: str
+    count: int
+    offset: int = 0
+
+
+HeadNorm = Norm | tuple[Norm, ...]
+"""The norm of all heads, or one norm for each."""
+
+
+@dataclass(frozen=True)
 class Attention:
     """Grouped-query self-attention over a cache.
 
@@ -87,8 +136,8 @@ class Attention:
     rope: Rope | None = None
     window: int | None = None
     softcap: float | None = None
-    query_norm: Norm | None = None
-    key_norm: Norm | None = None
+    query_norm: HeadNorm | None = None
+    key_norm: HeadNorm | None = None
 
     def products(self) -> tuple[tuple[Linear, ...], ...]:
         """The matrix products in order; those in one tuple multiply the same input."""
@@ -96,7 +145,10 @@ class Attention:
 
     def norms(self) -> tuple[Norm, ...]:
         """The norms inside the layer."""
-        return tuple(norm for norm in (self.query_norm, self.key_norm) if norm is not None)
+        found: tuple[Norm, ...] = ()
+        for norm in (self.query_norm, self.key_norm):
+            found += norm if isinstance(norm, tuple) else () if norm is None else (norm,)
+        return found
 
 
 @dataclass(frozen=True)
@@ -186,6 +238,10 @@ class Architecture:
     `context` is the largest number of positions the model was made for. `start_of_text` is the token that
     begins a text (None when there is none), `end_of_text` the tokens that end one. `embedding_scale`
     multiplies the embedding, `logit_softcap` bounds the logits.
+
+    `positions` are added to the embedding. An embedding of another width than the blocks' goes through
+    `project_in`, and the last hidden state through `project_out` before it meets the output matrix. `parts`
+    say which tensors a checkpoint of the hub keeps inside others.
     """
 
     family: str
@@ -194,36 +250,73 @@ class Architecture:
     context: int
     embedding: str
     blocks: tuple[Block, ...]
-    final_norm: Norm
+    final_norm: Norm | None
     head: Linear
     start_of_text: int | None = None
     end_of_text: tuple[int, ...] = ()
     embedding_scale: float = 1.0
     logit_softcap: float | None = None
+    positions: Positions | None = None
+    project_in: Linear | None = None
+    project_out: Linear | None = None
+    parts: tuple[Part, ...] = ()
 
     @property
     def tied(self) -> bool:
         """True when the output matrix is the embedding."""
         return self.head.weight == self.embedding
 
-    def top_tensors(self) -> dict[str, tuple[int, ...]]:
-        """Tensor name -> shape of what lies outside the blocks: embedding, final norm, output matrix."""
-        found: dict[str, tuple[int, ...]] = {self.embedding: (self.vocabulary, self.width)}
-        found.update(self.final_norm.tensors())
-        found.update(self.head.tensors())
+    @property
+    def embedding_width(self) -> int:
+        """Width of the embedding."""
+        return self.width if self.project_in is None else self.project_in.inputs
+
+    def first_tensors(self) -> dict[str, tuple[int, ...]]:
+        """Tensor name -> shape of what comes before the blocks: embedding, its projection, positions."""
+        found: dict[str, tuple[int, ...]] = {self.embedding: (self.vocabulary, self.embedding_width)}
+        if self.project_in is not None:
+            found.update(self.project_in.tensors())
+        if self.positions is not None:
+            found[self.positions.weight] = (self.positions.count, self.width)
         return found
+
+    def last_tensors(self) -> dict[str, tuple[int, ...]]:
+        """Tensor name -> shape of what comes after the blocks: final norm, projection, output matrix."""
+        found: dict[str, tuple[int, ...]] = {}
+        if self.final_norm is not None:
+            found.update(self.final_norm.tensors())
+        if self.project_out is not None:
+            found.update(self.project_out.tensors())
+        found.update(self.head.tensors())
+        if self.tied:
+            del found[self.embedding]
+        return found
+
+    def top_tensors(self) -> dict[str, tuple[int, ...]]:
+        """Tensor name -> shape of what lies outside the blocks."""
+        return self.first_tensors() | self.last_tensors()
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Tensor name -> shape of the whole model, in order of first use."""
-        top = self.top_tensors()
-        found = {self.embedding: top.pop(self.embedding)}
+        found = self.first_tensors()
         for block in self.blocks:
             found.update(block.tensors())
-        return found | top
+        return found | self.last_tensors()
+
+    def checkpoint_tensors(self) -> dict[str, tuple[int, ...]]:
+        """Tensor name -> shape of the whole model as a checkpoint of the hub keeps it."""
+        parts = {part.name: part for part in self.parts}
+        found: dict[str, tuple[int, ...]] = {}
+        for name, shape in self.tensors().items():
+            part = parts.get(name)
+            found.update({name: shape} if part is None else {part.holder: part.shape})
+        return found
 
     def matrices(self) -> tuple[Linear, ...]:
-        """Every matrix that multiplies, in order of use: those of the blocks, then the output matrix."""
-        return (*(linear for block in self.blocks for linear in block.matrices()), self.head)
+        """Every matrix that multiplies, in order of use; the output matrix is the last."""
+        first = () if self.project_in is None else (self.project_in,)
+        last = (self.head,) if self.project_out is None else (self.project_out, self.head)
+        return (*first, *(linear for block in self.blocks for linear in block.matrices()), *last)
 
     def cache_nbytes(self, capacity: int, cache_type: str = "f32") -> int:
         """Bytes of keys and values (and scales, for int8) of `capacity` tokens."""

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from haversack.core.errors import UserError, not_allowed, unknown_name
-from haversack.models._rope import SCALINGS, Rope, yarn_attention_factor
 
 LARGEST = 1 << 24
 _ABSENT: Any = object()
@@ -16,17 +15,32 @@ _ABSENT: Any = object()
 class Config:
     """A config.json (or a table inside one) read field by field; what is wrong is a UserError that names
     the field.
+
+    `names` are a family's own names of fields; a config may use them or the usual ones.
     """
 
-    def __init__(self, values: Mapping[str, Any], what: str = "config.json") -> None:
-        self.values = values
+    def __init__(
+        self, values: Mapping[str, Any], what: str = "config.json", names: Mapping[str, str] | None = None
+    ) -> None:
+        names = names or {}
+        self.values = {**values, **{usual: values[name] for usual, name in names.items() if name in values}}
         self.what = what
+        self._names = {usual: name for usual, name in names.items() if name in values or usual not in values}
+
+    def named(self, name: str) -> str:
+        """The field `name` as this config spells it."""
+        return self._names.get(name, name)
 
     def wrong(self, name: str, why: str, nearest: Any = None) -> UserError:
         """The error for the field `name`; `why` continues the sentence `NAME=VALUE ...`."""
-        given = self.values.get(name)
+        given, named = self.values.get(name), self.named(name)
         shown = repr(given)[:80]
-        return UserError(f"{self.what}: {name}={shown} {why}.", field=name, given=given, nearest=nearest)
+        return UserError(f"{self.what}: {named}={shown} {why}.", field=named, given=given, nearest=nearest)
+
+    def only(self, name: str, allowed: Any) -> None:
+        """Refuse a field whose value is neither `allowed` nor null: what else it asks for is not computed."""
+        if self.has(name) and self.values[name] != allowed:
+            raise self.wrong(name, f"is not supported by this family (allowed {_shown(allowed)})", allowed)
 
     def has(self, name: str) -> bool:
         """True when the field is there and not null."""
@@ -37,7 +51,7 @@ class Config:
         if value is None and default is not None:
             value = default
         if value is _ABSENT:
-            raise UserError(f"{self.what} has no {name}.", field=name)
+            raise UserError(f"{self.what} has no {self.named(name)}.", field=self.named(name))
         return value
 
     def whole(self, name: str, default: Any = _ABSENT, *, least: int = 1, most: int = LARGEST) -> int:
@@ -71,7 +85,8 @@ class Config:
         """One of the keys of `allowed`; gives what it stands for."""
         value = self._found(name, default)
         if not isinstance(value, str) or value not in allowed:
-            raise unknown_name(f"{self.what}: {name}", str(value)[:80], allowed, field=name)
+            named = self.named(name)
+            raise unknown_name(f"{self.what}: {named}", str(value)[:80], allowed, field=named)
         return allowed[value]
 
     def tokens(self, name: str, vocabulary: int) -> tuple[int, ...]:
@@ -106,6 +121,16 @@ class Config:
                 raise not_allowed(name, item, allowed)
         return list(value)
 
+    def numbers(self, name: str, count: int) -> tuple[float, ...]:
+        """A list of `count` finite numbers above 0."""
+        value = self._found(name, _ABSENT)
+        if not isinstance(value, list) or len(value) != count:
+            raise self.wrong(name, f"is not a list of {count} numbers")
+        for item in value:
+            if isinstance(item, bool) or not isinstance(item, int | float) or not 0 < item < math.inf:
+                raise self.wrong(name, "holds what is no finite number above 0")
+        return tuple(float(item) for item in value)
+
     def flags(self, name: str, count: int) -> list[bool] | None:
         """A list of at least `count` zeros and ones, None when absent."""
         value = self.values.get(name)
@@ -116,52 +141,5 @@ class Config:
         return [bool(item) for item in value[:count]]
 
 
-def read_rope(config: Config, width: int, context: int, default_theta: float = 10000.0) -> Rope:
-    """The rotary positions of a config, in the spelling of transformers 5 (`rope_parameters`) or the older
-    ones
-    (`rope_theta` and `rope_scaling`, whose `type` may be `rope_type`)."""
-    if width % 2:
-        raise UserError(
-            f"{config.what}: a head of {width} numbers cannot be turned in pairs; head_dim must be even.",
-            field="head_dim",
-            given=width,
-            nearest=width + 1,
-        )
-    name = "rope_scaling" if config.table("rope_scaling") is not None else "rope_parameters"
-    table = config.table(name) or Config({}, f"{config.what}: rope_parameters")
-    if any(isinstance(value, dict) for value in table.values.values()):
-        raise config.wrong(name, "differs between kinds of layers, which this family does not do")
-    theta = table.number("rope_theta", config.number("rope_theta", default_theta))
-    spelled = "rope_type" if table.has("rope_type") else "type"
-    scaling = table.values.get(spelled) or "default"
-    if scaling not in SCALINGS:
-        raise unknown_name(f"{table.what}: {spelled}", str(scaling)[:80], SCALINGS, field=spelled)
-    for holder in (table, config):
-        if holder.has("partial_rotary_factor") and holder.number("partial_rotary_factor") != 1:
-            raise holder.wrong("partial_rotary_factor", "is not supported by this family (allowed 1.0)", 1.0)
-    if scaling == "default":
-        return Rope(width, theta)
-    factor = table.number("factor") if scaling != "yarn" or table.has("factor") else 0.0
-    if scaling == "linear":
-        return Rope(width, theta, scaling, factor)
-    if scaling == "dynamic":
-        if width < 4:
-            raise config.wrong("head_dim", "is too small for dynamic scaling (4 at least)", 4)
-        return Rope(width, theta, scaling, factor, context)
-    outer = "original_max_position_embeddings"
-    original = config.whole(outer) if config.has(outer) else table.whole(outer, context)
-    if scaling == "llama3":
-        low, high = table.number("low_freq_factor"), table.number("high_freq_factor")
-        if low >= high:
-            raise table.wrong("low_freq_factor", f"must be below high_freq_factor={high:g}")
-        return Rope(width, theta, scaling, factor, original, low, high)
-    factor = factor or context / original
-    if theta <= 1:
-        raise table.wrong("rope_theta", "must be above 1 for yarn")
-    fast, slow = table.number("beta_fast", 32.0), table.number("beta_slow", 1.0)
-    scales = [table.number(key) if table.values.get(key) else None for key in ("mscale", "mscale_all_dim")]
-    given = table.number("attention_factor") if table.has("attention_factor") else None
-    attention_factor = given if given is not None else yarn_attention_factor(factor, scales[0], scales[1])
-    return Rope(
-        width, theta, scaling, factor, original, slow, fast, table.flag("truncate", True), attention_factor
-    )
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)

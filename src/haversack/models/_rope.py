@@ -2,7 +2,8 @@
 
 Su et al., "RoFormer" (2021); the scalings are those of the hub's configs: `default`, `linear` (positions
 divided), `dynamic` (NTK: a larger base for longer texts), `llama3` (low frequencies divided, high ones kept),
-`yarn` (Peng et al., 2023: a ramp between divided and kept, and a factor on cosine and sine).
+`yarn` (Peng et al., 2023: a ramp between divided and kept, and a factor on cosine and sine), `longrope` (Ding
+et al., 2024: a searched divisor for each pair, one set for short texts and one for long).
 
 Frequencies are computed in f32, step by step as the models were trained.
 """
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     F32 = NDArray[np.float32]
 
-SCALINGS = ("default", "linear", "dynamic", "llama3", "yarn")
+SCALINGS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Rope:
     `theta` is the base; `scaling` one of SCALINGS with its `factor`; `original_context` the context the model
     was first trained for. `low` and `high` are llama3's frequency factors or yarn's slow and fast turns;
     `truncate` rounds yarn's ramp to whole dimensions; `attention_factor` multiplies cosine and sine. `style`:
-    which numbers form a pair, `half` (i and i + width / 2) or `interleaved` (2 i and 2 i + 1).
+    which numbers form a pair, `half` (i and i + width / 2) or `interleaved` (2 i and 2 i + 1). `short` and
+    `long` are longrope's divisors, one for each pair.
     """
 
     width: int
@@ -43,14 +45,20 @@ class Rope:
     truncate: bool = True
     attention_factor: float = 1.0
     style: str = "half"
+    short: tuple[float, ...] = ()
+    long: tuple[float, ...] = ()
 
     def changes_at(self) -> int | None:
         """Beyond this length the frequencies depend on the length of the text; None when they never do."""
-        return self.original_context if self.scaling == "dynamic" else None
+        return self.original_context if self.scaling in ("dynamic", "longrope") else None
+
+    def changes_once(self) -> bool:
+        """True when all lengths beyond `changes_at` share their frequencies."""
+        return self.scaling == "longrope"
 
     def inverse_frequencies(self, length: int = 0) -> F32:
-        """Radians per position of each pair, f32 [width / 2]; `length` of the text matters to `dynamic`
-        only.
+        """Radians per position of each pair, f32 [width / 2]; `length` of the text matters to `dynamic` and
+        `longrope` only.
         """
         return _FREQUENCIES[self.scaling](self, length)
 
@@ -126,13 +134,27 @@ def _yarn(rope: Rope, length: int) -> F32:
     return frequencies
 
 
+def _longrope(rope: Rope, length: int) -> F32:
+    import numpy as np
+
+    divisors = np.asarray(rope.long if length > rope.original_context else rope.short, np.float32)
+    frequencies: F32 = np.float32(1) / (divisors * _powers(rope.width, rope.theta))
+    return frequencies
+
+
 _FREQUENCIES: dict[str, Callable[[Rope, int], F32]] = {
     "default": _default,
     "linear": _linear,
     "dynamic": _dynamic,
     "llama3": _llama3,
     "yarn": _yarn,
+    "longrope": _longrope,
 }
+
+
+def longrope_attention_factor(factor: float, original_context: int) -> float:
+    """The factor on cosine and sine when the config gives none: sqrt(1 + ln(factor) / ln(context))."""
+    return 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original_context))
 
 
 def yarn_attention_factor(factor: float, mscale: float | None, mscale_all: float | None) -> float:

@@ -27,6 +27,7 @@ from haversack.run._memory import planned_memory
 from haversack.run._slots import Slots, choose
 from haversack.run._source import Model, open_model
 from haversack.run._step import Mask, checked_positions, is_linear, split
+from haversack.run._units import aside_nbytes
 from haversack.run._weights import F32, check_tensors, nbytes
 
 I32 = npt.NDArray[np.int32]
@@ -174,6 +175,7 @@ class Engine:
             prompt=self.slots.prefill.most_at_once(prompt),
             files=len(source.files),
             limit=limit,
+            aside=aside_nbytes(source, architecture),
         )
         return plan if self.draft_model is None else plan + self._draft_plan(capacity)
 
@@ -260,7 +262,7 @@ class Engine:
             positions = np.ascontiguousarray(positions, np.int32)
             if positions.shape != ids.shape:
                 raise UserError(f"{n} tokens stand at {positions.size} positions.", field="positions")
-        checked_positions(positions, mask)
+        checked_positions(positions, mask, self.architecture.positions)
         hidden = self._through_blocks(ids, positions, mask, cache)
         cache.append(n, is_linear(cache, positions))
         return self._outputs(hidden, want)
@@ -268,7 +270,7 @@ class Engine:
     def _through_blocks(self, ids: I32, positions: I32, mask: Mask | None, cache: Cache) -> F32:
         forward, held = self.forward, self.held
         cache.place(positions)
-        hidden = self._embed(ids)
+        hidden = self._embed(ids, positions)
         parts = split(cache, positions, mask, ROWS)
         for block in self.architecture.blocks:
             layer = cache.layers[block.index]
@@ -280,15 +282,19 @@ class Engine:
                         forward.advance(block, hidden[part], step, layer, weights)
         return hidden
 
-    def _embed(self, ids: I32) -> F32:
-        if len(ids) <= EMBED_ROWS:
-            table, rows = self.held.rows(ids)
-            return self.forward.embed(rows, table)
-        hidden = np.empty((len(ids), self.architecture.width), np.float32)
-        for start in range(0, len(ids), EMBED_ROWS):
-            table, rows = self.held.rows(ids[start : start + EMBED_ROWS])
-            hidden[start : start + EMBED_ROWS] = self.forward.embed(rows, table)
-        return hidden
+    def _embed(self, ids: I32, positions: I32) -> F32:
+        if len(ids) > EMBED_ROWS:
+            hidden = np.empty((len(ids), self.architecture.width), np.float32)
+            for start in range(0, len(ids), EMBED_ROWS):
+                part = slice(start, start + EMBED_ROWS)
+                hidden[part] = self._embed(ids[part], positions[part])
+            return hidden
+        table, rows = self.held.rows(ids)
+        learned = self.architecture.positions
+        places = None
+        if learned is not None:
+            places = self.held.rows(positions + np.int32(learned.offset), learned.weight)
+        return self.forward.embed(rows, table, self.held.top, places)
 
     def _outputs(self, hidden: F32, want: str) -> tuple[F32 | None, F32 | None]:
         if want == "none":

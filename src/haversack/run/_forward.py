@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from haversack.kernels import CacheLayer, Matrix, matmul
 from haversack.models._architecture import Architecture, Attention, Block
-from haversack.run._products import F32, Scratch, Tap, normalize
+from haversack.run._products import F32, Scratch, Tap, multiply, normalize
 from haversack.run._step import Mask, Step
 from haversack.run._weights import FLOAT_KINDS, Weights, embedding_rows
 
@@ -82,11 +82,29 @@ class Forward:
             kind: import_module(f"haversack.run.layers.{kind}").forward for kind in kinds
         }
 
-    def embed(self, tokens: I32, table: Matrix) -> F32:
-        """Hidden states f32 [n, width] of `tokens` i32 [n]."""
+    def embed(
+        self,
+        tokens: I32,
+        table: Matrix,
+        weights: Weights | None = None,
+        places: tuple[Matrix, I32] | None = None,
+    ) -> F32:
+        """Hidden states f32 [n, width] of the rows `tokens` i32 [n] of `table`.
+
+        `weights` hold the embedding's projection and `places` the learned positions, a matrix and n rows in
+        it, where the architecture has them.
+        """
         hidden = embedding_rows(table, tokens)
         if self.architecture.embedding_scale != 1.0:
             hidden *= np.float32(self.architecture.embedding_scale)
+        projection = self.architecture.project_in
+        if projection is not None:
+            assert weights is not None
+            wide = np.empty((len(hidden), projection.outputs), np.float32)
+            multiply(hidden, (projection,), weights, (wide,), self.activations)
+            hidden = wide
+        if places is not None:
+            hidden += embedding_rows(*places)
         return hidden
 
     def block_forward(
@@ -128,10 +146,14 @@ class Forward:
         call = Call(step, cache_layer, self.activations, self.attention, self.scratch, tap)
         n, width = hidden.shape
         entry = hidden.copy() if block.parallel else hidden
+        done = None  # the norm that "normal" holds the result of, as long as its input is the same
         for branch in block.branches:
             x = entry
             if branch.norm is not None:
-                x = normalize(branch.norm, entry, weights, self.scratch.get("normal", n, width))
+                x = self.scratch.get("normal", n, width)
+                if branch.norm is not done:
+                    normalize(branch.norm, entry, weights, x)
+                done = branch.norm if block.parallel else None
             layer: Any = branch.layer
             run = self._layers[layer.kind]
             if branch.post_norm is None:
@@ -143,8 +165,16 @@ class Forward:
                 normalize(branch.after_norm, hidden, weights, hidden)
 
     def finish(self, hidden: F32, weights: Weights) -> F32:
-        """The final norm of `hidden` f32 [n, width], as a new array."""
-        return normalize(self.architecture.final_norm, hidden, weights)
+        """What meets the output matrix: the final norm of `hidden` f32 [n, width], and its projection, as a
+        new array.
+        """
+        norm, projection = self.architecture.final_norm, self.architecture.project_out
+        normal = hidden.copy() if norm is None else normalize(norm, hidden, weights)
+        if projection is None:
+            return normal
+        narrow = np.empty((len(normal), projection.outputs), np.float32)
+        multiply(normal, (projection,), weights, (narrow,), self.activations)
+        return narrow
 
     def head(self, normal: F32, matrix: Matrix, out: F32 | None = None, bias: F32 | None = None) -> F32:
         """Logits f32 [n, rows of `matrix`] of normalized hidden states; `matrix` may be a part of the
@@ -173,4 +203,5 @@ def scratch_nbytes(architecture: Architecture, rows: int) -> int:
                 widest[branch.layer.kind] = max(widest.get(branch.layer.kind, 0), inner)
             if branch.post_norm is not None:
                 widest["branch"] = width
-    return 4 * (2 * rows * width + part * sum(widest.values()))
+    entry = width if any(block.parallel for block in architecture.blocks) else 0
+    return 4 * (2 * rows * width + part * (sum(widest.values()) + entry))

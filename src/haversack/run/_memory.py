@@ -52,13 +52,14 @@ def planned_memory(
     prompt: int | None = None,
     files: int = 1,
     limit: int | None = None,
+    aside: int = 0,
 ) -> MemoryPlan:
     """The memory of a run of `architecture`.
 
     `blocks` and `top`: stored bytes of each block and of everything outside the blocks. `context`: tokens of
     prompt and answer together; `prompt`: the longest prompt (default: at most 256 tokens pass at once).
     `tokenizer_nbytes`: of its files, a lower bound of what the line predicts from the vocabulary. `limit`:
-    bytes that streamed weights may take, None for the least.
+    bytes that streamed weights may take, None for the least; `aside`: those they take beside their buffers.
     """
     from haversack.core.index import create
 
@@ -72,5 +73,5 @@ def planned_memory(
     )
     if limit is not None:
         limit -= sum(count for _, count in base + rest)
-    weights = method.planned(blocks, top, files, limit)  # type: ignore[union-attr]
+    weights = method.planned(blocks, top, files, limit, aside)  # type: ignore[union-attr]
     return MemoryPlan((*base, *weights, *rest))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from haversack.kernels import layer_norm, matmul, matmul_many, rms_norm
-from haversack.models._architecture import Linear, Norm
+from haversack.models._architecture import HeadNorm, Linear, Norm
 from haversack.run._weights import FLOAT_KINDS, Weights
 
 F32 = npt.NDArray[np.float32]
@@ -91,3 +92,14 @@ def normalize(norm: Norm, x: F32, weights: Weights, out: F32 | None = None) -> F
     bias = None if norm.bias is None else weights[norm.bias]
     centred: F32 = layer_norm(x, weights[norm.weight], bias, norm.eps, out=out)
     return centred
+
+
+def normalize_heads(norm: HeadNorm, x: F32, weights: Weights) -> None:
+    """The heads x f32 [n, heads, width] normalized in place, by one norm or each by its own."""
+    if isinstance(norm, Norm):
+        normalize(norm, x, weights, x)
+        return
+    scales = np.stack([weights[each.weight] for each in norm])
+    ones = np.ones(x.shape[-1], np.float32)
+    normalize(replace(norm[0], weight="ones", offset=0.0), x, {"ones": ones}, x)
+    x *= scales + np.float32(norm[0].offset)

@@ -30,8 +30,10 @@ class Held(Protocol):
     def want(self, block: int, ids: Sequence[int] = (), priority: int = 0) -> None:
         """A hint that `block` (and its parts `ids`) will be asked for soon; a lower priority may wait."""
 
-    def rows(self, tokens: I32) -> tuple[Matrix, I32]:
-        """A matrix that holds the embeddings of `tokens` i32 [n], and their rows in it."""
+    def rows(self, tokens: I32, table: str | None = None) -> tuple[Matrix, I32]:
+        """A matrix that holds the rows `tokens` i32 [n] of the matrix `table` (None: the embedding), and
+        their rows in it.
+        """
 
     def head(self) -> Iterator[tuple[int, Matrix]]:
         """The output matrix in parts: (its first token, rows of the matrix); each valid until the next."""
@@ -46,10 +48,13 @@ class Residency(Protocol):
     def open(self, source: TensorSource, architecture: Architecture, limit: int | None = None) -> Held:
         """Bring the weights where they will live, in at most `limit` bytes (None: no limit)."""
 
-    def planned(self, blocks: Sequence[int], top: int, files: int = 1, limit: int | None = None) -> Lines:
+    def planned(
+        self, blocks: Sequence[int], top: int, files: int = 1, limit: int | None = None, aside: int = 0
+    ) -> Lines:
         """(label, bytes) of what will be resident: `blocks` are the stored bytes of each block, `top` those
-        of
-        everything outside them, `files` how many files hold them."""
+        of everything outside them, `files` how many files hold them, `aside` what streamed weights take
+        beside their buffers (see `_units.aside_nbytes`).
+        """
 
 
 class AllHeld:
@@ -70,9 +75,9 @@ class AllHeld:
     def want(self, block: int, ids: Sequence[int] = (), priority: int = 0) -> None:
         """Nothing to do: every block is there."""
 
-    def rows(self, tokens: I32) -> tuple[Matrix, I32]:
+    def rows(self, tokens: I32, table: str | None = None) -> tuple[Matrix, I32]:
         """See Held."""
-        return self._table, tokens
+        return (self._table if table is None else self.top[table]), tokens
 
     def head(self) -> Iterator[tuple[int, Matrix]]:
         """See Held; one part."""

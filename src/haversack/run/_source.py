@@ -14,6 +14,7 @@ from typing import Any
 from haversack.core.errors import DamagedFileError, UserError
 from haversack.core.pack import Pack, TensorSource, is_pack
 from haversack.models._architecture import Architecture
+from haversack.models._checkpoint import checkpoint
 from haversack.models._gguf import GgufModel, is_gguf
 from haversack.models._tokenizer import Tokenizer
 from haversack.models.language import read_architecture
@@ -91,7 +92,7 @@ def open_model(what: str | os.PathLike[str] | TensorSource) -> Model:
         return Model(source, source.architecture, plan, activations, source.architecture.end_of_text)
     config = dict(source.config)
     architecture = read_architecture(config)
-    return Model(source, architecture, {}, "f32", _ends(source.path, architecture))
+    return Model(checkpoint(source, architecture), architecture, {}, "f32", _ends(source.path, architecture))
 
 
 def _of_pack(pack: Pack) -> Model:

@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from haversack.core.errors import UserError
 from haversack.kernels import Visible, rope_table
+from haversack.models._architecture import Positions
 from haversack.models._rope import Rope
 from haversack.run._cache import Cache
 
@@ -83,11 +84,14 @@ def rotary_tables(rope: Rope, positions: I32, horizon: int) -> tuple[F32, F32]:
         cosine, sine = rope_table(positions, frequencies(rope), rope.attention_factor)
         return cosine, sine
     lengths = np.maximum(np.maximum(positions + 1, horizon), beyond)
+    if rope.changes_once():
+        lengths = np.minimum(lengths, beyond + 1)
     half = rope.width // 2
     cosine, sine = np.empty((len(positions), half), np.float32), np.empty((len(positions), half), np.float32)
     for length in np.unique(lengths):
         rows = np.flatnonzero(lengths == length)
-        cosine[rows], sine[rows] = rope_table(positions[rows], rope.inverse_frequencies(int(length)), 1.0)
+        turning = rope.inverse_frequencies(int(length))
+        cosine[rows], sine[rows] = rope_table(positions[rows], turning, rope.attention_factor)
     return cosine, sine
 
 
@@ -102,10 +106,21 @@ def frequencies(rope: Rope) -> F32:
     return found
 
 
-def checked_positions(positions: I32, mask: Mask | None) -> None:
-    """Raises UserError when `positions` are not i32 [n] from 0 on or `mask` is not bool [n, n]."""
+def checked_positions(positions: I32, mask: Mask | None, learned: Positions | None = None) -> None:
+    """Raises UserError when `positions` are not i32 [n] from 0 on or `mask` is not bool [n, n], or when
+    there is no vector for one in the table `learned`.
+    """
     if positions.ndim != 1 or positions.size == 0 or int(positions.min()) < 0:
         raise UserError("a step takes at least one position, none below 0.", field="positions")
+    if learned is not None and int(positions.max()) >= learned.count - learned.offset:
+        last = learned.count - learned.offset - 1
+        raise UserError(
+            f"the model has learned the positions 0 to {last}, not {int(positions.max())}; give it a shorter "
+            "text.",
+            field="positions",
+            given=int(positions.max()),
+            nearest=last,
+        )
     if mask is not None and (mask.dtype != np.bool_ or mask.shape != (len(positions), len(positions))):
         raise UserError(
             f"mask must be bool of shape [{len(positions)}, {len(positions)}].",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from haversack.core.pack import TensorEntry, TensorSource
 from haversack.models._architecture import Architecture
+from haversack.models._checkpoint import Turned, extent
 from haversack.run._weights import row_span
 
 PAGE = 4096
@@ -33,13 +34,34 @@ class Unit:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory it takes, pages around it included."""
-        return sum(-(-span.nbytes // PAGE) * PAGE + 2 * PAGE for span in self.ranges)
+        """Bytes of memory it takes, pages around it and copies of what is turned over included."""
+        read = sum(-(-span.nbytes // PAGE) * PAGE + 2 * PAGE for span in self.ranges)
+        return read + sum(copied_nbytes(part[0]) for span in self.ranges for part in span.parts)
 
 
-def vectors(architecture: Architecture) -> list[str]:
-    """Names of what is small and always resident: norms and biases."""
-    return [name for name, shape in architecture.tensors().items() if len(shape) == 1]
+def copied_nbytes(entry: TensorEntry) -> int:
+    """Bytes that a tensor takes beside those that are read."""
+    return entry.nbytes if isinstance(entry, Turned) else 0
+
+
+def resident(architecture: Architecture) -> list[str]:
+    """Names of what is small and always resident: norms, biases, projections outside the blocks."""
+    ends = (architecture.project_in, architecture.project_out)
+    matrices = {linear.weight for linear in ends if linear is not None}
+    return [name for name, shape in architecture.tensors().items() if len(shape) == 1 or name in matrices]
+
+
+def aside_nbytes(source: TensorSource, architecture: Architecture) -> int:
+    """Bytes that streamed weights take beside their buffers: resident matrices, and copies of what is turned
+    over in two blocks.
+    """
+    tensors = source.tensors
+    fixed = sum(tensors[name].nbytes for name in resident(architecture) if len(tensors[name].shape) == 2)
+    copies = [
+        sum(copied_nbytes(tensors[linear.weight]) for linear in block.matrices())
+        for block in architecture.blocks
+    ]
+    return fixed + 2 * max(copies, default=0)
 
 
 def model_units(source: TensorSource, architecture: Architecture) -> list[Unit]:
@@ -65,13 +87,13 @@ def _ranges(entries: list[TensorEntry]) -> tuple[Range, ...]:
     groups: list[list[TensorEntry]] = []
     for entry in sorted(entries, key=lambda e: (e.file, e.offset)):
         last = groups[-1][-1] if groups else None
-        if last is not None and last.file == entry.file and entry.offset - last.offset - last.nbytes <= GAP:
+        if last is not None and last.file == entry.file and entry.offset - last.offset - extent(last) <= GAP:
             groups[-1].append(entry)
         else:
             groups.append([entry])
     found = []
     for group in groups:
-        start, end = group[0].offset, group[-1].offset + group[-1].nbytes
-        parts = tuple((e, e.offset - start, e.nbytes, e.shape[0]) for e in group)
+        start, end = group[0].offset, group[-1].offset + extent(group[-1])
+        parts = tuple((e, e.offset - start, extent(e), e.shape[0]) for e in group)
         found.append(Range(group[0].file, start, end - start, parts))
     return tuple(found)

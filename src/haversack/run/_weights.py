@@ -13,6 +13,7 @@ from haversack.core.errors import DamagedFileError, UserError, nearest_name
 from haversack.core.pack import TensorEntry, TensorSource
 from haversack.kernels import Matrix
 from haversack.models._architecture import Architecture
+from haversack.models._checkpoint import Checkpoint, Turned, upright
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
@@ -28,13 +29,16 @@ def check_tensors(source: TensorSource, architecture: Architecture) -> None:
     """Compare what a checkpoint holds with what its architecture needs.
 
     Raises DamagedFileError for a tensor that is missing, UserError for one of another shape, of a kind no
-    kernel takes, or for a bias that the config denies; each names the tensor.
+    kernel takes, or for a bias that the config denies; each names the tensor as the checkpoint does.
     """
-    needed = architecture.tensors()
+    view = source if isinstance(source, Checkpoint) else None
+    needed = architecture.tensors() if view is None else view.held
+    held = source.tensors if view is None else view.source.tensors
+    alone = view is None or not architecture.parts
     for name, shape in needed.items():
-        entry = source.tensors.get(name)
+        entry = held.get(name)
         if entry is None:
-            nearest = nearest_name(name, source.tensors)
+            nearest = nearest_name(name, held)
             hint = f" (the nearest it holds is {nearest})" if nearest else ""
             raise DamagedFileError(source.path, f"the tensor {name} is missing{hint}", field=name)
         if entry.shape != shape:
@@ -45,7 +49,7 @@ def check_tensors(source: TensorSource, architecture: Architecture) -> None:
                 given=list(entry.shape),
                 nearest=list(shape),
             )
-        allowed = MATRIX_KINDS if len(shape) == 2 else FLOAT_KINDS
+        allowed = MATRIX_KINDS if len(shape) == 2 and alone else FLOAT_KINDS
         if entry.kind not in allowed:
             raise UserError(
                 f"{source.path}: the tensor {name} is stored as {entry.kind} (allowed {', '.join(allowed)}).",
@@ -53,9 +57,9 @@ def check_tensors(source: TensorSource, architecture: Architecture) -> None:
                 given=entry.kind,
                 nearest="f16",
             )
-    for linear in architecture.matrices():
-        bias = linear.weight.removesuffix("weight") + "bias"
-        if linear.bias is None and bias != linear.weight and bias in source.tensors:
+    for name, shape in needed.items():
+        bias = name.removesuffix("weight") + "bias"
+        if len(shape) == 2 and bias != name and bias in held and bias not in needed:
             raise UserError(
                 f"{source.path}: there is a tensor {bias}, but config.json says that there is no such bias.",
                 field=bias,
@@ -137,5 +141,8 @@ def row_span(entry: TensorEntry, start: int, stop: int) -> tuple[int, int]:
 
 
 def rows_matrix(entry: TensorEntry, start: int, stop: int, data: Any) -> Matrix:
-    """Rows `start`..`stop` of the matrix `entry`, whose bytes (see `row_span`) are `data`."""
+    """Rows `start`..`stop` of the matrix `entry`, whose bytes (see `row_span`) are `data`; a turned one is
+    whole, and `data` its extent, of which it is a copy."""
+    if isinstance(entry, Turned):
+        data = upright(entry, data)
     return Matrix.from_bytes(entry.kind, (stop - start, entry.shape[1]), entry.group, entry.layout, data)

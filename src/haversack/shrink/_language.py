@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from haversack.kernels import CacheLayer, Matrix
+from haversack.kernels import CacheLayer
 from haversack.models._architecture import Architecture
 from haversack.run._forward import Forward
 from haversack.shrink._pipeline import Tap
@@ -28,8 +28,8 @@ class LanguageWalk:
         self.embedding = architecture.embedding
         self.output = architecture.head.weight
         self.shapes = architecture.tensors()
-        top = architecture.top_tensors()
-        self.last = tuple(name for name in top if name not in (self.embedding, self.output))
+        self.first = tuple(architecture.first_tensors())
+        self.last = tuple(name for name in architecture.last_tensors() if name != self.output)
         self._matrices = {linear.weight for linear in architecture.matrices()}
 
     @cached_property
@@ -53,9 +53,14 @@ class LanguageWalk:
         """True for what multiplies activations, False for norms and biases."""
         return name in self._matrices
 
-    def embed(self, tokens: I32, embedding: F32) -> F32:
-        """Hidden states f32 [n, width] of `tokens` [n]."""
-        return self._forward.embed(tokens, Matrix.from_array(embedding))
+    def embed(self, tokens: I32, weights: Mapping[str, Any]) -> F32:
+        """Hidden states f32 [n, width] of `tokens` [n], a text of their own."""
+        learned = self.architecture.positions
+        places = None
+        if learned is not None:
+            rows = np.arange(learned.offset, learned.offset + len(tokens), dtype=np.int32)
+            places = (weights[learned.weight], rows)
+        return self._forward.embed(tokens, weights[self.embedding], weights, places)
 
     def run(self, block: int, hidden: F32, weights: Mapping[str, Any], tap: Tap | None) -> F32:
         """Hidden states f32 [n, width] after `block`, the n tokens being a text of their own."""

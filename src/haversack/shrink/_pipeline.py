@@ -37,12 +37,17 @@ PROCESS_MIB = 200  # interpreter, libraries, tokenizer and the buffers of a forw
 
 
 class Walk(Protocol):
-    """A model as compression sees it; shrink/_language.py makes one from an architecture."""
+    """A model as compression sees it; shrink/_language.py makes one from an architecture.
+
+    `first` are the tensors before the blocks, `embedding` among them; `last` those between the blocks and
+    the output matrix `output`.
+    """
 
     blocks: int
     width: int
     embedding: str
     output: str
+    first: tuple[str, ...]
     last: tuple[str, ...]
 
     def names(self, block: int) -> Sequence[str]:
@@ -57,8 +62,8 @@ class Walk(Protocol):
     def is_matrix(self, name: str) -> bool:
         """True for what multiplies activations, False for norms and biases."""
 
-    def embed(self, tokens: I32, embedding: F32) -> F32:
-        """Hidden states f32 [n, width] of `tokens` [n]."""
+    def embed(self, tokens: I32, weights: Mapping[str, Any]) -> F32:
+        """Hidden states f32 [n, width] of `tokens` [n]; `weights` are those of `first`."""
 
     def run(self, block: int, hidden: F32, weights: Mapping[str, Any], tap: Tap | None) -> F32:
         """Hidden states f32 [n, width] after `block`; `tap` sees every matrix product's name and input."""
@@ -94,20 +99,29 @@ def stored_kinds(walk: Walk, precision: Precision, policy: Policy) -> dict[str, 
     output = natural
     if BITS[natural.kind] < FEWEST_OUTPUT_BITS and policy.output != "as-blocks":
         output = StoredKind(policy.output)
-    if walk.embedding == walk.output:
-        kinds[walk.embedding] = output
-    else:
-        kept = natural.kind if natural.kind in ("f32", "f16", "bf16") else policy.embedding
-        kinds[walk.embedding] = StoredKind(kept)
+    for name in walk.first:
+        kinds[name] = output if name == walk.output else _kind_outside(walk, name, natural, policy)
     for block in range(walk.blocks):
         for name in walk.names(block):
             matrix = walk.is_matrix(name)
             kinds[name] = precision.stored(*_matrix_shape(walk, name)) if matrix else StoredKind("f32")
     for name in walk.last:
-        kinds[name] = StoredKind("f32")
+        kinds[name] = _kind_outside(walk, name, natural, policy)
     if walk.output != walk.embedding:
         kinds[walk.output] = output
     return kinds
+
+
+def _kind_outside(walk: Walk, name: str, natural: StoredKind, policy: Policy) -> StoredKind:
+    """How a tensor outside the blocks is stored: vectors in f32; an embedding as the policy says, a
+    projection in f16, or both as the blocks where these stay float.
+    """
+    if len(walk.shape(name)) != 2:
+        return StoredKind("f32")
+    if natural.kind in ("f32", "f16", "bf16"):
+        return StoredKind(natural.kind)
+    projects = name != walk.embedding and walk.is_matrix(name)
+    return StoredKind("f16" if projects else policy.embedding)
 
 
 def stored_nbytes(walk: Walk, kinds: Mapping[str, StoredKind]) -> int:
@@ -228,17 +242,21 @@ def compress(
     count, length = texts.shape if calibrated and texts is not None else (0, 0)
     with Activations(count, length, walk.width, folder, activations_mib) as states:
         if texts is not None and calibrated:
-            embedding = read_tensor(source, walk.embedding)
+            weights = {name: Matrix.from_array(read_tensor(source, name)) for name in walk.first}
             for index, tokens in enumerate(texts):
-                states.write(index, walk.embed(tokens, embedding))
-            del embedding
-        _write_rows(source, writer, walk.embedding, kinds[walk.embedding])
+                states.write(index, walk.embed(tokens, weights))
+            del weights
+        for name in walk.first:
+            _write_rows(source, writer, name, kinds[name])
         for block in range(walk.blocks):
             _compress_block(source, walk, block, precision, kinds, states, writer)
             if bar is not None:
                 bar.advance()
     for name in walk.last:
-        _write_vector(writer, name, read_tensor(source, name))
+        if len(walk.shape(name)) == 2:
+            _write_rows(source, writer, name, kinds[name])
+        else:
+            _write_vector(writer, name, read_tensor(source, name))
     if walk.output != walk.embedding:
         _write_rows(source, writer, walk.output, kinds[walk.output])
 

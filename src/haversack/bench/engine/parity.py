@@ -23,7 +23,21 @@ from haversack.bench._rows import Bar, Outcome, Outcomes, Row, Unavailable
 from haversack.bench._store import source_root
 from haversack.bench.engine._bench import ENGINE_FILES, bench
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
+FAMILIES = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "smollm3",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "phi",
+    "phi3",
+    "stablelm",
+    "gpt2",
+    "opt",
+)
 
 
 def _cases() -> ModuleType:
@@ -71,13 +85,11 @@ def _answer(model: Path, prompt: Any, decoded: int) -> tuple[Any, list[int]]:
 
 def _differences(cases: ModuleType, family: str, live: bool) -> Iterator[tuple[str, float, bool]]:
     """(case, largest difference over the largest logit, greedy tokens identical) for the family's cases."""
-    from haversack.models import read_architecture
-
     with tempfile.TemporaryDirectory() as scratch:
         for name, (config, length) in cases.CASES.items():
             if config["model_type"] != family:
                 continue
-            weights = cases.draw_weights(read_architecture(config).tensors(), cases.seed_of(name))
+            weights = cases.weights_of(name)
             prompt = cases.draw_prompt(name, length)
             found, tokens = _answer(_checkpoint(Path(scratch) / name, config, weights), prompt, cases.DECODED)
             if live:
@@ -104,7 +116,7 @@ def _differences(cases: ModuleType, family: str, live: bool) -> Iterator[tuple[s
         )
         for family in FAMILIES
     ],
-    seconds=60,
+    seconds=90,
     watches=ENGINE_FILES,
 )
 def parity(run: Run) -> Outcomes:

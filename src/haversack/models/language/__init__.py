@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from haversack.core.errors import UserError, nearest_name
+from haversack.models.language._features import refuse_features
 
 if TYPE_CHECKING:
     from haversack.models._architecture import Architecture
@@ -25,7 +26,8 @@ def families() -> tuple[str, ...]:
 def read_architecture(config: Mapping[str, Any]) -> Architecture:
     """The architecture that a hub config describes.
 
-    Raises UserError for a family we do not have (naming the nearest) and for every field that cannot be.
+    Raises UserError for a family we do not have (naming the nearest three and what differs), for every field
+    that cannot be, and for one that asks for what we do not compute.
     """
     family = config.get("model_type")
     known = families()
@@ -42,14 +44,9 @@ def read_architecture(config: Mapping[str, Any]) -> Architecture:
             )
         family = found[0]
     if family not in known:
-        nearest = nearest_name(family, known)
-        hint = f"; the nearest is {nearest}" if nearest else ""
-        raise UserError(
-            f"config.json: the architecture {family[:80]!r} is not known "
-            f"(known are {', '.join(known)}){hint}.",
-            field="model_type",
-            given=family,
-            nearest=nearest,
-        )
+        from haversack.models.language._nearest import unknown_family
+
+        raise unknown_family(family, config, known)
+    refuse_features(config, family)
     architecture: Architecture = import_module(f"{__name__}.{family}").read(config)
     return architecture

@@ -1,126 +1,108 @@
-"""The decoder that most families share: sequential blocks of attention and gated feed-forward, root-mean-
-square norms.
+"""The decoder that all families share: blocks of attention and feed-forward, one after the other or side by
+side.
 
-A family's file reads what is its own (biases, windows, head norms, positions) and hands it over as
-`BlockTraits`.
+A family's file reads what is its own. What its tensors are called and how its norms work is a `Style`; what
+may differ from block to block (biases, windows, positions) are `BlockTraits`; the little that lies outside
+the blocks it sets on the `Architecture` itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from haversack.core.errors import UserError
-from haversack.models._architecture import Architecture, Attention, Block, Branch, FeedForward, Linear, Norm
+from haversack.models._architecture import (
+    Architecture,
+    Attention,
+    Block,
+    Branch,
+    FeedForward,
+    HeadNorm,
+    Linear,
+    Norm,
+)
 from haversack.models._config import Config
 from haversack.models._rope import Rope
-
-GATES = {
-    "silu": "silu",
-    "swish": "silu",
-    "gelu": "gelu",
-    "gelu_pytorch_tanh": "gelu-tanh",
-    "gelu_new": "gelu-tanh",
-    "relu": "relu",
-}
-LAYER_TYPES = ("full_attention", "sliding_attention")
+from haversack.models.language._shape import GATES, Shape
 
 
 @dataclass(frozen=True)
-class Shape:
-    """Sizes every decoder has."""
+class Style:
+    """The names of a family's modules, and its kind of norm.
 
-    vocabulary: int
-    width: int
-    layers: int
-    heads: int
-    key_value_heads: int
-    head_width: int
-    feed_forward: int
-    context: int
-    eps: float
+    Names of a block's modules stand behind `prefix`.`layers`.NUMBER; those of the layers behind `attention`
+    and `feed_forward` as well (where these are not empty). `gate` None: the feed-forward layer has no gate.
+    `attention_post` and `feed_forward_post` are norms on a layer's result. `norms_after`: the norms come
+    after the sums, not before the layers. `norm` is rms or layer, see `Norm`.
+    """
+
+    prefix: str = "model"
+    layers: str = "layers"
+    embedding: str = "embed_tokens"
+    final_norm: str = "norm"
+    attention: str = "self_attn"
+    query: str = "q_proj"
+    key: str = "k_proj"
+    value: str = "v_proj"
+    output: str = "o_proj"
+    query_norm: str = "q_norm"
+    key_norm: str = "k_norm"
+    feed_forward: str = "mlp"
+    gate: str | None = "gate_proj"
+    up: str = "up_proj"
+    down: str = "down_proj"
+    attention_norm: str = "input_layernorm"
+    feed_forward_norm: str = "post_attention_layernorm"
+    attention_post: str | None = None
+    feed_forward_post: str | None = None
+    norms_after: bool = False
+    norm: str = "rms"
+    norm_offset: float = 0.0
+
+    def normed(self, module: str, width: int, eps: float) -> Norm:
+        """The norm `module`; layer norms have a bias."""
+        bias = f"{module}.bias" if self.norm == "layer" else None
+        return Norm(f"{module}.weight", width, eps, self.norm, self.norm_offset, bias)
 
 
 @dataclass(frozen=True)
 class BlockTraits:
-    """What differs between blocks or families: biases, window, positions, norms of each head."""
+    """What differs between blocks or families: biases, window, positions, norms of each head.
+
+    `head_norm`: False, True (one norm for all heads) or "each" (one for each, without bias). `scale` of the
+    products of query and key: None for one over the root of the head's width. `parallel`: both layers read
+    the block's input, behind one norm.
+    """
 
     rope: Rope | None
     window: int | None = None
     query_key_value_bias: bool = False
     output_bias: bool = False
     feed_forward_bias: bool = False
-    head_norm: bool = False
-
-
-def read_shape(config: Config, *, key_value_heads: int | None = None, head_width: int | None = None) -> Shape:
-    """The sizes of a config, checked against one another.
-
-    `key_value_heads` and `head_width` are the family's defaults when the config names none (else: as many as
-    heads, and width / heads).
-    """
-    if config.has("quantization_config"):
-        raise UserError(
-            "config.json: quantization_config says that the weights are quantized in a format that is "
-            "not read; "
-            "give the unquantized checkpoint and let `haversack pack` quantize it.",
-            field="quantization_config",
-        )
-    width = config.whole("hidden_size")
-    heads = config.whole("num_attention_heads", most=65536)
-    if config.has("head_dim"):
-        head_width = config.whole("head_dim", most=65536)
-    elif head_width is None:
-        if width % heads:
-            raise config.wrong(
-                "num_attention_heads", f"does not divide hidden_size={width}", _divisor(width, heads)
-            )
-        head_width = width // heads
-    key_value_heads = config.whole("num_key_value_heads", key_value_heads or heads, most=65536)
-    if heads % key_value_heads:
-        raise UserError(
-            f"{config.what}: num_key_value_heads={key_value_heads} does not divide "
-            f"num_attention_heads={heads}.",
-            field="num_key_value_heads",
-            given=key_value_heads,
-            nearest=_divisor(heads, key_value_heads),
-        )
-    return Shape(
-        vocabulary=config.whole("vocab_size"),
-        width=width,
-        layers=config.whole("num_hidden_layers", most=4096),
-        heads=heads,
-        key_value_heads=key_value_heads,
-        head_width=head_width,
-        feed_forward=config.whole("intermediate_size"),
-        context=config.whole("max_position_embeddings"),
-        eps=config.number("rms_norm_eps", 1e-6, above=False),
-    )
-
-
-def _divisor(total: int, given: int) -> int:
-    """The divisor of `total` nearest to `given`."""
-    return min((n for n in range(1, total + 1) if total % n == 0), key=lambda n: abs(n - given))
-
-
-def windows(config: Config, layers: int, default: list[bool]) -> list[int | None]:
-    """Window of each block from `layer_types`, or from `default` (True: sliding) when the config has none."""
-    types = config.strings("layer_types", layers, LAYER_TYPES)
-    sliding = [kind == "sliding_attention" for kind in types] if types else default
-    if not any(sliding):
-        return [None] * layers
-    window = config.whole("sliding_window")
-    return [window if slides else None for slides in sliding]
+    head_norm: bool | str = False
+    scale: float | None = None
+    softcap: float | None = None
+    parallel: bool = False
 
 
 def decoder(
-    family: str, config: Config, shape: Shape, traits: list[BlockTraits], *, tied: bool
+    family: str,
+    config: Config,
+    shape: Shape,
+    traits: Sequence[BlockTraits],
+    *,
+    tied: bool,
+    style: Style = Style(),
+    head_bias: bool = False,
+    activation: str | None = None,
 ) -> Architecture:
-    """The architecture of `shape` whose block i has `traits[i]`, with the hub's tensor names."""
-    activation = config.choice("hidden_act", "silu", GATES)
-    blocks = tuple(_block(shape, index, trait, activation) for index, trait in enumerate(traits))
-    embedding = "model.embed_tokens.weight"
+    """The architecture of `shape` whose block i has `traits[i]`, with the tensor names of `style`.
+
+    `activation` of the feed-forward layers: that of `hidden_act` when None.
+    """
+    activation = activation or config.choice("hidden_act", "silu", GATES)
+    blocks = tuple(_block(shape, index, trait, style, activation) for index, trait in enumerate(traits))
+    embedding = f"{style.prefix}.{style.embedding}.weight"
     start = config.tokens("bos_token_id", shape.vocabulary)
     return Architecture(
         family=family,
@@ -129,53 +111,79 @@ def decoder(
         context=shape.context,
         embedding=embedding,
         blocks=blocks,
-        final_norm=Norm("model.norm.weight", shape.width, shape.eps),
-        head=Linear(embedding if tied else "lm_head.weight", shape.width, shape.vocabulary),
+        final_norm=style.normed(f"{style.prefix}.{style.final_norm}", shape.width, shape.eps),
+        head=Linear(
+            embedding if tied else "lm_head.weight",
+            shape.width,
+            shape.vocabulary,
+            "lm_head.bias" if head_bias else None,
+        ),
         start_of_text=start[0] if start else None,
         end_of_text=config.tokens("eos_token_id", shape.vocabulary),
     )
 
 
-def _block(shape: Shape, index: int, traits: BlockTraits, activation: str) -> Block:
-    prefix = f"model.layers.{index}"
-    attend, feed = f"{prefix}.self_attn", f"{prefix}.mlp"
-    queries, keys = shape.heads * shape.head_width, shape.key_value_heads * shape.head_width
-    bias = traits.query_key_value_bias
+def _block(shape: Shape, index: int, traits: BlockTraits, style: Style, activation: str) -> Block:
+    at = f"{style.prefix}.{style.layers}.{index}"
 
-    def head_norm(name: str) -> Norm | None:
-        return Norm(f"{attend}.{name}.weight", shape.head_width, shape.eps) if traits.head_norm else None
+    def norm(module: str | None) -> Norm | None:
+        return None if module is None else style.normed(f"{at}.{module}", shape.width, shape.eps)
 
-    attention = Attention(
-        heads=shape.heads,
-        key_value_heads=shape.key_value_heads,
-        head_width=shape.head_width,
-        scale=shape.head_width**-0.5,
-        query=Linear.named(f"{attend}.q_proj", shape.width, queries, bias),
-        key=Linear.named(f"{attend}.k_proj", shape.width, keys, bias),
-        value=Linear.named(f"{attend}.v_proj", shape.width, keys, bias),
-        output=Linear.named(f"{attend}.o_proj", queries, shape.width, traits.output_bias),
-        rope=traits.rope,
-        window=traits.window,
-        query_norm=head_norm("q_norm"),
-        key_norm=head_norm("k_norm"),
+    def branch(layer: Attention | FeedForward, module: str, post: str | None) -> Branch:
+        if style.norms_after:
+            return Branch(layer, after_norm=norm(module))
+        return Branch(layer, norm(module), norm(post))
+
+    attention = _attention(shape, f"{at}.{style.attention}", traits, style)
+    feed_forward = _feed_forward(
+        shape, ".".join(filter(None, (at, style.feed_forward))), traits, style, activation
     )
-    wide = traits.feed_forward_bias
-    feed_forward = FeedForward(
-        width=shape.feed_forward,
-        activation=activation,
-        gate=Linear.named(f"{feed}.gate_proj", shape.width, shape.feed_forward, wide),
-        up=Linear.named(f"{feed}.up_proj", shape.width, shape.feed_forward, wide),
-        down=Linear.named(f"{feed}.down_proj", shape.feed_forward, shape.width, wide),
-    )
+    second = style.attention_norm if traits.parallel else style.feed_forward_norm
     return Block(
         index,
         (
-            Branch(attention, Norm(f"{prefix}.input_layernorm.weight", shape.width, shape.eps)),
-            Branch(feed_forward, Norm(f"{prefix}.post_attention_layernorm.weight", shape.width, shape.eps)),
+            branch(attention, style.attention_norm, style.attention_post),
+            branch(feed_forward, second, style.feed_forward_post),
         ),
+        traits.parallel,
     )
 
 
-def config_of(values: Mapping[str, Any]) -> Config:
-    """The bounded reader of a hub config."""
-    return Config(values)
+def _attention(shape: Shape, at: str, traits: BlockTraits, style: Style) -> Attention:
+    queries, keys = shape.heads * shape.head_width, shape.key_value_heads * shape.head_width
+    bias = traits.query_key_value_bias
+
+    def head_norm(module: str, heads: int) -> HeadNorm | None:
+        width, eps = shape.head_width, shape.eps
+        if traits.head_norm == "each":
+            return tuple(
+                Norm(f"{at}.{module}.norms.{i}.weight", width, eps, style.norm) for i in range(heads)
+            )
+        return style.normed(f"{at}.{module}", width, eps) if traits.head_norm else None
+
+    return Attention(
+        heads=shape.heads,
+        key_value_heads=shape.key_value_heads,
+        head_width=shape.head_width,
+        scale=shape.head_width**-0.5 if traits.scale is None else traits.scale,
+        query=Linear.named(f"{at}.{style.query}", shape.width, queries, bias),
+        key=Linear.named(f"{at}.{style.key}", shape.width, keys, bias),
+        value=Linear.named(f"{at}.{style.value}", shape.width, keys, bias),
+        output=Linear.named(f"{at}.{style.output}", queries, shape.width, traits.output_bias),
+        rope=traits.rope,
+        window=traits.window,
+        softcap=traits.softcap,
+        query_norm=head_norm(style.query_norm, shape.heads),
+        key_norm=head_norm(style.key_norm, shape.key_value_heads),
+    )
+
+
+def _feed_forward(shape: Shape, at: str, traits: BlockTraits, style: Style, activation: str) -> FeedForward:
+    bias, width, inner = traits.feed_forward_bias, shape.width, shape.feed_forward
+    return FeedForward(
+        width=inner,
+        activation=activation,
+        gate=None if style.gate is None else Linear.named(f"{at}.{style.gate}", width, inner, bias),
+        up=Linear.named(f"{at}.{style.up}", width, inner, bias),
+        down=Linear.named(f"{at}.{style.down}", inner, width, bias),
+    )

@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from haversack.models._architecture import Architecture
-from haversack.models._config import Config, read_rope
-from haversack.models.language._decoder import BlockTraits, decoder, read_shape
+from haversack.models._config import Config
+from haversack.models._rope_config import read_rope
+from haversack.models.language._decoder import BlockTraits, decoder
+from haversack.models.language._shape import read_shape
 
 
 def read(values: Mapping[str, Any]) -> Architecture:

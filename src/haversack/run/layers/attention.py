@@ -1,6 +1,7 @@
 """Self-attention over the cache: query, key and value; head norms and rotary positions; what is seen; output.
 
-The record is `models.Attention`. Heads' norms, rotation and the write into the cache are one native call.
+The record is `models.Attention`. Root-mean-square norms of heads, rotation and the write into the cache are
+one native call; layer norms come before it.
 """
 
 from __future__ import annotations
@@ -8,10 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from haversack.kernels import rope_write
-from haversack.run._products import F32, multiply, multiply_add
+from haversack.models._architecture import Norm
+from haversack.run._products import F32, multiply, multiply_add, normalize_heads
 
 if TYPE_CHECKING:
-    from haversack.models._architecture import Attention
+    from haversack.models._architecture import Attention, HeadNorm
     from haversack.run._forward import Call
 
 
@@ -29,14 +31,20 @@ def forward(layer: Attention, x: F32, weights: Any, call: Call, hidden: F32 | No
         x, (layer.query, layer.key, layer.value), weights, (query, key, value), call.activations, call.tap
     )
     queries = query.reshape(n, layer.heads, layer.head_width)
+    keys = key.reshape(n, layer.key_value_heads, layer.head_width)
     cosine, sine, style = None, None, "half"
     if layer.rope is not None:
         cosine, sine = step.tables(layer.rope)
         style = layer.rope.style
-    one, two = layer.query_norm, layer.key_norm
+    one = fused_norm(layer.query_norm)
+    two = fused_norm(layer.key_norm)
+    if layer.query_norm is not None and one is None:
+        normalize_heads(layer.query_norm, queries, weights)
+    if layer.key_norm is not None and two is None:
+        normalize_heads(layer.key_norm, keys, weights)
     rope_write(
         queries,
-        key.reshape(n, layer.key_value_heads, layer.head_width),
+        keys,
         value.reshape(n, layer.key_value_heads, layer.head_width),
         cosine,
         sine,
@@ -55,3 +63,8 @@ def forward(layer: Attention, x: F32, weights: Any, call: Call, hidden: F32 | No
     out = scratch.get("branch", n, layer.output.outputs)
     multiply(seen, (layer.output,), weights, (out,), call.activations, call.tap)
     return out
+
+
+def fused_norm(norm: HeadNorm | None) -> Norm | None:
+    """The norm that the native call does on its way; None for one that must be done before."""
+    return norm if isinstance(norm, Norm) and norm.kind == "rms" else None

@@ -23,6 +23,7 @@ from haversack.core.errors import DamagedFileError
 from haversack.core.method import Method
 from haversack.core.pack import TensorEntry, TensorSource
 from haversack.models._architecture import Architecture
+from haversack.models._checkpoint import Turned
 from haversack.models._rearranged import RearrangingSource
 from haversack.run._residency import AllHeld, Lines
 
@@ -41,20 +42,28 @@ class Copied(Method):
     paper = "-"
     summary = "Weights copied once into huge pages; faster, and the file's pages are dropped."
 
-    def planned(self, blocks: Sequence[int], top: int, files: int = 1, limit: int | None = None) -> Lines:
+    def planned(
+        self, blocks: Sequence[int], top: int, files: int = 1, limit: int | None = None, aside: int = 0
+    ) -> Lines:
         """All weights, the rest of each file's last huge page, and the pieces on their way."""
         weights = sum(blocks) + top
         return (("weights, copied", weights + files * HUGE + min(2 * PIECE, weights)),)
 
     def open(self, source: TensorSource, architecture: Architecture, limit: int | None = None) -> AllHeld:
-        """Copy every tensor that the architecture uses."""
+        """Copy every tensor that the architecture uses; one that is turned over is copied by that."""
         entries = [source.tensors[name] for name in architecture.tensors()]
         if isinstance(source, RearrangingSource):
             ordered = in_order(source, entries)
             return AllHeld(source, architecture, lambda entry: ordered[entry.name])
+        entries = [entry for entry in entries if not isinstance(entry, Turned)]
         paths = {path.name: path for path in source.files}
         copies = {file: Copy(paths[file], [e for e in entries if e.file == file]) for file in paths}
-        return AllHeld(source, architecture, lambda entry: copies[entry.file].bytes(entry))
+
+        def data(entry: TensorEntry) -> Any:
+            turned = isinstance(entry, Turned)
+            return source.bytes(entry.name) if turned else copies[entry.file].bytes(entry)
+
+        return AllHeld(source, architecture, data)
 
 
 def in_order(source: RearrangingSource, entries: list[TensorEntry]) -> dict[str, memoryview]:

@@ -27,8 +27,12 @@ class Mapped(Method):
     summary = "The kernels read the mapped file; nothing is copied."
     provides = frozenset({"mapped-weights"})
 
-    def planned(self, blocks: Sequence[int], top: int, files: int = 1, limit: int | None = None) -> Lines:
-        """All weights: their pages are resident once every block has run."""
+    def planned(
+        self, blocks: Sequence[int], top: int, files: int = 1, limit: int | None = None, aside: int = 0
+    ) -> Lines:
+        """All weights: their pages, or a copy where one is turned over, are resident once every block has
+        run.
+        """
         return (("weights, mapped", sum(blocks) + top),)
 
     def open(self, source: TensorSource, architecture: Architecture, limit: int | None = None) -> AllHeld:

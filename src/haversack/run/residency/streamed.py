@@ -28,7 +28,7 @@ from haversack.kernels import Matrix
 from haversack.models._architecture import Architecture
 from haversack.models._rearranged import refuse_rearranged
 from haversack.run._residency import Lines
-from haversack.run._units import PAGE, SMALLEST_PART, Unit, model_units, vectors
+from haversack.run._units import PAGE, SMALLEST_PART, Unit, aside_nbytes, model_units, resident
 from haversack.run._weights import Weights, bind, row_span, rows_matrix
 
 I32 = npt.NDArray[np.int32]
@@ -50,22 +50,26 @@ class Streamed(Method):
 
     keep: int = parameter(-1, help="blocks kept in memory; -1: as many as the budget allows, 0 without one")
 
-    def kept(self, units: Sequence[Unit], limit: int | None) -> int:
-        """How many of `units` (blocks, then parts of the output matrix) stay in memory."""
+    def kept(self, units: Sequence[Unit], limit: int | None, aside: int = 0) -> int:
+        """How many of `units` (blocks, then parts of the output matrix) stay in memory, with `aside` bytes
+        beside the buffers.
+        """
         if self.keep >= 0:
             return min(self.keep, len(units))
         if limit is None:
             return 0
-        left = limit - 2 * (max(unit.nbytes for unit in units) + BUFFER_SPARE) - ROWS_SPARE
+        left = limit - 2 * (max(unit.nbytes for unit in units) + BUFFER_SPARE) - ROWS_SPARE - aside
         count = 0
         while count < len(units) and units[count].nbytes + BUFFER_SPARE <= left:
             left -= units[count].nbytes + BUFFER_SPARE
             count += 1
         return count
 
-    def planned(self, blocks: Sequence[int], top: int, files: int = 1, limit: int | None = None) -> Lines:
+    def planned(
+        self, blocks: Sequence[int], top: int, files: int = 1, limit: int | None = None, aside: int = 0
+    ) -> Lines:
         """Two buffers for a block or a part of the output matrix, rows of the embedding, and what is kept."""
-        least = 2 * (max([*blocks, SMALLEST_PART]) + BUFFER_SPARE) + ROWS_SPARE
+        least = 2 * (max([*blocks, SMALLEST_PART]) + BUFFER_SPARE) + ROWS_SPARE + aside
         lines: Lines = (("weights, two blocks on their way", least),)
         kept = sum(blocks[: self.keep]) if self.keep > 0 else 0
         if self.keep < 0 and limit is not None:
@@ -84,7 +88,8 @@ class Streamed(Method):
         for path in source.files:
             drop_cached(path)
         units = model_units(source, architecture)
-        return StreamedHeld(source, architecture, units, self.kept(units, limit))
+        aside = aside_nbytes(source, architecture)
+        return StreamedHeld(source, architecture, units, self.kept(units, limit, aside))
 
 
 def drop_cached(path: Path) -> None:
@@ -109,10 +114,10 @@ class StreamedHeld:
         self._architecture = architecture
         self._files = {path.name: DirectFile(path) for path in source.files}
         self._units = units
-        names = vectors(architecture)
-        self._vectors = bind(source, names, self._read_tensor)
+        names = resident(architecture)
+        self._resident = bind(source, names, self._read_tensor)
         self.top: Weights = {
-            name: self._vectors[name] for name in architecture.top_tensors() if name in names
+            name: self._resident[name] for name in architecture.top_tensors() if name in names
         }
         self._kept = {i: _Slot([self._units[i]]) for i in range(min(kept, len(self._units)))}
         for index, slot in self._kept.items():
@@ -193,7 +198,7 @@ class StreamedHeld:
     @contextmanager
     def _block(self, block: int) -> Iterator[Weights]:
         with self._unit(block) as slot:
-            yield {**self._vectors, **slot.tensors}
+            yield {**self._resident, **slot.tensors}
 
     def weights(self, block: int, names: Sequence[str] = ()) -> Any:
         """See Held."""
@@ -208,9 +213,9 @@ class StreamedHeld:
             with self._unit(index) as slot:
                 yield self._units[index].first_row, slot.tensors[self._architecture.head.weight]
 
-    def rows(self, tokens: I32) -> tuple[Matrix, I32]:
+    def rows(self, tokens: I32, table: str | None = None) -> tuple[Matrix, I32]:
         """See Held; reads only the rows asked for (packed kinds: the 16 rows around each)."""
-        entry = self._source.tensors[self._architecture.embedding]
+        entry = self._source.tensors[table or self._architecture.embedding]
         unit = 16 if entry.layout == "rows16-1" else 1
         wanted, local = np.unique(tokens // unit, return_inverse=True)
         spans = [row_span(entry, int(w) * unit, min(int(w + 1) * unit, entry.shape[0])) for w in wanted]
