@@ -167,8 +167,6 @@ def test_models_are_found_by_name_or_folder_and_others_say_what_works(tmp_path):
     for name, said in [
         ("codee", "Did you mean code"),
         (str(tmp_path / "x.gguf"), "gguf files cannot be packed yet"),
-        ("owner/name", "not fetched from a hub yet"),
-        ("owner/name@main", "not fetched from a hub yet"),
         ("./missing", "there is no model"),
     ]:
         with pytest.raises(UserError, match=said) as caught:

@@ -191,3 +191,15 @@ def make_pack() -> Any:
 @pytest.fixture(scope="session")
 def tiny_config() -> dict[str, Any]:
     return dict(CONFIG)
+
+
+@pytest.fixture(scope="session")
+def record() -> ModuleType:
+    """The parity cases of tests/models/record.py."""
+    return RECORD
+
+
+@pytest.fixture(scope="session")
+def quantize() -> Any:
+    """Rounds a matrix to int8 or int4: `quantized`."""
+    return quantized

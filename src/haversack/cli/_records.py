@@ -105,6 +105,18 @@ class RunOutput(_Record):
     log_probabilities: list[LogProbability] | msgspec.UnsetType = msgspec.UNSET
 
 
+class ExportOutput(_Record):
+    """`haversack export`. `files`: name -> bytes."""
+
+    output: str
+    to: str
+    weights: str
+    files: dict[str, Count]
+    nbytes: Count
+    seconds: float
+    ram_mib: Memory
+
+
 class CheckOutput(_Record):
     """`haversack check`"""
 
@@ -229,6 +241,7 @@ OUTPUTS: dict[str, type[msgspec.Struct]] = {
     "pack": PackOutput,
     "run": RunOutput,
     "check": CheckOutput,
+    "export": ExportOutput,
     "devices-list": DevicesListOutput,
     "devices-measure": DevicesMeasureOutput,
     "systems": SystemsOutput,

@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 
 
 def command(
-    model: Annotated[str, typer.Argument(help="a bundled model (code) or a checkpoint folder (./NAME)")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="a bundled model (code), a checkpoint folder (./NAME) or a hub name (owner/name[@revision])"
+        ),
+    ],
     device: Annotated[
         str, typer.Option("--device", "-d", help="a device profile; see: haversack devices list")
     ],
@@ -71,7 +76,7 @@ def command(
 
     job = Job(
         model=model,
-        output=output or Path(f"{Path(model).name}.pack"),
+        output=output or Path(f"{Path(model.partition('@')[0]).name}.pack"),
         device=find_device(device),
         budget=Budget(
             ram_mib=ram_mib,

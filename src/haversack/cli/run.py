@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 def command(
     model: Annotated[
-        str, typer.Argument(metavar="PACK", help="a pack, a checkpoint folder or a bundled model (code)")
+        str,
+        typer.Argument(
+            metavar="PACK",
+            help="a pack, a checkpoint folder, a bundled model (code) or a hub name (owner/name[@revision])",
+        ),
     ],
     input: Annotated[
         Path | None,

@@ -1,9 +1,8 @@
 """safetensors: files of tensors and checkpoint folders as hubs publish them, read in place without
 conversion.
 
-`SafetensorsFile` is one file, `HubFolder` a folder with config.json, tokenizer.json and one or several of
-them. The bounded header parser is in core (`core/_safetensors.py`), since a pack's weights are such a file
-too.
+`SafetensorsFile` is one file, `HubFolder` a folder with config.json and one or several of them. The bounded
+header parser is in core (`core/_safetensors.py`), since a pack's weights are such a file too.
 """
 
 from __future__ import annotations
@@ -32,6 +31,7 @@ from haversack.core._safetensors import (
 )
 from haversack.core.errors import DamagedFileError, UserError, nearest_name
 from haversack.core.pack import TensorEntry, is_pack
+from haversack.formats._pickled import advice_for_folder
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -41,7 +41,6 @@ __all__ = ["Header", "HubFolder", "SafetensorsFile", "parse_header", "read_heade
 CONFIG_MOST = 4 * 2**20
 INDEX_MOST = 64 * 2**20
 _KIND_OF_DTYPE = {DTYPE_OF_KIND[kind]: kind for kind in PLAIN_KINDS}
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 class SafetensorsFile:
@@ -139,24 +138,6 @@ class HubFolder:
     def files(self) -> tuple[Path, ...]:
         """The files that hold tensors."""
         return tuple(shard.path for shard in self._shards.values())
-
-    @property
-    def tokenizer_path(self) -> Path:
-        """tokenizer.json. Raises UserError when the folder has none, with advice when it has an older
-        form."""
-        path = self.path / "tokenizer.json"
-        if path.is_file():
-            return path
-        older = [
-            name for name in ("tokenizer.model", "vocab.json", "vocab.txt") if (self.path / name).is_file()
-        ]
-        advice = ""
-        if older:
-            advice = (
-                f"; it has {older[0]}, which the transformers package turns into one: "
-                "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
-            )
-        raise UserError(f"{self.path} has no tokenizer.json{advice}.", field="model", given=str(self.path))
 
     def file(self, name: str) -> Path | None:
         """Another file of the folder (generation_config.json, LICENSE), or None when it has none of that
@@ -257,12 +238,8 @@ def _weight_files(folder: Path) -> tuple[str, ...]:
 
 
 def _advice(folder: Path) -> str:
-    pickles = sorted(found.name for pattern in _PICKLES for found in folder.glob(pattern))
-    if pickles:
-        return (
-            f"; {pickles[0]} is a pickle, which can run any code when it is read, so it is refused; convert "
-            "it with transformers: from_pretrained(FOLDER).save_pretrained(FOLDER, safe_serialization=True)"
-        )
+    if pickled := advice_for_folder(folder):
+        return pickled
     if (folder / "adapter_config.json").is_file():
         return "; it is an adapter: merge it into its base model first"
     others = sorted(found.name for found in folder.glob("*.safetensors"))

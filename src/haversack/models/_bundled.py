@@ -1,14 +1,12 @@
-"""Where a model is found: by the name of one that ships, or by the path of a checkpoint folder."""
+"""Where a model is found: by the name of one that ships, the path of a checkpoint folder or a hub name."""
 
 from __future__ import annotations
 
-import re
 from importlib.resources import files
 from pathlib import Path
 
 from haversack.core.errors import UserError, nearest_name
-
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
+from haversack.formats._pickled import ENDINGS, refuse_file
 
 
 def bundled_names() -> tuple[str, ...]:
@@ -20,7 +18,7 @@ def bundled_names() -> tuple[str, ...]:
 
 
 def model_folder(name: str) -> Path:
-    """The checkpoint folder that `name` means: a bundled model, or a path.
+    """The checkpoint folder that `name` means: a bundled model, a path, or a hub name, which is fetched.
 
     Raises UserError, saying what works, for a name of neither kind.
     """
@@ -30,19 +28,18 @@ def model_folder(name: str) -> Path:
     path = Path(name)
     if path.is_dir():
         return path
-    works = (
-        f"give a bundled model ({', '.join(known) or 'none is installed'}) or a checkpoint folder (./NAME)"
-    )
+    bundled = ", ".join(known) or "none is installed"
+    works = f"give a bundled model ({bundled}), a checkpoint folder (./NAME) or a hub name (owner/name)"
     if path.suffix == ".gguf":
         raise UserError(f"{name}: .gguf files cannot be packed yet; {works}.", field="model", given=name)
+    if path.is_file() and path.suffix in ENDINGS:
+        raise refuse_file(path)
     if path.is_file():
         raise UserError(f"{name} is a file; {works}.", field="model", given=name, nearest=str(path.parent))
-    if HUB_NAME.fullmatch(name) and not name.startswith("."):
-        raise UserError(
-            f"{name}: no such folder, and models are not fetched from a hub yet; download it and {works}.",
-            field="model",
-            given=name,
-        )
+    if name.partition("@")[0].count("/") == 1 and not name.startswith((".", "/", "~")):
+        from haversack.models._hub import fetch
+
+        return fetch(name)
     nearest = nearest_name(name, known)
     hint = f" Did you mean {nearest}?" if nearest else ""
     raise UserError(f"there is no model {name!r}; {works}.{hint}", field="model", given=name, nearest=nearest)

@@ -61,6 +61,18 @@ class Tokenizer:
         return cls.of_bytes(data, file)
 
     @classmethod
+    def of_folder(cls, folder: Path) -> Tokenizer:
+        """The tokenizer of a checkpoint folder: its tokenizer.json, or one made of older files in memory.
+
+        Raises UserError when the folder has none, DamagedFileError when it does not hold.
+        """
+        if (folder / "tokenizer.json").is_file():
+            return cls.open(folder / "tokenizer.json")
+        from haversack.models.tokenizers import tokenizer_json
+
+        return cls.of_bytes(tokenizer_json(folder), folder)
+
+    @classmethod
     def of_bytes(cls, data: bytes, path: object = "tokenizer.json") -> Tokenizer:
         """The tokenizer of a tokenizer.json's bytes. Raises DamagedFileError when it is none."""
         import tokenizers

@@ -26,6 +26,8 @@ from haversack.models import Tokenizer, read_architecture
 from haversack.models._bundled import model_folder
 from haversack.models._calibration import TokenText, segments, token_text
 from haversack.models._checkpoint import checkpoint
+from haversack.models._hub_cache import hub_origin
+from haversack.models.tokenizers import can_be_made, tokenizer_json
 from haversack.plan._candidates import OBJECTIVES, Candidate, Plan
 from haversack.plan._enumerate import Space, create_precision, predicted
 from haversack.plan._measure import RunFigures, quality, run_figures
@@ -43,7 +45,14 @@ EVALUATION_TOKENS = 16_384
 WINDOW = 1_024
 PROMPT_CHARACTERS, SPEED_TOKENS = 240, 32
 # Files of a checkpoint folder that belong into its pack, besides the weights.
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
 LICENCE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "LICENCE")
 RECORD_NBYTES = 96 << 10  # pack.json, report.html and the weights' header, about
 
@@ -129,7 +138,7 @@ class Bench:
     def __init__(self, job: Job, source: HubFolder, scratch: Path, bar: Progress) -> None:
         self.job, self.source, self.scratch, self.bar = job, source, scratch, bar
         self.architecture = read_architecture(source.config)
-        self.tokenizer = Tokenizer.open(source.tokenizer_path)
+        self.tokenizer = Tokenizer.of_folder(source.path)
         self.walk = LanguageWalk(self.architecture)
         self._packs: dict[str, Path] = {}
         self._qualities: dict[tuple[str, str, str], float] = {}
@@ -206,11 +215,21 @@ class Bench:
         return (Pack.open(self.pack(plan.precision)).nbytes + RECORD_NBYTES) / MIB
 
 
+def pack_files(folder: Path) -> dict[str, bytes | Path]:
+    """What of a checkpoint belongs into its pack besides the weights: tokenizer and licence, where it has
+    them. A tokenizer of older files is made here, once for all."""
+    found: dict[str, bytes | Path] = {
+        name: folder / name for name in (*TOKENIZER_FILES, *LICENCE_FILES) if (folder / name).is_file()
+    }
+    if "tokenizer.json" not in found and can_be_made(folder):
+        found["tokenizer.json"] = tokenizer_json(folder)
+    return found
+
+
 def add_files(writer: PackWriter, folder: Path) -> None:
-    """Tokenizer and licence of the checkpoint, where it has them."""
-    for name in (*TOKENIZER_FILES, *LICENCE_FILES):
-        if (folder / name).is_file():
-            writer.add_file(name, folder / name)
+    """Write the checkpoint's `pack_files` into a pack."""
+    for name, data in pack_files(folder).items():
+        writer.add_file(name, data)
 
 
 @contextmanager
@@ -236,7 +255,9 @@ def pack_model(job: Job, tell: Callable[[str], None] = lambda text: None) -> Out
     check_tensors(source, walk.architecture)
     budget = device_budget(job.budget, job.device)
     files = sum(
-        (source.path / name).stat().st_size for name in TOKENIZER_FILES if (source.path / name).is_file()
+        len(data) if isinstance(data, bytes) else data.stat().st_size
+        for name, data in pack_files(source.path).items()
+        if name in TOKENIZER_FILES
     )
     space = Space(
         architecture=walk.architecture,
@@ -308,6 +329,7 @@ def write_pack(
                 "measurements": [measurement.record()],
                 "provenance": {
                     "model": job.model,
+                    **hub_origin(bench.source.path),
                     "haversack": __version__,
                     "device": job.device.name,
                     "objective": job.objective,

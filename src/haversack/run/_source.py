@@ -43,15 +43,15 @@ class Model:
         """The tokenizer that lies beside the weights. Raises UserError when there is none, DamagedFileError
         when
         it is none or does not fit the model."""
+        path = self.path / "tokenizer.json"
         if isinstance(self.source, Pack):
-            path = self.path / "tokenizer.json"
             tokenizer = Tokenizer.of_bytes(self.source.read_file("tokenizer.json"), path)
         elif isinstance(self.source, GgufModel):
             path = self.path
             tokenizer = self.source.tokenizer()
         else:
-            path = getattr(self.source, "tokenizer_path", self.path / "tokenizer.json")
-            tokenizer = Tokenizer.open(path)
+            tokenizer = Tokenizer.of_folder(self.path)
+            path = Path(str(tokenizer.path))
         if tokenizer.size > self.architecture.vocabulary:
             raise UserError(
                 f"{path} has {tokenizer.size} tokens and the model {self.architecture.vocabulary}: it "

@@ -72,7 +72,7 @@ def _pack(folder: Path, goal: Path, precision: str, seed: int, embedding: str, o
     method = create_precision(precision)
     texts = None
     if method.needs:
-        encode = Tokenizer.open(source.tokenizer_path).encode
+        encode = Tokenizer.of_folder(source.path).encode
         text = token_text(encode, architecture.vocabulary, "calibration", None, CALIBRATION_TOKENS)
         texts = segments(text.tokens, PIECE, CALIBRATION_TOKENS // PIECE, seed)
     with PackWriter(goal) as writer:

@@ -39,7 +39,7 @@ def evaluation_text(run: Run, most: int = MOST_TOKENS) -> TokenText:
     from haversack.models._calibration import TokenText, token_text
 
     source = HubFolder.open(code_folder())
-    encode = Tokenizer.open(source.tokenizer_path).encode
+    encode = Tokenizer.of_folder(source.path).encode
     vocabulary = read_architecture(source.config).vocabulary
     text = token_text(encode, vocabulary, "evaluation", None, FEWEST_TOKENS)
     if not run.quick:
