@@ -7,6 +7,7 @@ block types (Q4_K, Q6_K, ...) are no type of the engine; `values` dequantizes th
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
 from functools import cached_property
@@ -20,7 +21,7 @@ from haversack.formats.gguf import GgufFile
 from haversack.models._architecture import Architecture
 from haversack.models._gguf_config import read_config
 from haversack.models._gguf_names import Place, places
-from haversack.models._rearranged import Rearranged
+from haversack.models._rearranged import Rearranged, head_order, put_in_order
 from haversack.models.language import read_architecture
 
 if TYPE_CHECKING:
@@ -215,22 +216,14 @@ class GgufModel:
             return
         unit = 16 if entry.layout == "rows16-1" else 1
         head = rows // entry.heads if entry.heads else 1
-        step = _least_multiple(unit, head)
+        step = math.lcm(unit, head)
         row = entry.stored // rows
         step = max(step, PIECE // row // step * step)
         for start in range(0, rows, step):
             stop = min(start + step, rows)
             data = self._read(entry.offset + start * row, (stop - start) * row)
-            order = _order(stop - start, head) if entry.heads else None
             per_unit = entry.nbytes // -(-rows // unit)
-            part = target[start // unit * per_unit : -(-stop // unit) * per_unit]
-            if unit == 16:
-                from haversack.kernels import interleave
-
-                interleave(data, entry.kind, stop - start, entry.shape[1], order, part)
-            else:
-                held = np.frombuffer(data, np.uint8).reshape(stop - start, row)
-                part.reshape(stop - start, row)[...] = held if order is None else held[order]
+            put_in_order(entry, data, target[start // unit * per_unit : -(-stop // unit) * per_unit])
 
     def values(self, name: str, start: int = 0, stop: int | None = None) -> F32:
         """Rows `start`..`stop` of a tensor of any type as f32, in our order. Heads are not cut."""
@@ -249,7 +242,7 @@ class GgufModel:
             head = entry.shape[0] // place.heads
             if start % head or stop % head:
                 raise ValueError(f"rows {start}..{stop} of {name} cut a head of {head}")
-            found = found[_order(stop - start, head)]
+            found = found[head_order(stop - start, head)]
         if place.shift:
             import numpy as np
 
@@ -314,20 +307,6 @@ def counted(names: list[str], kinds: Iterable[str]) -> str:
     types = ", ".join(sorted({kind.upper() for kind in kinds}))
     noun = "tensor" if len(names) == 1 else "tensors"
     return f"{len(names)} {noun}{f' of type {types}' if types else ''} ({shown})"
-
-
-def _order(rows: int, head: int) -> Any:
-    """Rows of the file in our order: the two halves of every head, which the file interleaves."""
-    import numpy as np
-
-    halves = np.arange(rows, dtype=np.int32).reshape(-1, head // 2, 2)
-    return np.ascontiguousarray(halves.transpose(0, 2, 1)).reshape(-1)
-
-
-def _least_multiple(a: int, b: int) -> int:
-    import math
-
-    return math.lcm(a, b)
 
 
 def _stored(values: F32, kind: str) -> Any:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol, runtime_checkable
 
-from haversack.core.errors import UserError
-from haversack.core.pack import TensorEntry, TensorSource
-from haversack.models._architecture import Architecture
+from haversack.core.pack import TensorEntry
 
 
 class Rearranged(TensorEntry, frozen=True):
@@ -31,16 +29,31 @@ class RearrangingSource(Protocol):
         """Put any tensor, in order, into `out` u8 [nbytes], in pieces that leave the page cache."""
 
 
-def refuse_rearranged(source: TensorSource, architecture: Architecture) -> None:
-    """Raises UserError when tensors of `source` are put in order when they are read: what reads parts of a
-    file again and again takes them as they lie."""
-    count = sum(isinstance(source.tensors[name], Rearranged) for name in architecture.tensors())
-    if count:
-        raise UserError(
-            f"{source.path} keeps {count} tensors in an order that is changed when they are read, which "
-            "streamed weights are not; run it with --residency copied, or pack it first: haversack pack "
-            f"{source.path} --device DEVICE.",
-            field="residency",
-            given="streamed",
-            nearest="copied",
-        )
+def put_in_order(entry: Rearranged, data: Any, out: Any = None) -> Any:
+    """Whole rows of a matrix as they lie in the file (whole heads, where it has them) in the order and layout
+    of `entry`: u8, into `out` when given."""
+    import numpy as np
+
+    raw = np.frombuffer(data, np.uint8)
+    row = entry.stored // entry.shape[0]
+    rows = raw.size // row
+    order = head_order(rows, entry.shape[0] // entry.heads) if entry.heads else None
+    if entry.layout == "rows16-1":
+        from haversack.kernels import interleave
+
+        return interleave(raw, entry.kind, rows, entry.shape[1], order, out)
+    held = raw.reshape(rows, row)
+    ordered = (held if order is None else held[order]).reshape(-1)
+    if out is None:
+        return ordered
+    out[...] = ordered
+    return out
+
+
+def head_order(rows: int, head: int) -> Any:
+    """Rows of the file in our order: the two halves of every head of `head` rows, which the file
+    interleaves."""
+    import numpy as np
+
+    halves = np.arange(rows, dtype=np.int32).reshape(-1, head // 2, 2)
+    return np.ascontiguousarray(halves.transpose(0, 2, 1)).reshape(-1)

@@ -14,6 +14,7 @@ from haversack.core.pack import TensorEntry, TensorSource
 from haversack.kernels import Matrix
 from haversack.models._architecture import Architecture
 from haversack.models._checkpoint import Checkpoint, Turned, upright
+from haversack.models._rearranged import Rearranged, put_in_order
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
@@ -135,6 +136,9 @@ def row_span(entry: TensorEntry, start: int, stop: int) -> tuple[int, int]:
     unit = 16 if entry.layout == "rows16-1" else 1
     if start % unit or (stop % unit and stop != rows):
         raise ValueError(f"rows {start}..{stop} of {entry.name} cut a block of {unit}")
+    if isinstance(entry, Rearranged):
+        row = entry.stored // rows
+        return start * row, (stop - start) * row
     per_unit = entry.nbytes // math.ceil(rows / unit)
     first, last = start // unit, math.ceil(stop / unit)
     return first * per_unit, (last - first) * per_unit
@@ -142,7 +146,9 @@ def row_span(entry: TensorEntry, start: int, stop: int) -> tuple[int, int]:
 
 def rows_matrix(entry: TensorEntry, start: int, stop: int, data: Any) -> Matrix:
     """Rows `start`..`stop` of the matrix `entry`, whose bytes (see `row_span`) are `data`; a turned one is
-    whole, and `data` its extent, of which it is a copy."""
+    whole, and `data` its extent, of which it is a copy, as is one that is put in order."""
     if isinstance(entry, Turned):
         data = upright(entry, data)
+    if isinstance(entry, Rearranged):
+        data = put_in_order(entry, data)
     return Matrix.from_bytes(entry.kind, (stop - start, entry.shape[1]), entry.group, entry.layout, data)
