@@ -162,9 +162,9 @@ class GgufModel:
         if not found:
             return
         raise UserError(
-            f"{self.path} has {counted(self.file_names(found), found.values())}, which are no types of the "
-            f"engine (F32, F16, BF16, Q8_0 and Q4_0 run as stored); requantize just these: haversack pack "
-            f"{self.path} --device DEVICE --requantize int8.",
+            f"{self.path} has {counted(self.file_names(found), found.values())}, which the engine does not "
+            "run (F32, F16, BF16, Q8_0 and Q4_0 run as stored); pack it and requantize just these: haversack "
+            f"pack {self.path} --device DEVICE --requantize int8.",
             field="requantize",
             given=sorted(set(found.values())),
             nearest="int8",
