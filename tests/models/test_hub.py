@@ -312,6 +312,19 @@ def test_two_that_fetch_at_once_fetch_once(hub: Any, client: Client, files: dict
     assert not partials(client)
 
 
+def test_a_hostile_hub_writes_nowhere_else(hub: Any, client: Client, files: dict[str, bytes]) -> None:
+    """Names that lead out of the cache are not fetched, and an index cannot point at them."""
+    index = {"weight_map": {"a": "../../../evil.safetensors"}}
+    shards = {name: data for name, data in files.items() if name != "model.safetensors"}
+    shards |= {"model.safetensors.index.json": json.dumps(index).encode(), "/LICENSE": b"x"}
+    hub.repositories["owner/evil"] = stub.Repository(shards | {"../../../evil.safetensors": b"x"})
+    done = client.fetch("owner/evil")
+    assert done.returncode != 0 and "the repository lacks" in done.stderr
+    everything = [path.name for path in client.cache.parent.parent.rglob("*")]
+    assert "evil.safetensors" not in everything
+    assert not [path for _, path, _, _ in hub.requests if "evil.safetensors" in path]
+
+
 def test_names() -> None:
     assert split_name("a/b") == ("a/b", "main")
     assert split_name("Qwen/Qwen2.5-0.5B@refs/pr/3") == ("Qwen/Qwen2.5-0.5B", "refs/pr/3")

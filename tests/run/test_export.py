@@ -187,7 +187,8 @@ def test_packed_weights_are_exported_without_rounding(
     pack = pack_of(tmp_path / "a.pack", folder, convert)
     expected, same = ours(pack, prompt, STEPS)
     for weights in ("stored", "f32"):
-        done = export(open_model(pack), "onnx", tmp_path / weights, weights=weights)
+        goal = tmp_path / weights
+        done = export(open_model(pack), "onnx", goal, weights=weights, activations="f32")
         logits, tokens = Session(tmp_path / weights).answer(prompt, STEPS)
         assert close(logits, expected) and tokens == same, weights
         graph = (tmp_path / weights / "model.onnx").read_bytes()
@@ -200,6 +201,28 @@ def test_packed_weights_are_exported_without_rounding(
     assert close(said, expected[: len(prompt)])
     again = open_model(tmp_path / "dense")  # and our own engine reads it back
     assert close(ours(again, prompt, 1)[0], expected[: len(prompt)])
+
+
+def test_activations_are_those_of_the_plan_or_asked_for(drawn: Any, quantize: Any, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    folder, prompt = drawn("llama")
+    pack = pack_of(tmp_path / "a.pack", folder, lambda name, values: quantize(values, "int8"))
+    levels = {}
+    for asked in (None, "f32", "int8-dynamic"):
+        export(open_model(pack), "onnx", tmp_path / str(asked), activations=asked)
+        graph = onnx.load(tmp_path / str(asked) / "model.onnx", load_external_data=False).graph
+        products = [node for node in graph.node if node.op_type == "MatMulNBits"]
+        levels[asked] = {one.i for node in products for one in node.attribute if one.name == "accuracy_level"}
+    assert levels == {None: {4}, "f32": {1}, "int8-dynamic": {4}}  # the pack's plan says int8-dynamic
+    exact = ours(pack, prompt, 1)[0]
+    with Engine.open(pack, activations="int8-dynamic") as engine:
+        own = engine.step(prompt, cache=engine.cache(len(prompt)), want="all")[0]
+    rounded = Session(tmp_path / "None").answer(prompt, 1)[0]
+    assert 0 < np.abs(rounded - exact).mean() < 2 * np.abs(own - exact).mean()
+    with pytest.raises(UserError, match="leave --activations out"):
+        export(open_model(pack), "safetensors", tmp_path / "x", activations="f32")
+    with pytest.raises(UserError, match="activations=int4 is not supported"):
+        export(open_model(pack), "onnx", tmp_path / "x", activations="int4")
 
 
 @pytest.mark.parametrize("columns", [32, 56, 96, 160])
@@ -452,3 +475,14 @@ def test_names_and_architecture_survive(drawn: Any, tmp_path: Path) -> None:
     assert two.architecture == one.architecture == read_architecture(one.source.config)
     for name in one.architecture.tensors():
         assert bytes(one.source.bytes(name)) == bytes(two.source.bytes(name))
+
+
+@pytest.mark.parametrize("package", ["onnx", "huggingface_hub"])
+def test_a_missing_extra_is_one_sentence(package: str, drawn: Any, tmp_path: Path) -> None:
+    extra = {"onnx": "onnx", "huggingface_hub": "hub"}[package]
+    model = str(drawn("llama")[0]) if package == "onnx" else "owner/name"
+    program = f"import sys; sys.modules[{package!r}] = None; from haversack.cli import main; sys.exit(main())"
+    line = ["export", model, "--to", "onnx", "-o", tmp_path / "out"]
+    done = subprocess.run([sys.executable, "-c", program, *line], capture_output=True, text=True)
+    assert done.returncode == 2 and f"pip install 'haversack[{extra}]'" in done.stderr
+    assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.run.conftest import RECORD, tokenizer_json
+from tests.run.conftest import RECORD, tokenizer_json, write_folder
+from tests.run.test_residency import run_in_fresh_process
 
 from haversack.core.errors import DamagedFileError, UserError
 from haversack.core.pack import Pack, PackWriter, check_pack
@@ -236,3 +237,23 @@ def test_beyond_the_learned_positions(name: str, last: int, family: Any) -> None
         assert refused.value.nearest == last and cache.length == last + 1
         with pytest.raises(UserError):
             engine.step([5], np.array([last + 1], np.int32), cache=engine.cache(4))
+
+
+@pytest.fixture(scope="module")
+def turned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GPT-2 of 56 MiB, most of them in matrices that have to be turned over."""
+    sizes = {"vocab_size": 2048, "n_embd": 512, "n_layer": 4, "n_head": 8, "n_positions": 512}
+    return write_folder(tmp_path_factory.mktemp("large") / "gpt2", {**RECORD.CASES["gpt2"][0], **sizes})
+
+
+@pytest.mark.parametrize("residency", ["mapped", "copied", "streamed"])
+def test_copies_of_turned_matrices_are_in_the_plan(residency: str, turned: Path) -> None:
+    record, peak = run_in_fresh_process(turned, "--residency", residency)
+    planned = record["ram_mib"]["planned"]
+    assert planned - 40 < peak <= planned
+
+
+def test_kept_blocks_and_their_copies_stay_in_the_budget(turned: Path) -> None:
+    budget = run_in_fresh_process(turned, "--residency", "streamed")[0]["ram_mib"]["planned"] + 28
+    _, peak = run_in_fresh_process(turned, "--residency", "streamed", "--ram-mib", str(budget))
+    assert peak <= budget

@@ -9,6 +9,10 @@ import typer
 
 from haversack.cli._output import Json, print_json, show_memory
 
+# The files of run/export/, by their names alone: the page of --help imports no numbers.
+_FOLDER = Path(__file__).parents[1] / "run" / "export"
+FORMATS = tuple(sorted(path.stem for path in _FOLDER.glob("[!_]*.py")))
+
 
 def command(
     model: Annotated[
@@ -18,7 +22,7 @@ def command(
             help="a pack, a checkpoint folder, a bundled model (code) or a hub name (owner/name[@revision])",
         ),
     ],
-    to: Annotated[str, typer.Option("--to", help="the format: onnx or safetensors")],
+    to: Annotated[str, typer.Option("--to", help=f"the format: {' or '.join(FORMATS)}")],
     output: Annotated[Path, typer.Option("--output", "-o", help="the folder (or file) to write")],
     weights: Annotated[
         str | None,
@@ -26,22 +30,25 @@ def command(
             help="numbers of the weights: stored (as they are), f32, f16, bf16 as the format allows"
         ),
     ] = None,
+    activations: Annotated[
+        str | None,
+        typer.Option(help="onnx: f32 or int8-dynamic in packed products (default: the pack's plan)"),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="replace what an earlier export wrote there")
     ] = False,
     json: Json = False,
 ) -> None:
     """Write a pack or a checkpoint for another program, whole or not at all."""
+    from haversack.core.errors import unknown_name
     from haversack.core.memory import peak_mib
     from haversack.run._source import open_model
-    from haversack.run.export import export, formats
+    from haversack.run.export import export
 
-    if to not in formats():  # before a hub name is fetched
-        from haversack.core.errors import unknown_name
-
-        raise unknown_name("format", to, formats(), field="to")
+    if to not in FORMATS:  # before a hub name is fetched
+        raise unknown_name("format", to, FORMATS, field="to")
     opened = open_model(model)
-    done = export(opened, to, output, weights=weights, overwrite=overwrite)
+    done = export(opened, to, output, weights=weights, activations=activations, overwrite=overwrite)
     if json:
         print_json(
             {

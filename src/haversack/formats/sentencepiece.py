@@ -67,7 +67,10 @@ class SentencePieceModel:
             return parse_model(data)
         except ValueError as error:
             raise DamagedFileError(
-                path, f"it is no SentencePiece model ({error})", field="tokenizer"
+                path,
+                f"it is no SentencePiece model ({error})",
+                field="tokenizer",
+                advice="If it is of another kind (tiktoken), give the checkpoint's tokenizer.json.",
             ) from error
 
 

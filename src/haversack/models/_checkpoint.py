@@ -171,10 +171,13 @@ def _turning(entry: Turned) -> tuple[U8, Callable[[int, int, Any], None]]:
 
     number = NUMBERS[entry.kind]
     out = np.empty(entry.shape, number)
+    tile = 64 // _number(entry)
 
     def turn(start: int, stop: int, data: Any) -> None:
         held = np.frombuffer(data, number).reshape(stop - start, entry.stride)
-        out[:, start:stop] = held[:, entry.first : entry.first + entry.shape[0]].T
+        held = held[:, entry.first : entry.first + entry.shape[0]]
+        for at in range(0, stop - start, tile):  # one cache line of each output at a time
+            out[:, start + at : min(start + at + tile, stop)] = held[at : at + tile].T
 
     return out.view(np.uint8).reshape(-1), turn
 

@@ -117,6 +117,8 @@ def _ask(repository: str, revision: str) -> tuple[str, dict[str, HubFile]]:
     )
     files = {}
     for sibling in said.siblings or ():
+        if not _stays_inside(sibling.rfilename):
+            continue
         large = sibling.lfs is not None
         digest = sibling.lfs.sha256 if sibling.lfs is not None else sibling.blob_id
         if digest and re.fullmatch(r"[0-9a-f]{40}([0-9a-f]{24})?", digest) and sibling.size is not None:
@@ -125,6 +127,11 @@ def _ask(repository: str, revision: str) -> tuple[str, dict[str, HubFile]]:
     if not COMMIT.fullmatch(commit):
         raise UserError(f"the hub names no commit for {repository}@{revision}.", field="model")
     return commit, files
+
+
+def _stays_inside(name: str) -> bool:
+    """Whether a file's name cannot lead out of its snapshot."""
+    return "\\" not in name and all(part not in ("", ".", "..") for part in name.split("/"))
 
 
 def _refuse_without_weights(name: str, files: dict[str, HubFile]) -> None:

@@ -2,14 +2,15 @@
 
 A format's file has `LAYOUT` (folder or file), `NAMES` (the files it writes, `*` for any part of a name),
 `WEIGHTS` (number types it can be asked for, the first by default), `planned(model, weights)` and
-`write(model, goal, weights, bar)`. There is nothing to register.
+`write(model, goal, weights, bar)`; `ACTIVATIONS` where it says how products are computed. There is nothing to
+register.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from importlib import import_module
 from pathlib import Path
@@ -68,11 +69,18 @@ def formats() -> tuple[str, ...]:
 
 
 def export(
-    model: Model, to: str, goal: Path, *, weights: str | None = None, overwrite: bool = False
+    model: Model,
+    to: str,
+    goal: Path,
+    *,
+    weights: str | None = None,
+    activations: str | None = None,
+    overwrite: bool = False,
 ) -> Exported:
     """Write `model` in the format `to` at `goal`, whole or not at all.
 
-    `weights`: a number type out of the format's WEIGHTS. A pack is held against its checksums first. Raises
+    `weights`: a number type out of the format's WEIGHTS; `activations`: out of its ACTIVATIONS (default: the
+    pack's plan). A pack is held against its checksums first. Raises
     UserError for an unknown format or type, a goal that is taken (with `overwrite`: by something that no
     export wrote), a layer the format has no form for, a full disk; DamagedFileError for a damaged pack.
     """
@@ -82,6 +90,17 @@ def export(
     weights = format.WEIGHTS[0] if weights is None else weights
     if weights not in format.WEIGHTS:
         raise not_allowed("weights", weights, format.WEIGHTS)
+    if activations is not None:
+        allowed = getattr(format, "ACTIVATIONS", ())
+        if not allowed:
+            raise UserError(
+                f"{to} says nothing of activations; leave --activations out.",
+                field="activations",
+                given=activations,
+            )
+        if activations not in allowed:
+            raise not_allowed("activations", activations, allowed)
+        model = replace(model, activations=activations)
     _check_goal(goal, format, overwrite)
     begun = time.monotonic()
     if isinstance(model.source, Pack):

@@ -21,7 +21,8 @@ from haversack.run.export._tensors import DTYPES, as_kind, matrices, numbers, ve
 
 OPSET, IR_VERSION = 18, 9
 DATA_NAME = "model.onnx.data"
-BLOCK_MOST = 128  # columns under one scale of a packed matrix
+ACCURACY = {"f32": 1, "int8-dynamic": 4}
+"""Type of activations -> the number by which ONNX Runtime's MatMulNBits is told."""
 _ALIGNMENT = 4096  # so that a runtime can map what it reads
 _LARGE = 1 << 16
 Array = npt.NDArray[Any]
@@ -123,7 +124,7 @@ class Graph:
             "N": layer.outputs,
             "bits": bits,
             "block_size": block,
-            "accuracy_level": 1,
+            "accuracy_level": ACCURACY[self.model.activations],
         }
         out = self.add("MatMulNBits", x, weight, scales, domain="com.microsoft", **fields)
         return out if bias is None else self.add("Add", out, bias)

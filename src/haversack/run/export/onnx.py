@@ -7,7 +7,9 @@ These are the names that optimum and transformers.js use. Weights lie in model.o
 
 `--weights stored`: float matrices in their own type; packed ones as they are, through ONNX Runtime's operator
 MatMulNBits (domain com.microsoft), which keeps every integer and scale. `f32` and `f16` write numbers and
-need operators of ONNX alone (opset 18). All arithmetic is in f32.
+need operators of ONNX alone (opset 18). Packed matrices take the type of activations of the pack's plan, or
+the one asked for: `f32` computes on the numbers that the integers stand for, `int8-dynamic` lets ONNX Runtime
+round the inputs of each product to int8, which it does much faster. All other arithmetic is in f32.
 """
 
 from __future__ import annotations
@@ -34,13 +36,14 @@ from haversack.models._architecture import (
 )
 from haversack.models._rope import Rope
 from haversack.run._source import Model
-from haversack.run.export._onnx_graph import DATA_NAME, Graph, load_onnx, write_model
+from haversack.run.export._onnx_graph import ACCURACY, DATA_NAME, Graph, load_onnx, write_model
 from haversack.run.export._onnx_layers import LAYERS, Step, softcap
 from haversack.run.export._tensors import export_plan, hub_config
 
 LAYOUT = "folder"
 NAMES = ("model.onnx", DATA_NAME)
 WEIGHTS = ("stored", "f32", "f16")
+ACTIVATIONS = tuple(ACCURACY)
 # What this file writes of each record. Another field that says something is refused, never left out.
 _WRITTEN: dict[type, str] = {
     Architecture: "family vocabulary width context embedding blocks final_norm head start_of_text "

@@ -30,6 +30,8 @@ from haversack.run._residency import AllHeld, Lines
 PIECE = 8 * 2**20
 HUGE = 2 * 2**20
 PAGE = 4096
+GAP = 64 * 1024
+"""Tensors closer than this are copied together, with what lies between."""
 LINE = 64
 """Tensors put in order begin at a multiple of this."""
 
@@ -89,19 +91,29 @@ def huge_pages(size: int) -> memoryview:
 
 
 class Copy:
-    """The part of the file `path` that holds `entries`, in huge pages."""
+    """The parts of the file `path` that hold `entries`, in huge pages."""
 
     def __init__(self, path: Path, entries: list[TensorEntry]) -> None:
         self.path = path
-        self.start = min((entry.offset for entry in entries), default=0) // PAGE * PAGE
-        stop = max((entry.offset + entry.nbytes for entry in entries), default=0)
-        self.size = max(stop - self.start, 0)
+        self.places: dict[int, int] = {}
+        """Where a tensor at an offset of the file is in memory."""
+        self._pieces: list[tuple[int, int, int]] = []
+        """(offset in the file, place in memory, bytes) of what is read at once."""
+        self.size = 0
+        for span in _spans(entries):
+            start = span[0].offset // PAGE * PAGE
+            stop = span[-1].offset + span[-1].nbytes
+            self.places.update((entry.offset, self.size + entry.offset - start) for entry in span)
+            for at in range(start, stop, PIECE):
+                self._pieces.append((at, self.size + at - start, min(PIECE, stop - at)))
+            self.size += -(-(stop - start) // PAGE) * PAGE
         self.view = huge_pages(self.size)
         self._read_all()
 
     def bytes(self, entry: TensorEntry) -> Any:
         """The copied bytes of a tensor."""
-        return self.view[entry.offset - self.start : entry.offset - self.start + entry.nbytes]
+        place = self.places[entry.offset]
+        return self.view[place : place + entry.nbytes]
 
     def _read_all(self) -> None:
         """Two threads, each over every second piece: one copies while the other drops or waits."""
@@ -121,15 +133,26 @@ class Copy:
 
     def _read_every(self, descriptor: int, first: int, failures: list[Exception]) -> None:
         try:
-            for at in range(first * PIECE, self.size, 2 * PIECE):
-                stop = min(at + PIECE, self.size)
-                done = at
-                while done < stop:
-                    got = os.preadv(descriptor, [self.view[done:stop]], self.start + done)
+            for at, place, count in self._pieces[first::2]:
+                done = 0
+                while done < count:
+                    got = os.preadv(descriptor, [self.view[place + done : place + count]], at + done)
                     if got == 0:
-                        raise DamagedFileError(self.path, f"it ends at byte {self.start + done}")
+                        raise DamagedFileError(self.path, f"it ends at byte {at + done}")
                     done += got
                 if hasattr(os, "posix_fadvise"):
-                    os.posix_fadvise(descriptor, self.start + at, stop - at, os.POSIX_FADV_DONTNEED)
+                    os.posix_fadvise(descriptor, at, count, os.POSIX_FADV_DONTNEED)
         except Exception as error:
             failures.append(error)
+
+
+def _spans(entries: list[TensorEntry]) -> list[list[TensorEntry]]:
+    """`entries` in order of their place, in groups between which the file holds more than `GAP` else."""
+    spans: list[list[TensorEntry]] = []
+    for entry in sorted(entries, key=lambda entry: entry.offset):
+        last = spans[-1][-1] if spans else None
+        if last is not None and entry.offset - last.offset - last.nbytes <= GAP:
+            spans[-1].append(entry)
+        else:
+            spans.append([entry])
+    return spans
