@@ -296,6 +296,12 @@ class GgufModel:
             return self.chat_template.encode()
         raise UserError(f"{self.path} holds no file {name}.", field="file", given=name)
 
+    def texts(self) -> dict[str, Any]:
+        """What lies beside the weights of a checkpoint: tokenizer.json and, where there is one, the chat
+        template."""
+        names = ("tokenizer.json", *(("chat_template.jinja",) if self.chat_template is not None else ()))
+        return {name: self.read_file(name) for name in names}
+
     def file(self, name: str) -> Path | None:
         """Another file beside the weights: a GGUF file has none."""
         return None

@@ -1,4 +1,4 @@
-"""A pack, folder or file of ours written as GGUF: `write_gguf`, which `export --to gguf` calls.
+"""A pack, folder or file of ours written as GGUF: `write_gguf`, which `run/export/gguf.py` calls.
 
 What GGUF can hold goes over unchanged: f32, f16, bf16, int8 in groups of 32 (Q8_0), int4 (Q4_0; wider groups
 repeat their scale). int8 with one scale a row becomes Q8_0 with that scale rounded to f16, or f16 where that
@@ -9,7 +9,7 @@ it takes its name: it must describe the same architecture.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 
 from haversack.core.errors import UserError
 from haversack.core.pack import TensorEntry, TensorSource
+from haversack.core.progress import Progress
 from haversack.formats.gguf import TensorOut, write_gguf_file
 from haversack.kernels import Matrix, to_blocks, unpack
 from haversack.models._architecture import Architecture
@@ -45,11 +46,17 @@ class Exported:
 
 
 def write_gguf(
-    model: Any, path: str | os.PathLike[str], *, name: str | None = None, dense: bool = False
+    model: Any,
+    path: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    dense: bool = False,
+    bar: Progress | None = None,
 ) -> Exported:
     """Write an opened model (what `run._source.open_model` gives) as GGUF to `path`, atomically.
 
-    `name` is what the file calls itself (default: the model's own); `dense` writes every matrix as f16.
+    `name` is what the file calls itself (default: the model's own); `dense` writes every matrix as f16; `bar`
+    advances with each tensor.
     Raises UserError for a family or a tokenizer that GGUF cannot express, and when the disk is full.
     """
     source: TensorSource = model.source
@@ -88,8 +95,18 @@ def write_gguf(
                 given=architecture.family,
             )
 
+    if bar is not None:
+        tensors = [replace(tensor, data=_advancing(tensor, bar)) for tensor in tensors]
     nbytes = write_gguf_file(goal, metadata, tensors, check=check)
     return Exported(goal, nbytes, counts, tuple(changes))
+
+
+def _advancing(tensor: TensorOut, bar: Progress) -> Callable[[], Iterator[Any]]:
+    def data() -> Iterator[Any]:
+        yield from tensor.data()
+        bar.advance()
+
+    return data
 
 
 def model_texts(source: Any) -> tuple[bytes, str | None]:

@@ -29,6 +29,14 @@ class RearrangingSource(Protocol):
         """Put any tensor, in order, into `out` u8 [nbytes], in pieces that leave the page cache."""
 
 
+def ordered(entry: TensorEntry) -> TensorEntry:
+    """The entry of the bytes that a source's `bytes` gives, which are in order."""
+    if not isinstance(entry, Rearranged):
+        return entry
+    fields = (entry.kind, entry.shape, entry.group, entry.layout, entry.file, entry.offset, entry.nbytes)
+    return TensorEntry(entry.name, *fields)
+
+
 def put_in_order(entry: Rearranged, data: Any, out: Any = None) -> Any:
     """Whole rows of a matrix as they lie in the file (whole heads, where it has them) in the order and layout
     of `entry`: u8, into `out` when given."""

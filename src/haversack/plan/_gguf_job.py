@@ -77,10 +77,7 @@ class GgufJob:
 
     def files(self) -> dict[str, bytes | Path]:
         """What belongs into the pack beside the weights."""
-        found: dict[str, bytes | Path] = {"tokenizer.json": self.model.read_file("tokenizer.json")}
-        if self.model.chat_template is not None:
-            found["chat_template.jinja"] = self.model.read_file("chat_template.jinja")
-        return found
+        return {**self.model.texts()}
 
     def kinds(self) -> dict[str, StoredKind]:
         """How each tensor of the pack that keeps the numbers is stored."""
