@@ -201,7 +201,7 @@ def _llama3(file: GgufFile, width: int, theta: float) -> dict[str, Any]:
     factor = float(np.nanmax(given))
     low, high = LLAMA3_FACTORS
     plain = Rope(width, theta).inverse_frequencies()
-    for power in range(6, 18):
+    for power in range(2, 21):
         original = 1 << power
         rope = Rope(width, theta, "llama3", factor, original, low, high)
         if factor >= 1 and np.allclose(plain / given, rope.inverse_frequencies(), rtol=1e-5, atol=0):
@@ -321,7 +321,8 @@ def _phi3(meta: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
             entry = meta.file.tensors.get(name)
             if entry is None or entry.kind != "f32":
                 raise DamagedFileError(meta.file.path, f"it has no f32 {name}", field="model")
-            scaling[f"{key}_factor"] = np.frombuffer(meta.file.bytes(name), "<f4").tolist()
+            factors_of = np.frombuffer(meta.file.bytes(name), "<f4")
+            scaling[f"{key}_factor"] = [float(str(factor)) for factor in factors_of]
         found["rope_scaling"] = scaling
     return found
 

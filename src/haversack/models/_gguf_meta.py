@@ -52,6 +52,9 @@ def architecture_entries(architecture: Architecture) -> Entries:
     rope = widest_rope(architecture)
     if rope is not None:
         entries.update(_rope_entries(name, rope))
+    local = narrowest_rope(architecture)
+    if name == "gemma3" and local is not None:
+        entries["gemma3.rope.freq_base_swa"] = ("f32", local.theta)
     windows = [block.attention.window for block in architecture.blocks if block.attention is not None]
     seen = [window for window in windows if window is not None]
     if name in ("gemma2", "gemma3", "phi3"):
@@ -81,6 +84,14 @@ def widest_rope(architecture: Architecture) -> Rope | None:
         if block.attention is not None and block.attention.rope is not None
     ]
     return max(ropes, key=lambda pair: pair[0])[1] if ropes else None
+
+
+def narrowest_rope(architecture: Architecture) -> Rope | None:
+    """The positions of blocks with a window."""
+    for block in architecture.blocks:
+        if block.attention is not None and block.attention.window is not None:
+            return block.attention.rope
+    return None
 
 
 def _rope_entries(name: str, rope: Rope) -> Entries:

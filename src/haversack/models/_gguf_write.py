@@ -86,7 +86,16 @@ def write_gguf(
     def check(written: Path) -> None:
         from haversack.models._gguf import GgufModel
 
-        found, wanted = _comparable(GgufModel.open(written).architecture), _comparable(architecture)
+        try:
+            opened = GgufModel.open(written)
+        except UserError as error:
+            said = str(error).removeprefix(f"{written}: ").rstrip(".")
+            raise UserError(
+                f"{source.path}: GGUF cannot express this {architecture.family} ({said}).",
+                field="model",
+                given=architecture.family,
+            ) from error
+        found, wanted = _comparable(opened.architecture), _comparable(architecture)
         if found != wanted:
             raise UserError(
                 f"{source.path}: GGUF cannot express {_difference(wanted, found)} of this "
