@@ -100,6 +100,7 @@ void alike_products(const float *x, int64_t n, const Product *products, int coun
     BlockKernel kernel = float_blocks;
     if (first.kind == Kind::int8) kernel = floats ? int8_float_blocks : int8_blocks;
     if (first.kind == Kind::int4) kernel = floats ? int4_float_blocks : int4_blocks;
+    if (first.kind == Kind::int8_grouped) kernel = floats ? int8_grouped_float_blocks : int8_grouped_blocks;
     int64_t total = 0, bytes = 0;
     for (int i = 0; i < count; ++i) {
         total += products[i].weights.blocks();

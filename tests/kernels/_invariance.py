@@ -15,6 +15,8 @@ def matrices(rng: np.random.Generator, rows: int, columns: int) -> list[kernels.
     made = [kernels.Matrix.from_array(values, kind) for kind in ("f32", "f16", "bf16")]
     scales = rng.random(rows).astype(np.float32) * 0.02
     made.append(kernels.pack_int8(rng.integers(-128, 128, (rows, columns)), scales))
+    each = rng.random((rows, -(-columns // 32))) * 0.02
+    made.append(kernels.pack_int8(rng.integers(-128, 128, (rows, columns)), each, 32))
     for group in (32, 64, 96, 128):
         grouped = rng.random((rows, -(-columns // group))) * 0.1
         made.append(kernels.pack_int4(rng.integers(-8, 8, (rows, columns)), grouped, group))

@@ -24,7 +24,14 @@ pytestmark = pytest.mark.skipif(native() is None, reason="numpy twins only: noth
 ISAS = list(native().isa_names()) if native() is not None else []
 
 
+KINDS = (*KINDS, "int8:32")
+PACKED = ("int8", "int8:32", "int4")
+
+
 def random_matrix(rng, kind, rows, columns, group=32):
+    if kind == "int8:32":
+        scales = rng.random((rows, -(-columns // 32))) * 0.02
+        return kernels.pack_int8(rng.integers(-128, 128, (rows, columns)), scales, 32)
     if kind == "int8":
         return kernels.pack_int8(rng.integers(-128, 128, (rows, columns)), rng.random(rows) * 0.02)
     if kind == "int4":
@@ -51,7 +58,7 @@ def close(got, expected, tolerance=1e-5):
 def test_equals_its_twin(kind, rows, columns, n, group, activations, seed):
     rng = np.random.default_rng(seed)
     matrix = random_matrix(rng, kind, rows, columns, group)
-    activations = activations if kind in ("int8", "int4") else "f32"
+    activations = activations if kind in PACKED else "f32"
     scale = 0.03 if activations == "int8-static" else None
     x = (rng.standard_normal((n, columns)) * rng.choice([1e-3, 1.0, 40.0])).astype(np.float32)
     expected = matmul_twin(x, matrix, activations, scale)
@@ -61,7 +68,7 @@ def test_equals_its_twin(kind, rows, columns, n, group, activations, seed):
     assert np.abs(got - expected).max() <= 1e-5 * max(float(np.abs(expected).max()), 0.2 * float(size))
 
 
-@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("kind", PACKED)
 def test_f32_activations_equal_the_dequantized_product(kind):
     rng = np.random.default_rng(1)
     matrix = random_matrix(rng, kind, 200, 512, 64)
@@ -70,7 +77,7 @@ def test_f32_activations_equal_the_dequantized_product(kind):
     assert close(kernels.matmul(x, matrix), exact, 2e-6)
 
 
-@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("kind", PACKED)
 def test_int8_activations_are_near_the_f32_product(kind):
     rng = np.random.default_rng(2)
     matrix = random_matrix(rng, kind, 200, 512, 32)
@@ -114,6 +121,7 @@ def test_many_equals_one_at_a_time_also_with_mixed_kinds():
         random_matrix(rng, "int4", 24, 96, 32),
         random_matrix(rng, "int4", 17, 96, 96),
         random_matrix(rng, "int8", 33, 96),
+        random_matrix(rng, "int8:32", 33, 96),
     ] * 3
     got = kernels.matmul_many(x, several, activations="int8-dynamic")
     for matrix, result in zip(several, got, strict=True):
@@ -142,7 +150,7 @@ def test_bytes_at_any_alignment(kind, offset):
     held[offset:] = matrix.data
     held.flags.writeable = False
     moved = kernels.Matrix.from_bytes(
-        kind, matrix.shape, matrix.group, matrix.layout, memoryview(held)[offset:]
+        matrix.kind, matrix.shape, matrix.group, matrix.layout, memoryview(held)[offset:]
     )
     x = rng.standard_normal((2, 45)).astype(np.float32)
     assert np.array_equal(kernels.matmul(x, moved), kernels.matmul(x, matrix))
@@ -152,7 +160,7 @@ def test_bytes_at_any_alignment(kind, offset):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("activations", ["f32", "int8-dynamic", "int8-static"])
 def test_not_finite_inputs_show_in_their_own_token_only(bad, kind, activations):
-    if kind not in ("int8", "int4") and activations != "f32":
+    if kind not in PACKED and activations != "f32":
         return
     rng = np.random.default_rng(6)
     matrix = random_matrix(rng, kind, 30, 64)
@@ -195,6 +203,12 @@ def test_packing_and_unpacking_keep_every_weight(seed, rows, columns, group):
     packed = kernels.pack_int8(eight, one)
     assert packed.nbytes == kernels.packed_nbytes("int8", rows, columns)
     assert np.array_equal(kernels.unpack(packed), eight.astype(np.float32) * one[:, None])
+    several = rng.standard_normal((rows, -(-columns // 32))).astype(np.float16).astype(np.float32)
+    packed = kernels.pack_int8(eight, several, 32)
+    assert packed.nbytes == kernels.packed_nbytes("int8", rows, columns, 32)
+    assert np.array_equal(
+        kernels.unpack(packed), eight.astype(np.float32) * np.repeat(several, 32, axis=1)[:, :columns]
+    )
 
 
 def test_layout_byte_by_byte():
@@ -209,6 +223,9 @@ def test_layout_byte_by_byte():
     eight = kernels.pack_int8(values, scales[:, 0]).data
     assert eight.nbytes == 2 * (8 * 64 + 64)
     assert eight[4 * 3 + 1] == 128 + 7 and eight[64 + 4 * 3 + 1] == 128 - 8
+    grouped = kernels.pack_int8(values, scales, 32).data
+    assert grouped.nbytes == 2 * (8 * 64 + 32)
+    assert grouped[4 * 3 + 1] == 128 + 7 and np.array_equal(grouped[512:544].view(np.float16), np.arange(16))
 
 
 def test_quantized_activations_are_within_half_a_step():
@@ -272,6 +289,10 @@ F16 = kernels.Matrix.from_array(np.zeros((8, 64)), "f16")
         (lambda: kernels.pack_int4(np.zeros((2, 32), int), np.full((2, 1), 1e6), 32), "fit f16"),
         (lambda: kernels.pack_int4(np.zeros((2, 32), int), np.ones((2, 1)), 48), "group=48"),
         (lambda: kernels.pack_int8(np.zeros((2, 32)), np.ones(2)), "integers"),
+        (lambda: kernels.pack_int8(np.zeros((2, 64), int), np.ones((2, 1)), 32), "scales of shape"),
+        (lambda: kernels.pack_int8(np.zeros((2, 64), int), np.ones((2, 1)), 64), "group=64"),
+        (lambda: kernels.pack_int8(np.zeros((2, 32), int), np.full((2, 1), 1e6), 32), "fit f16"),
+        (lambda: kernels.Matrix.from_bytes("int8", (8, 64), 64, "rows16-1", b"123"), "group=64"),
         (
             lambda: kernels.Matrix.from_bytes("int4", (8, 64), 32, "rows16-1", b"123"),
             "takes 576 bytes, got 3",

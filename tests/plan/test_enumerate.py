@@ -166,7 +166,8 @@ def test_models_are_found_by_name_or_folder_and_others_say_what_works(tmp_path):
     (tmp_path / "x.gguf").write_bytes(b"GGUF")
     for name, said in [
         ("codee", "Did you mean code"),
-        (str(tmp_path / "x.gguf"), "gguf files cannot be packed yet"),
+        (str(tmp_path / "x.gguf"), "is a file"),
+        (str(tmp_path / "y.gguf"), "there is no file"),
         ("./missing", "there is no model"),
     ]:
         with pytest.raises(UserError, match=said) as caught:

@@ -106,7 +106,7 @@ class RunOutput(_Record):
 
 
 class ExportOutput(_Record):
-    """`haversack export`. `files`: name -> bytes."""
+    """`haversack export`. `files`: name -> bytes. `notes`: what is not as it was."""
 
     output: str
     to: str
@@ -114,6 +114,7 @@ class ExportOutput(_Record):
     files: dict[str, Count]
     nbytes: Count
     seconds: float
+    notes: list[str]
     ram_mib: Memory
 
 

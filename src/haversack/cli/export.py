@@ -58,6 +58,7 @@ def command(
                 "files": done.files,
                 "nbytes": done.nbytes,
                 "seconds": round(done.seconds, 3),
+                "notes": list(done.notes),
                 "ram_mib": {
                     "planned": round(done.memory.total_mib, 2),
                     "measured": round(peak_mib(opened.source.files), 2),
@@ -67,5 +68,7 @@ def command(
         return
     for name, size in done.files.items():
         print(f"{size / 2**20:>10.2f} MiB  {name}")
+    for note in done.notes:
+        print(f"note: {note}")
     print(f"{done.path}: {done.to}, weights {done.weights}, {done.seconds:.1f} s")
     show_memory(done.memory, files=opened.source.files)

@@ -51,6 +51,10 @@ def command(
     ] = None,
     residency: Annotated[str | None, typer.Option(help="fix where weights live: mapped, copied, ...")] = None,
     cache_type: Annotated[str | None, typer.Option(help="fix the cache's type: f32, f16 or int8")] = None,
+    requantize: Annotated[
+        str | None,
+        typer.Option(help="GGUF: tensors of types that are not run (Q4_K, Q6_K, ...) become int8 or f16"),
+    ] = None,
     output_matrix: Annotated[
         str, typer.Option(help="the output matrix under 4-bit methods: int8, f16 or as-blocks")
     ] = "int8",
@@ -99,6 +103,7 @@ def command(
         calibration_tokens=calibration_tokens,
         work_ram_mib=work_ram_mib if work_ram_mib is not None else half_of_this_machine_mib(),
         seed=seed,
+        requantize=requantize,
     )
     outcome = pack_model(job)
     if json:

@@ -42,9 +42,10 @@ class TensorEntry(msgspec.Struct, frozen=True, kw_only=False):
     """One tensor of a pack or a hub folder.
 
     `kind`: f32, f16, bf16, int8, int4, u8 or i32 (a hub folder may hold more, such as i64; no method reads
-    those). `shape`: of the numbers, not of their packed bytes. `group`: weights under one scale (int4), else
-    None. `layout`: `rows-1` (row after row) or `rows16-1` (16 rows interleaved; docs/format.md). `file`: name
-    beside pack.json or in the hub folder; `offset` and `nbytes`: where its bytes are in that file.
+    those). `shape`: of the numbers, not of their packed bytes. `group`: weights under one scale (int4, and
+    int8 in groups), else None. `layout`: `rows-1` (row after row) or `rows16-1` (16 rows interleaved;
+    docs/format.md). `file`: name beside pack.json or in the hub folder; `offset` and `nbytes`: where its
+    bytes are in that file.
     """
 
     name: str
@@ -142,9 +143,11 @@ def nbytes_of(kind: str, shape: tuple[int, ...], group: int | None, layout: str)
     if layout != "rows16-1" or len(shape) != 2:
         raise ValueError(f"{kind} has the layout rows16-1 and two dimensions, not {layout} and {len(shape)}")
     blocks, columns = -(-shape[0] // 16), shape[1]
+    if kind == "int8" and group is not None:
+        if group != 32:
+            raise ValueError(f"int8 has one scale a row, or groups of 32, not {group}")
+        return blocks * -(-columns // group) * (group * 16 + 32)
     if kind == "int8":
-        if group is not None:
-            raise ValueError("int8 has one scale a row and no group")
         return blocks * (-(-columns // 32) * 32 * 16 + 64)
     if group is None or group % 8 or not 8 <= group <= 4096:
         raise ValueError(f"int4 has groups of a multiple of 8, not {group}")

@@ -22,6 +22,8 @@ _PUBLIC = {
     "packed_nbytes": "_matrix",
     "unpack": "_matrix",
     "huge_copy": "memory",
+    "interleave": "blocks",
+    "to_blocks": "blocks",
     "matmul": "products",
     "matmul_many": "products",
     "isa": "processor",

@@ -9,6 +9,8 @@ Rows are padded to a multiple of 16, columns to a multiple of the group (int8: o
 
 - **int8**, one scale per row: for every 4 columns 64 bytes, byte `4 * r + c` = weight of (row, column c of
   the 4) + 128; after all columns 16 scales of the rows as f32 (64 bytes).
+- **int8 in groups of 32**, one scale per row and group: the same 64 bytes for every 4 columns; after each
+  group's 512 bytes its 16 scales as f16 (32 bytes).
 - **int4**, one scale per row and group of columns: for each group, for every 8 columns 64 bytes, byte `4 *
   r + c` = (weight of column c of the 8) + 8 in the low half and (weight of column 4 + c) + 8 in the high
   half (c = 0..3); after the group's bytes its 16 scales as f16 (32 bytes).
@@ -31,6 +33,7 @@ Array = npt.NDArray[Any]
 FLOAT_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 KINDS = ("f32", "f16", "bf16", "int8", "int4")
 GROUPS = (32, 64, 96, 128)
+INT8_GROUPS = (32,)
 LAYOUTS = {"f32": "rows-1", "f16": "rows-1", "bf16": "rows-1", "int8": "rows16-1", "int4": "rows16-1"}
 INT8_COLUMNS = 32
 """int8: columns are padded to this many, and activations get one scale for each so many."""
@@ -45,6 +48,9 @@ def packed_nbytes(kind: str, rows: int, columns: int, group: int | None = None) 
     if kind in FLOAT_BYTES:
         return rows * columns * FLOAT_BYTES[kind]
     blocks = _round_up(rows, 16) // 16
+    if kind == "int8" and group is not None:
+        group = _checked_group(group, INT8_GROUPS)
+        return blocks * (_round_up(columns, group) // group) * (group * 16 + 32)
     if kind == "int8":
         return blocks * (_round_up(columns, INT8_COLUMNS) * 16 + 64)
     if kind == "int4":
@@ -53,9 +59,9 @@ def packed_nbytes(kind: str, rows: int, columns: int, group: int | None = None) 
     raise not_allowed("kind", kind, KINDS)
 
 
-def _checked_group(group: int | None) -> int:
-    if group not in GROUPS:
-        raise not_allowed("group", group, GROUPS)
+def _checked_group(group: int | None, allowed: tuple[int, ...] = GROUPS) -> int:
+    if group not in allowed:
+        raise not_allowed("group", group, allowed)
     return group
 
 
@@ -64,7 +70,8 @@ class Matrix:
     """`rows` outputs by `columns` inputs of `kind` in `layout`.
 
     `data` is a flat uint8 array; it may be a read-only view of a mapped file at any alignment and must
-    outlive no one: the matrix keeps it. `group` is the number of columns under one scale (int4), else None.
+    outlive no one: the matrix keeps it. `group` is the number of columns under one scale (int4, and int8 in
+    groups), else None.
     """
 
     kind: str
@@ -86,9 +93,13 @@ class Matrix:
             )
         if self.kind == "int4":
             _checked_group(self.group)
+        elif self.kind == "int8" and self.group is not None:
+            _checked_group(self.group, INT8_GROUPS)
         elif self.group is not None:
             raise UserError(
-                f"group={self.group} is for int4; {self.kind} takes none", field="group", given=self.group
+                f"group={self.group} is for int4 and int8; {self.kind} takes none",
+                field="group",
+                given=self.group,
             )
         data = self.data
         if data.dtype != np.uint8 or data.ndim != 1 or not data.flags.c_contiguous:
@@ -154,16 +165,32 @@ def from_bf16(stored: Array) -> Array:
     return (stored.astype(np.uint32) << 16).view(np.float32)
 
 
-def pack_int8(values: Array, scales: Array) -> Matrix:
-    """int8 weights `values` [rows, columns] with one scale per row, f32[rows]."""
+def pack_int8(values: Array, scales: Array, group: int | None = None) -> Matrix:
+    """int8 weights `values` [rows, columns] with one scale per row, f32[rows]; with `group` (32) one per row
+    and group, f32[rows, ceil(columns / group)], stored as f16 and refused where f16 cannot hold them."""
     values, scales = np.asarray(values), np.asarray(scales, dtype=np.float32)
     rows, columns = _checked_values("pack_int8", values, -128, 127)
-    if scales.shape != (rows,):
-        raise UserError(f"pack_int8 expects scales of shape ({rows},), got {scales.shape}", field="scales")
+    groups = None if group is None else -(-columns // _checked_group(group, INT8_GROUPS))
+    expected = (rows,) if groups is None else (rows, groups)
+    if scales.shape != expected:
+        raise UserError(f"pack_int8 expects scales of shape {expected}, got {scales.shape}", field="scales")
     blocks, padded = _round_up(rows, 16) // 16, _round_up(columns, INT8_COLUMNS)
     quads = np.zeros((blocks * 16, padded), np.int16)
     quads[:rows, :columns] = values
     bytes_ = (quads + 128).astype(np.uint8).reshape(blocks, 16, padded // 4, 4).transpose(0, 2, 1, 3)
+    if group is not None and groups is not None:
+        if not bool(np.all(np.abs(scales) < 65520)):
+            raise UserError(
+                "pack_int8: a scale does not fit f16 (beyond 65504, or not finite)", field="scales"
+            )
+        grouped = np.empty((blocks, groups, group * 16 + 32), np.uint8)
+        grouped[:, :, :-32] = bytes_.reshape(blocks, groups, -1)
+        halves = np.zeros((blocks * 16, groups), "<f2")
+        halves[:rows] = scales
+        grouped[:, :, -32:] = np.ascontiguousarray(
+            halves.reshape(blocks, 16, groups).transpose(0, 2, 1)
+        ).view(np.uint8)
+        return Matrix("int8", rows, columns, group, "rows16-1", grouped.reshape(-1))
     packed = np.empty((blocks, padded * 16 + 64), np.uint8)
     packed[:, :-64] = bytes_.reshape(blocks, -1)
     inline = np.zeros((blocks, 16), "<f4")
@@ -222,9 +249,18 @@ def _checked_values(what: str, values: Array, low: int, high: int) -> tuple[int,
 
 
 def unpack_integers(matrix: Matrix) -> tuple[Array, Array]:
-    """The integers int8[rows, columns] and scales f32 ([rows] for int8, [rows, groups] for int4)."""
+    """The integers int8[rows, columns] and scales f32 ([rows, groups] in groups, else [rows])."""
     rows, columns = matrix.shape
     blocks = _round_up(rows, 16) // 16
+    if matrix.kind == "int8" and matrix.group is not None:
+        grouped = matrix.data.reshape(blocks, -1, matrix.group * 16 + 32)
+        groups = grouped.shape[1]
+        quads = grouped[:, :, :-32].reshape(blocks, -1, 16, 4).transpose(0, 2, 1, 3).reshape(blocks * 16, -1)
+        halves = np.ascontiguousarray(grouped[:, :, -32:]).view("<f2").transpose(0, 2, 1)
+        return (
+            (quads[:rows, :columns].astype(np.int16) - 128).astype(np.int8),
+            halves.reshape(blocks * 16, groups)[:rows].astype(np.float32),
+        )
     if matrix.kind == "int8":
         packed = matrix.data.reshape(blocks, -1)
         bytes_ = packed[:, :-64].reshape(blocks, -1, 16, 4).transpose(0, 2, 1, 3).reshape(blocks * 16, -1)

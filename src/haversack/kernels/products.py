@@ -22,6 +22,8 @@ from haversack.kernels._native import native
 
 ACTIVATIONS = ("f32", "int8-dynamic", "int8-static")
 _CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
+GROUPED_INT8 = len(KINDS)
+"""The native code of int8 in groups; the kinds without come first, in order."""
 SMALLEST = np.float32(1e-30)
 """A group of inputs whose largest input is below this counts as all zeros."""
 
@@ -73,11 +75,11 @@ def matmul_twin(
     out = np.zeros((n, matrix.rows), np.float32)
     for g in range(groups):
         products = integers[:, g].astype(np.float32) @ padded[:, g].T  # below 2^24: exact
-        if matrix.kind == "int4":
+        if matrix.group is not None:
             out += products * (scales[:, g, None] * weight_scales[None, :, g])
         else:
             out += products * scales[:, g, None]
-    return out if matrix.kind == "int4" else out * weight_scales
+    return out if matrix.group is not None else out * weight_scales
 
 
 def matmul(
@@ -174,7 +176,8 @@ def matmul_many(
 def _handle(module: ModuleType, matrix: Matrix) -> Any:
     """The matrix as native kernels take it, made once."""
     group = matrix.group or (INT8_COLUMNS if matrix.kind == "int8" else 0)
-    handle = module.matrix(matrix.data, KINDS.index(matrix.kind), matrix.rows, matrix.columns, group)
+    code = GROUPED_INT8 if matrix.kind == "int8" and matrix.group else KINDS.index(matrix.kind)
+    handle = module.matrix(matrix.data, code, matrix.rows, matrix.columns, group)
     object.__setattr__(matrix, "_handle", handle)
     return handle
 

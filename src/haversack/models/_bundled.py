@@ -29,9 +29,12 @@ def model_folder(name: str) -> Path:
     if path.is_dir():
         return path
     bundled = ", ".join(known) or "none is installed"
-    works = f"give a bundled model ({bundled}), a checkpoint folder (./NAME) or a hub name (owner/name)"
-    if path.suffix == ".gguf":
-        raise UserError(f"{name}: .gguf files cannot be packed yet; {works}.", field="model", given=name)
+    works = (
+        f"give a bundled model ({bundled}), a checkpoint folder (./NAME), a GGUF file (NAME.gguf) or a "
+        "hub name (owner/name)"
+    )
+    if path.suffix == ".gguf" and not path.exists():
+        raise UserError(f"there is no file {name}; {works}.", field="model", given=name)
     if path.is_file() and path.suffix in ENDINGS:
         raise refuse_file(path)
     if path.is_file():

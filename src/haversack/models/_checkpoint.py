@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from haversack.core.errors import DamagedFileError, UserError, nearest_name
 from haversack.core.pack import TensorEntry, TensorSource
 from haversack.models._architecture import Architecture, Part
+from haversack.models._rearranged import Rearranged
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,7 +45,7 @@ def extent(entry: TensorEntry) -> int:
     """Bytes from `entry.offset` on that hold a tensor, and, of a turned one, its neighbours."""
     if isinstance(entry, Turned):
         return entry.nbytes // entry.shape[0] * entry.stride
-    return entry.nbytes
+    return entry.stored if isinstance(entry, Rearranged) else entry.nbytes
 
 
 def checkpoint(source: Source, architecture: Architecture) -> Source:

@@ -26,10 +26,12 @@ from haversack.models import Tokenizer, read_architecture
 from haversack.models._bundled import model_folder
 from haversack.models._calibration import TokenText, segments, token_text
 from haversack.models._checkpoint import checkpoint
+from haversack.models._gguf import is_gguf
 from haversack.models._hub_cache import hub_origin
 from haversack.models.tokenizers import can_be_made, tokenizer_json
 from haversack.plan._candidates import OBJECTIVES, Candidate, Plan
 from haversack.plan._enumerate import Space, create_precision, predicted
+from haversack.plan._gguf_job import GgufJob, Origin
 from haversack.plan._measure import RunFigures, quality, run_figures
 from haversack.plan._predict import MIB
 from haversack.plan._report import report_html
@@ -82,6 +84,7 @@ class Job:
     calibration_tokens: int = CALIBRATION_TOKENS
     work_ram_mib: float | None = None
     seed: int = 0
+    requantize: str | None = None
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
@@ -135,7 +138,12 @@ def device_budget(budget: Budget, device: Device) -> Budget:
 class Bench:
     """Packs candidates in a scratch folder beside the output and measures them; the search's `Workshop`."""
 
-    def __init__(self, job: Job, source: HubFolder, scratch: Path, bar: Progress) -> None:
+    def __init__(
+        self, job: Job, source: Any, scratch: Path, bar: Progress, gguf: GgufJob | None = None
+    ) -> None:
+        if gguf is not None:
+            source = Origin(gguf.write(scratch / "origin.pack", origin=True), gguf.model.config)
+        self.gguf = gguf
         self.job, self.source, self.scratch, self.bar = job, source, scratch, bar
         self.architecture = read_architecture(source.config)
         self.tokenizer = Tokenizer.of_folder(source.path)
@@ -178,6 +186,12 @@ class Bench:
         """The candidate pack of `precision`, written when first asked for."""
         if precision not in self._packs:
             path = self.scratch / f"{len(self._packs)}.pack"
+            if self.gguf is not None and self.gguf.kept:
+                kept = self.source.path if self.gguf.requantize is None else path
+                if kept == path:
+                    self.gguf.write(path, origin=False)
+                self._packs[precision] = kept
+                return kept
             method = create_precision(precision)
             texts = None
             if method.needs:
@@ -249,14 +263,20 @@ def pack_model(job: Job, tell: Callable[[str], None] = lambda text: None) -> Out
     """Search, measure, choose, write. Raises UserError (BudgetError) before any work when nothing can fit."""
     begun = time.monotonic()
     check_goal(job.output)
-    source = HubFolder.open(model_folder(job.model))
+    gguf = GgufJob.of(job.model, job.precision, job.requantize) if is_gguf(job.model) else None
+    if gguf is None and job.requantize is not None:
+        raise UserError(
+            f"--requantize is for GGUF files; {job.model} is none.", field="requantize", given=job.requantize
+        )
+    source: Any = gguf.model if gguf else HubFolder.open(model_folder(job.model))
     walk = LanguageWalk(read_architecture(source.config))
-    source = checkpoint(source, walk.architecture)
-    check_tensors(source, walk.architecture)
+    if gguf is None:
+        source = checkpoint(source, walk.architecture)
+        check_tensors(source, walk.architecture)
     budget = device_budget(job.budget, job.device)
     files = sum(
         len(data) if isinstance(data, bytes) else data.stat().st_size
-        for name, data in pack_files(source.path).items()
+        for name, data in (gguf.files() if gguf else pack_files(source.path)).items()
         if name in TOKENIZER_FILES
     )
     space = Space(
@@ -271,15 +291,20 @@ def pack_model(job: Job, tell: Callable[[str], None] = lambda text: None) -> Out
         cache_type=job.cache_type,
     )
     what = f"{job.model} on {job.device.name}"
-    candidates, noises = predicted(space)
+    kept = gguf if gguf is not None and gguf.kept else None
+    candidates, noises = kept.predicted(space) if kept else predicted(space)
     fitting = screened(candidates, budget, what)
-    plans = [
-        memory_plan(walk, create_precision(one), job.calibration_tokens, job.work_ram_mib)
-        for one in {candidate.plan.precision for candidate in fitting}
-    ]
+    plans = (
+        [kept.memory_plan(job.work_ram_mib)]
+        if kept
+        else [
+            memory_plan(walk, create_precision(one), job.calibration_tokens, job.work_ram_mib)
+            for one in {candidate.plan.precision for candidate in fitting}
+        ]
+    )
     memory = max(plans, key=lambda plan: plan.total_bytes)
     with progress(f"packing {job.model}") as bar, scratch_folder(job.output) as scratch:
-        bench = Bench(job, source, scratch, bar)
+        bench = Bench(job, source, scratch, bar, gguf)
         clock = Clock(job.effort_s)
         tell("quality of the f32 model")
         reference = bench.reference()
@@ -330,6 +355,7 @@ def write_pack(
                 "provenance": {
                     "model": job.model,
                     **hub_origin(bench.source.path),
+                    **({"requantized": job.requantize} if job.requantize else {}),
                     "haversack": __version__,
                     "device": job.device.name,
                     "objective": job.objective,

@@ -15,6 +15,7 @@ from haversack.core.errors import DamagedFileError, UserError
 from haversack.core.pack import Pack, TensorSource, is_pack
 from haversack.models._architecture import Architecture
 from haversack.models._checkpoint import checkpoint
+from haversack.models._gguf import GgufModel, is_gguf
 from haversack.models._tokenizer import Tokenizer
 from haversack.models.language import read_architecture
 
@@ -23,7 +24,8 @@ ADVICE = "give a pack, a checkpoint folder or a bundled model"
 
 @dataclass(frozen=True)
 class Model:
-    """An opened source: its `architecture`, the `plan` it was packed with (empty for a folder), the type of
+    """An opened source: its `architecture`, the `plan` it was packed with (empty for a folder; where a GGUF
+    file's blocks are put in order, weights are copied), the type of
     `activations` its plan wants, and the tokens that end a text."""
 
     source: TensorSource
@@ -44,6 +46,9 @@ class Model:
         path = self.path / "tokenizer.json"
         if isinstance(self.source, Pack):
             tokenizer = Tokenizer.of_bytes(self.source.read_file("tokenizer.json"), path)
+        elif isinstance(self.source, GgufModel):
+            path = self.path
+            tokenizer = self.source.tokenizer()
         else:
             tokenizer = Tokenizer.of_folder(self.path)
             path = Path(str(tokenizer.path))
@@ -60,7 +65,7 @@ class Model:
 
 
 def open_model(what: str | os.PathLike[str] | TensorSource) -> Model:
-    """Open a pack, a checkpoint folder or a bundled model by name or path; only headers are read.
+    """Open a pack, a checkpoint folder, a GGUF file or a bundled model; only headers are read.
 
     Raises UserError for what is none of them, DamagedFileError for one that does not hold.
     """
@@ -69,6 +74,8 @@ def open_model(what: str | os.PathLike[str] | TensorSource) -> Model:
         path = Path(what)
         if is_pack(path):
             source = Pack.open(path)
+        elif is_gguf(path):
+            source = GgufModel.open(path)
         else:
             from haversack.formats.safetensors import HubFolder
             from haversack.models._bundled import model_folder
@@ -76,6 +83,13 @@ def open_model(what: str | os.PathLike[str] | TensorSource) -> Model:
             source = HubFolder.open(model_folder(str(what)))
     if isinstance(source, Pack):
         return _of_pack(source)
+    if isinstance(source, GgufModel):
+        source.refuse_blocking()
+        kinds = source.quantized()
+        stored = ", ".join(sorted(set(kinds.values())))
+        plan = {"residency": "copied", "precision": f"as stored ({stored})"} if kinds else {}
+        activations = "int8-dynamic" if kinds else "f32"
+        return Model(source, source.architecture, plan, activations, source.architecture.end_of_text)
     config = dict(source.config)
     architecture = read_architecture(config)
     return Model(checkpoint(source, architecture), architecture, {}, "f32", _ends(source.path, architecture))

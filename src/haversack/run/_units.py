@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from haversack.core.pack import TensorEntry, TensorSource
 from haversack.models._architecture import Architecture
 from haversack.models._checkpoint import Turned, extent
+from haversack.models._rearranged import Rearranged
 from haversack.run._weights import row_span
 
 PAGE = 4096
@@ -41,7 +42,7 @@ class Unit:
 
 def copied_nbytes(entry: TensorEntry) -> int:
     """Bytes that a tensor takes beside those that are read."""
-    return entry.nbytes if isinstance(entry, Turned) else 0
+    return entry.nbytes if isinstance(entry, Turned | Rearranged) else 0
 
 
 def resident(architecture: Architecture) -> list[str]:

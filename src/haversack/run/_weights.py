@@ -14,6 +14,7 @@ from haversack.core.pack import TensorEntry, TensorSource
 from haversack.kernels import Matrix
 from haversack.models._architecture import Architecture
 from haversack.models._checkpoint import Checkpoint, Turned, upright
+from haversack.models._rearranged import Rearranged, put_in_order
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
@@ -87,7 +88,7 @@ def bind(source: TensorSource, names: Iterable[str], data: Bytes | None = None) 
 
 
 def nbytes(source: TensorSource, names: Iterable[str]) -> int:
-    """Stored bytes of the tensors `names`."""
+    """Bytes of the tensors `names` as they are held."""
     return sum(source.tensors[name].nbytes for name in names)
 
 
@@ -104,6 +105,13 @@ def embedding_rows(table: Matrix, tokens: I32) -> F32:
         found = data.view(kind).reshape(rows, columns)[tokens].astype(np.float32)
         return found
     blocks, lanes = tokens // 16, tokens % 16
+    if table.kind == "int8" and table.group is not None:
+        parts = data.reshape(-(-rows // 16), -1, table.group * 16 + 32)
+        quads = parts[:, :, :-32].reshape(*parts.shape[:2], -1, 16, 4)[blocks, :, :, lanes]
+        halves = parts[:, :, -32:].view("<f2")[blocks, :, lanes].astype(np.float32)
+        raised = quads.reshape(len(tokens), parts.shape[1], table.group).astype(np.float32)
+        found = (raised - np.float32(128)) * halves[:, :, None]
+        return np.ascontiguousarray(found.reshape(len(tokens), -1)[:, :columns])
     if table.kind == "int8":
         # Units of 64 bytes, 4 of each of 16 rows: the last unit holds the scales.
         units = data.reshape(-(-rows // 16), -1, 16, 4)[blocks, :, lanes]
@@ -128,6 +136,9 @@ def row_span(entry: TensorEntry, start: int, stop: int) -> tuple[int, int]:
     unit = 16 if entry.layout == "rows16-1" else 1
     if start % unit or (stop % unit and stop != rows):
         raise ValueError(f"rows {start}..{stop} of {entry.name} cut a block of {unit}")
+    if isinstance(entry, Rearranged):
+        row = entry.stored // rows
+        return start * row, (stop - start) * row
     per_unit = entry.nbytes // math.ceil(rows / unit)
     first, last = start // unit, math.ceil(stop / unit)
     return first * per_unit, (last - first) * per_unit
@@ -135,7 +146,9 @@ def row_span(entry: TensorEntry, start: int, stop: int) -> tuple[int, int]:
 
 def rows_matrix(entry: TensorEntry, start: int, stop: int, data: Any) -> Matrix:
     """Rows `start`..`stop` of the matrix `entry`, whose bytes (see `row_span`) are `data`; a turned one is
-    whole, and `data` its extent, of which it is a copy."""
+    whole, and `data` its extent, of which it is a copy, as is one that is put in order."""
     if isinstance(entry, Turned):
         data = upright(entry, data)
+    if isinstance(entry, Rearranged):
+        data = put_in_order(entry, data)
     return Matrix.from_bytes(entry.kind, (stop - start, entry.shape[1]), entry.group, entry.layout, data)

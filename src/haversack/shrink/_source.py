@@ -10,6 +10,7 @@ import numpy as np
 from haversack.core.errors import DamagedFileError, UserError
 from haversack.core.pack import TensorEntry, TensorSource
 from haversack.models._checkpoint import Turned
+from haversack.models._rearranged import Rearranged
 from haversack.shrink._rounding import F32
 
 FLOATS = ("f32", "f16", "bf16")
@@ -19,7 +20,7 @@ def read_bytes(source: TensorSource, entry: TensorEntry, start: int, nbytes: int
     """`nbytes` of a tensor from its byte `start`; the pages read leave memory (mapped ones would stay in
     it).
     """
-    if isinstance(entry, Turned):
+    if isinstance(entry, Turned | Rearranged):
         return bytes(source.bytes(entry.name)[start : start + nbytes])
     path = source.path / entry.file if source.path.is_dir() else source.path
     with path.open("rb", buffering=0) as file:

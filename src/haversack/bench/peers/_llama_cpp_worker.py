@@ -4,9 +4,9 @@
     python -P _llama_cpp_worker.py serve                     answers one JSON request a line until standard
     input ends
 
-Requests: open {model, threads, mmap, flash, context}, prefill {tokens}, decode {tokens}, threads {n}, logits
-{}. Only the wrapper's ctypes bindings are loaded, not its chat templates: starting up costs the peer no more
-than it must.
+Requests: open {model, threads, mmap, flash, context, vocab_only}, prefill {tokens}, decode {tokens}, threads
+{n}, logits {}, tokenize {texts}. Only the wrapper's ctypes bindings are loaded, not its chat templates:
+starting up costs the peer no more than it must.
 """
 
 from __future__ import annotations
@@ -47,9 +47,13 @@ class Session:
         api.llama_backend_init()
         model = api.llama_model_default_params()
         model.load_mode = api.llama_load_mode_from_str(b"mmap" if request["mmap"] else b"none")
+        model.vocab_only = request.get("vocab_only", False)
         self.model = api.llama_model_load_from_file(request["model"].encode(), model)
         if not self.model:
             raise RuntimeError(f"llama.cpp cannot load {request['model']}")
+        self.vocab = api.llama_model_get_vocab(self.model)
+        if model.vocab_only:
+            return
         context = api.llama_context_default_params()
         context.n_ctx = request["context"]
         context.n_batch = context.n_ubatch = 512
@@ -91,6 +95,19 @@ class Session:
         self.api.llama_memory_seq_rm(self.memory, 0, before, -1)
         self.used = before
         return {"seconds": seconds}
+
+    def tokenize(self, texts: list[str]) -> dict:
+        """The tokens of each text, special ones included, as the model wants a text to begin and end."""
+        found = []
+        for text in texts:
+            data = text.encode()
+            room = len(data) + 8
+            tokens = (self.api.llama_token * room)()
+            count = self.api.llama_tokenize(self.vocab, data, len(data), tokens, room, True, True)
+            if count < 0:
+                raise RuntimeError(f"llama_tokenize needs {-count} tokens for {len(data)} bytes")
+            found.append(list(tokens[:count]))
+        return {"tokens": found}
 
     def threads(self, n: int) -> dict:
         self.api.llama_set_n_threads(self.context, n, n)

@@ -2,8 +2,8 @@
 
 A format's file has `LAYOUT` (folder or file), `NAMES` (the files it writes, `*` for any part of a name),
 `WEIGHTS` (number types it can be asked for, the first by default), `planned(model, weights)` and
-`write(model, goal, weights, bar)`; `ACTIVATIONS` where it says how products are computed. There is nothing to
-register.
+`write(model, goal, weights, bar)`, which may return notes: what of the model is not as it was; `ACTIVATIONS`
+where it says how products are computed. There is nothing to register.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ CARRIED = (
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: its `path`, the `files` in it by size in bytes, the number type of the weights, and
-    the memory that was planned."""
+    """What was written: its `path`, the `files` in it by size in bytes, the number type of the weights, the
+    memory that was planned, and in `notes` what is not as it was."""
 
     to: str
     path: Path
@@ -56,6 +56,7 @@ class Exported:
     weights: str
     seconds: float
     memory: MemoryPlan
+    notes: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -113,7 +114,7 @@ def export(
             if format.LAYOUT == "folder":
                 partial.mkdir()
             with progress(f"writing {goal.name}", total=len(model.architecture.tensors())) as bar:
-                format.write(model, partial, weights, bar)
+                notes = format.write(model, partial, weights, bar) or ()
             if format.LAYOUT == "folder":
                 _carry(model, partial)
                 _flush(partial)
@@ -123,7 +124,7 @@ def export(
             raise
     found = sorted(goal.iterdir()) if goal.is_dir() else [goal]
     files = {path.name: path.stat().st_size for path in found}
-    return Exported(to, goal, files, weights, time.monotonic() - begun, memory)
+    return Exported(to, goal, files, weights, time.monotonic() - begun, memory, notes)
 
 
 def _check_goal(goal: Path, format: Any, overwrite: bool) -> None:
@@ -156,8 +157,13 @@ def _carry(model: Model, goal: Path) -> None:
     """Tokenizer, templates and licence beside the weights; a tokenizer of older files is made."""
     import shutil
 
+    from haversack.models._gguf import GgufModel
     from haversack.models.tokenizers import can_be_made, tokenizer_json
 
+    if isinstance(model.source, GgufModel):
+        for name, data in model.source.texts().items():
+            (goal / name).write_bytes(data)
+        return
     for name in CARRIED:
         if (model.path / name).is_file():
             shutil.copyfile(model.path / name, goal / name)

@@ -13,6 +13,7 @@ from haversack.core.memory import MemoryPlan
 from haversack.core.pack import Pack, TensorSource
 from haversack.kernels import Matrix, unpack
 from haversack.kernels._matrix import to_bf16
+from haversack.models._rearranged import ordered
 from haversack.run._source import Model
 from haversack.run._weights import row_span, tensor
 
@@ -26,7 +27,7 @@ NBYTES = {"f32": 4, "f16": 2, "bf16": 2}
 
 def matrices(source: TensorSource, name: str) -> Iterator[Matrix]:
     """The matrix `name` in order, some rows at a time: about 8 MiB in f32."""
-    entry = source.tensors[name]
+    entry = ordered(source.tensors[name])
     rows, columns = entry.shape
     at_once = max(16, PIECE_NBYTES // 4 // columns // 16 * 16)
     data = source.bytes(name)

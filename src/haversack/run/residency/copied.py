@@ -24,6 +24,7 @@ from haversack.core.method import Method
 from haversack.core.pack import TensorEntry, TensorSource
 from haversack.models._architecture import Architecture
 from haversack.models._checkpoint import Turned
+from haversack.models._rearranged import RearrangingSource
 from haversack.run._residency import AllHeld, Lines
 
 PIECE = 8 * 2**20
@@ -31,6 +32,8 @@ HUGE = 2 * 2**20
 PAGE = 4096
 GAP = 64 * 1024
 """Tensors closer than this are copied together, with what lies between."""
+LINE = 64
+"""Tensors put in order begin at a multiple of this."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,9 @@ class Copied(Method):
     def open(self, source: TensorSource, architecture: Architecture, limit: int | None = None) -> AllHeld:
         """Copy every tensor that the architecture uses; one that is turned over is copied by that."""
         entries = [source.tensors[name] for name in architecture.tensors()]
+        if isinstance(source, RearrangingSource):
+            ordered = in_order(source, entries)
+            return AllHeld(source, architecture, lambda entry: ordered[entry.name])
         entries = [entry for entry in entries if not isinstance(entry, Turned)]
         paths = {path.name: path for path in source.files}
         copies = {file: Copy(paths[file], [e for e in entries if e.file == file]) for file in paths}
@@ -60,6 +66,28 @@ class Copied(Method):
             return source.bytes(entry.name) if turned else copies[entry.file].bytes(entry)
 
         return AllHeld(source, architecture, data)
+
+
+def in_order(source: RearrangingSource, entries: list[TensorEntry]) -> dict[str, memoryview]:
+    """Tensors that are put in order while they are read, one after the other in huge pages."""
+    view = huge_pages(sum(-(-entry.nbytes // LINE) * LINE for entry in entries))
+    found: dict[str, memoryview] = {}
+    at = 0
+    for entry in entries:
+        found[entry.name] = view[at : at + entry.nbytes]
+        source.read_into(entry.name, found[entry.name])
+        at += -(-entry.nbytes // LINE) * LINE
+    return found
+
+
+def huge_pages(size: int) -> memoryview:
+    """`size` bytes of anonymous memory that begins at a huge page."""
+    # Private: memory that can be shared with a child gets no huge pages.
+    memory = mmap.mmap(-1, size + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(memory, "madvise") and hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    address = np.frombuffer(memory, np.uint8, count=1).ctypes.data
+    return memoryview(memory)[-address % HUGE :][:size]
 
 
 class Copy:
@@ -79,12 +107,7 @@ class Copy:
             for at in range(start, stop, PIECE):
                 self._pieces.append((at, self.size + at - start, min(PIECE, stop - at)))
             self.size += -(-(stop - start) // PAGE) * PAGE
-        # Private: memory that can be shared with a child gets no huge pages.
-        memory = mmap.mmap(-1, self.size + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if hasattr(memory, "madvise") and hasattr(mmap, "MADV_HUGEPAGE"):
-            memory.madvise(mmap.MADV_HUGEPAGE)
-        address = np.frombuffer(memory, np.uint8, count=1).ctypes.data
-        self.view = memoryview(memory)[-address % HUGE :][: self.size]
+        self.view = huge_pages(self.size)
         self._read_all()
 
     def bytes(self, entry: TensorEntry) -> Any:

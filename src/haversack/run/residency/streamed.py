@@ -26,6 +26,7 @@ from haversack.core.pack import TensorSource
 from haversack.core.storage import DirectFile, aligned_buffer
 from haversack.kernels import Matrix
 from haversack.models._architecture import Architecture
+from haversack.models._rearranged import Rearranged
 from haversack.run._residency import Lines
 from haversack.run._units import PAGE, SMALLEST_PART, Unit, aside_nbytes, model_units, resident
 from haversack.run._weights import Weights, bind, row_span, rows_matrix
@@ -222,6 +223,8 @@ class StreamedHeld:
         return matrix, (local.reshape(-1) * unit + tokens % unit).astype(np.int32)
 
     def _read_tensor(self, entry: Any) -> Any:
+        if isinstance(entry, Rearranged):
+            return self._source.bytes(entry.name)
         return self._files[entry.file].read(entry.offset, entry.nbytes)
 
     def close(self) -> None:
