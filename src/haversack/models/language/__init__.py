@@ -14,12 +14,31 @@ from haversack.core.errors import UserError, nearest_name
 
 if TYPE_CHECKING:
     from haversack.models._architecture import Architecture
+    from haversack.models.language._encoder import EncoderArchitecture
+
+ENCODERS = {"bert": "bert", "roberta": "roberta", "xlm-roberta": "xlm_roberta"}
+"""`model_type` of an encoder -> its file; all other families are decoders."""
 
 
 def families() -> tuple[str, ...]:
     """The names of the families, which are the `model_type`s of their configs."""
     files = (file.stem for file in Path(__file__).parent.glob("*.py"))
-    return tuple(sorted(name for name in files if not name.startswith("_") and not name.endswith("_torch")))
+    spelled = {file: name for name, file in ENCODERS.items()}
+    names = (name for name in files if not name.startswith("_") and not name.endswith("_torch"))
+    return tuple(sorted(spelled.get(name, name) for name in names))
+
+
+def is_encoder(config: Mapping[str, Any]) -> bool:
+    """True when a hub config describes an encoder, which `read_encoder` reads."""
+    return config.get("model_type") in ENCODERS
+
+
+def read_encoder(config: Mapping[str, Any]) -> EncoderArchitecture:
+    """The encoder that a hub config describes (see `is_encoder`). Raises UserError like
+    `read_architecture`."""
+    module = import_module(f"{__name__}.{ENCODERS[str(config.get('model_type'))]}")
+    architecture: EncoderArchitecture = module.read(config)
+    return architecture
 
 
 def read_architecture(config: Mapping[str, Any]) -> Architecture:
@@ -50,6 +69,13 @@ def read_architecture(config: Mapping[str, Any]) -> Architecture:
             field="model_type",
             given=family,
             nearest=nearest,
+        )
+    if family in ENCODERS:
+        raise UserError(
+            f"config.json: {family} is an encoder, which reads texts and writes none; this needs a decoder.",
+            field="model_type",
+            given=family,
+            nearest=next((name for name in known if name not in ENCODERS), None),
         )
     architecture: Architecture = import_module(f"{__name__}.{family}").read(config)
     return architecture
