@@ -135,6 +135,11 @@ class Tokenizer:
         found = self._library.token_to_id(text)
         return None if found is None else int(found)
 
+    def written(self, token: int) -> str:
+        """The token as the vocabulary writes it."""
+        found = self._library.id_to_token(token)
+        return "" if found is None else str(found)
+
     def table(self) -> dict[str, int]:
         """Every token's text and number."""
         return dict(self._library.get_vocab(with_added_tokens=True))

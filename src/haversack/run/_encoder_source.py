@@ -84,11 +84,6 @@ class EncoderModel:
         return tokenizer
 
 
-def describes_encoder(source: TensorSource) -> bool:
-    """True when an opened pack or folder holds an encoder."""
-    return is_encoder(config_of(source))
-
-
 def config_of(source: TensorSource) -> dict[str, Any]:
     """The hub config of an opened pack or folder."""
     if isinstance(source, Pack):

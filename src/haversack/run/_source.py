@@ -15,7 +15,7 @@ from haversack.core.errors import DamagedFileError, UserError
 from haversack.core.pack import Pack, TensorSource, is_pack
 from haversack.models._architecture import Architecture
 from haversack.models._tokenizer import Tokenizer
-from haversack.models.language import read_architecture
+from haversack.models.language import is_encoder, read_architecture
 
 ADVICE = "give a pack, a checkpoint folder or a bundled model"
 
@@ -69,6 +69,12 @@ def open_source(what: str | os.PathLike[str] | TensorSource) -> TensorSource:
     from haversack.models._bundled import model_folder
 
     return HubFolder.open(model_folder(str(what)))
+
+
+def encodes(source: TensorSource) -> bool:
+    """True when an opened source holds an encoder, which `run/_encoder.py` opens."""
+    config = source.record.architecture if isinstance(source, Pack) else getattr(source, "config", {})
+    return is_encoder(config)
 
 
 def open_model(what: str | os.PathLike[str] | TensorSource) -> Model:

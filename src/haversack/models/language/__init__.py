@@ -21,16 +21,16 @@ ENCODERS = {"bert": "bert", "roberta": "roberta", "xlm-roberta": "xlm_roberta"}
 
 
 def families() -> tuple[str, ...]:
-    """The names of the families, which are the `model_type`s of their configs."""
+    """The names of the decoders' families, which are the `model_type`s of their configs."""
     files = (file.stem for file in Path(__file__).parent.glob("*.py"))
-    spelled = {file: name for name, file in ENCODERS.items()}
-    names = (name for name in files if not name.startswith("_") and not name.endswith("_torch"))
-    return tuple(sorted(spelled.get(name, name) for name in names))
+    named = (name for name in files if not name.startswith("_") and not name.endswith("_torch"))
+    return tuple(sorted(set(named) - set(ENCODERS.values())))
 
 
 def is_encoder(config: Mapping[str, Any]) -> bool:
     """True when a hub config describes an encoder, which `read_encoder` reads."""
-    return config.get("model_type") in ENCODERS
+    family = config.get("model_type")
+    return isinstance(family, str) and family in ENCODERS
 
 
 def read_encoder(config: Mapping[str, Any]) -> EncoderArchitecture:
@@ -48,6 +48,12 @@ def read_architecture(config: Mapping[str, Any]) -> Architecture:
     """
     family = config.get("model_type")
     known = families()
+    if is_encoder(config):
+        raise UserError(
+            f"config.json: {family} is an encoder, which reads texts and writes none; this needs a decoder.",
+            field="model_type",
+            given=family,
+        )
     if not isinstance(family, str) or not family:
         listed = config.get("architectures")
         named = listed[0] if isinstance(listed, list) and listed and isinstance(listed[0], str) else None
@@ -69,13 +75,6 @@ def read_architecture(config: Mapping[str, Any]) -> Architecture:
             field="model_type",
             given=family,
             nearest=nearest,
-        )
-    if family in ENCODERS:
-        raise UserError(
-            f"config.json: {family} is an encoder, which reads texts and writes none; this needs a decoder.",
-            field="model_type",
-            given=family,
-            nearest=next((name for name in known if name not in ENCODERS), None),
         )
     architecture: Architecture = import_module(f"{__name__}.{family}").read(config)
     return architecture
