@@ -148,7 +148,7 @@ def test_a_budget_is_checked_before_weights_are_read(plain: Path) -> None:
         Encoder.open(plain, budget=Budget(ram_mib=10))
 
 
-@pytest.mark.parametrize("option", [{"residency": "streamed"}, {"activations": "int8-static"}])
+@pytest.mark.parametrize("option", [{"residency": "floating"}, {"activations": "int8-static"}])
 def test_options_outside_their_lists_are_refused(option: dict[str, str], plain: Path) -> None:
     with pytest.raises(UserError, match="allowed"):
         Encoder.open(plain, **option)
