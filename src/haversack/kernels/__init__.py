@@ -20,6 +20,7 @@ _PUBLIC = {
     "pack_int4": "_matrix",
     "pack_int8": "_matrix",
     "interleave_rows": "_matrix",
+    "interleaved_nbytes": "_matrix",
     "packed_nbytes": "_matrix",
     "unpack": "_matrix",
     "huge_copy": "memory",

@@ -3,9 +3,9 @@
 Layout `rows-1` (f32, f16, bf16): `rows` x `columns` numbers, little endian, row after row; what hub files
 hold.
 
-Layout `rows16-1` (int8, int4, and f32 where a copy is made at load): 16 output rows are interleaved, so that one 64-byte load serves 16 outputs.
-Rows are padded to a multiple of 16, columns to a multiple of the group (int8: of 32); padding holds weight
-0 and scale 0. The blocks of 16 rows follow one another. With r = row % 16:
+Layout `rows16-1` (int8, int4, and f32 copied at load): 16 output rows are interleaved, so that one 64-byte
+load serves 16 outputs. Rows are padded to a multiple of 16, columns to a multiple of the group (int8: of 32);
+padding holds weight 0 and scale 0. The blocks of 16 rows follow one another. With r = row % 16:
 
 - **f32**: for every column 64 bytes, the weights of the 16 rows; no padding of columns and no scales. See
   `interleaved`.
@@ -97,7 +97,7 @@ class Matrix:
             object.__setattr__(self, "data", np.ascontiguousarray(data).reshape(-1).view(np.uint8))
         needed = packed_nbytes(self.kind, self.rows, self.columns, self.group)
         if self.interleaved:
-            needed = _round_up(self.rows, 16) * self.columns * 4
+            needed = interleaved_nbytes(self.rows, self.columns)
         if self.data.nbytes != needed:
             raise UserError(
                 f"a {self.kind} matrix of {self.rows} x {self.columns} takes {needed} bytes, "
@@ -151,14 +151,20 @@ class Matrix:
         )
 
 
-def interleave_rows(matrix: Matrix) -> Matrix:
+def interleaved_nbytes(rows: int, columns: int) -> int:
+    """Bytes of `interleave_rows` of a matrix."""
+    return _round_up(rows, 16) * columns * 4
+
+
+def interleave_rows(matrix: Matrix, out: Array | None = None) -> Matrix:
     """A copy of a float matrix as f32 in layout rows16-1, which products of many rows read faster.
 
-    Some blocks of rows are copied at a time, so that the source need not be resident as a whole.
+    `out`: zeroed memory for it, uint8[interleaved_nbytes]. About 4 MiB of rows are converted at a time.
     """
     rows, columns = matrix.shape
     blocks = _round_up(rows, 16) // 16
-    packed = np.zeros((blocks, columns, 16), np.float32)
+    out = np.zeros(interleaved_nbytes(rows, columns), np.uint8) if out is None else out
+    packed = out.view(np.float32).reshape(blocks, columns, 16)
     row = FLOAT_BYTES[matrix.kind] * columns
     at_once = max(1, (4 << 20) // (16 * row))
     for block in range(0, blocks, at_once):
@@ -171,7 +177,7 @@ def interleave_rows(matrix: Matrix) -> Matrix:
         packed[block : block + whole] = values[: whole * 16].reshape(whole, 16, columns).transpose(0, 2, 1)
         if whole * 16 < len(values):
             packed[block + whole, :, : len(values) - whole * 16] = values[whole * 16 :].T
-    return Matrix("f32", rows, columns, None, "rows16-1", packed.reshape(-1).view(np.uint8))
+    return Matrix("f32", rows, columns, None, "rows16-1", out)
 
 
 def to_bf16(values: Array) -> Array:

@@ -7,27 +7,45 @@ mapped either way, since a text touches a few of their rows.
 
 from __future__ import annotations
 
+import mmap
 import os
 from contextlib import suppress
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from haversack.core.errors import DamagedFileError
 from haversack.core.pack import TensorEntry, TensorSource
-from haversack.kernels import Matrix, huge_copy, interleave_rows
+from haversack.kernels import Matrix, interleave_rows, interleaved_nbytes
 from haversack.models.language._encoder import EncoderArchitecture
 from haversack.run._weights import FLOAT_KINDS, bind, nbytes
 
+Array = npt.NDArray[Any]
+
 RESIDENCIES = ("mapped", "copied")
+HUGE = 2 << 20
+LINE = 64
+PIECE = 12 << 20
+"""What `interleave_rows` takes beside its source and its result."""
 
 
 def load(source: TensorSource, architecture: EncoderArchitecture, residency: str) -> dict[str, Any]:
     """The architecture's tensors as kernels take them."""
-    copied = _copied(architecture) if residency == "copied" else set()
+    copied = _copied(architecture) if residency == "copied" else []
     found = bind(source, (name for name in architecture.tensors() if name not in copied))
-    for name in copied:
-        found[name] = _copy(source, source.tensors[name])
+    sizes = [_held(source.tensors[name]) for name in copied]
+    memory = huge_memory(sum(sizes))
+    at = 0
+    for name, size in zip(copied, sizes, strict=True):
+        entry = source.tensors[name]
+        rows, columns = entry.shape
+        read = Matrix.from_bytes(entry.kind, (rows, columns), entry.group, entry.layout, _read(source, entry))
+        if entry.kind in FLOAT_KINDS:
+            found[name] = interleave_rows(read, memory[at : at + interleaved_nbytes(rows, columns)])
+        else:
+            found[name] = _moved(read, memory[at : at + read.nbytes])
+        at += size
     return found
 
 
@@ -39,34 +57,41 @@ def planned_weights(
     if residency == "mapped":
         return (("weights, mapped", nbytes(source, everything)),)
     copied = _copied(architecture)
-    total = largest = 0
-    for name in copied:
-        entry = source.tensors[name]
-        rows, columns = everything[name]
-        floats = -(-rows // 16) * 16 * columns * 4
-        total += floats if entry.kind in FLOAT_KINDS else entry.nbytes
-        largest = max(largest, entry.nbytes + floats)
+    held = [_held(source.tensors[name]) for name in copied]
     rest = nbytes(source, [name for name in everything if name not in copied])
     return (
-        ("weights, copied", total),
+        ("weights, copied", sum(held) + HUGE),
         ("embeddings, mapped", rest),
-        ("a matrix on its way", largest),
+        ("a matrix on its way", max((source.tensors[name].nbytes for name in copied), default=0) + PIECE),
     )
 
 
-def _copied(architecture: EncoderArchitecture) -> set[str]:
+def _copied(architecture: EncoderArchitecture) -> list[str]:
     """Names of the matrices that multiply, but for an embedding that is also the output."""
-    return {linear.weight for linear in architecture.matrices()} - {architecture.embedding}
+    names = dict.fromkeys(linear.weight for linear in architecture.matrices())
+    return [name for name in names if name != architecture.embedding]
 
 
-def _copy(source: TensorSource, entry: TensorEntry) -> Matrix:
+def _held(entry: TensorEntry) -> int:
+    """Bytes of a matrix's copy, up to the next line of the cache."""
     rows, columns = entry.shape
-    data = _read(source, entry)
-    matrix = Matrix.from_bytes(entry.kind, (rows, columns), entry.group, entry.layout, data)
-    if entry.kind in FLOAT_KINDS:
-        matrix = interleave_rows(matrix)
-    kept = huge_copy(matrix.data)
-    return Matrix(matrix.kind, rows, columns, matrix.group, matrix.layout, kept)
+    size = interleaved_nbytes(rows, columns) if entry.kind in FLOAT_KINDS else entry.nbytes
+    return -(-size // LINE) * LINE
+
+
+def huge_memory(nbytes: int) -> Array:
+    """Zeroed memory of `nbytes` bytes, uint8, aligned to 2 MiB with huge pages advised."""
+    # Private: memory that can be shared with a child gets no huge pages.
+    memory = mmap.mmap(-1, nbytes + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(memory, "madvise") and hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    flat = np.frombuffer(memory, np.uint8)
+    return flat[-flat.ctypes.data % HUGE :][:nbytes]
+
+
+def _moved(matrix: Matrix, to: Array) -> Matrix:
+    to[...] = matrix.data
+    return Matrix(matrix.kind, matrix.rows, matrix.columns, matrix.group, matrix.layout, to)
 
 
 def _read(source: TensorSource, entry: TensorEntry) -> Any:
@@ -75,11 +100,12 @@ def _read(source: TensorSource, entry: TensorEntry) -> Any:
     if path is None:  # not in a file
         return source.bytes(entry.name)
     data = np.empty(entry.nbytes, np.uint8)
+    view = memoryview(data)  # type: ignore[arg-type]
     descriptor = os.open(path, os.O_RDONLY)
     try:
         done = 0
         while done < entry.nbytes:
-            got = os.preadv(descriptor, [memoryview(data)[done:]], entry.offset + done)
+            got = os.preadv(descriptor, [view[done:]], entry.offset + done)
             if got == 0:
                 raise DamagedFileError(path, f"it ends at byte {entry.offset + done}")
             done += got
