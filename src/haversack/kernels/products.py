@@ -177,7 +177,7 @@ def _handle(module: ModuleType, matrix: Matrix) -> Any:
     """The matrix as native kernels take it, made once."""
     group = matrix.group or (INT8_COLUMNS if matrix.kind == "int8" else 0)
     code = GROUPED_INT8 if matrix.kind == "int8" and matrix.group else KINDS.index(matrix.kind)
-    handle = module.matrix(matrix.data, code, matrix.rows, matrix.columns, group)
+    handle = module.matrix(matrix.data, code, matrix.rows, matrix.columns, group, matrix.interleaved)
     object.__setattr__(matrix, "_handle", handle)
     return handle
 

@@ -29,6 +29,7 @@ from haversack.models._checkpoint import checkpoint
 from haversack.models._gguf import is_gguf
 from haversack.models._hub_cache import hub_origin
 from haversack.models.tokenizers import can_be_made, tokenizer_json
+from haversack.models.language import is_encoder
 from haversack.plan._candidates import OBJECTIVES, Candidate, Plan
 from haversack.plan._enumerate import Space, create_precision, predicted
 from haversack.plan._gguf_job import GgufJob, Origin
@@ -269,6 +270,10 @@ def pack_model(job: Job, tell: Callable[[str], None] = lambda text: None) -> Out
             f"--requantize is for GGUF files; {job.model} is none.", field="requantize", given=job.requantize
         )
     source: Any = gguf.model if gguf else HubFolder.open(model_folder(job.model))
+    if gguf is None and is_encoder(source.config):
+        from haversack.plan._encoder_job import pack_encoder
+
+        return pack_encoder(job, source, tell)
     walk = LanguageWalk(read_architecture(source.config))
     if gguf is None:
         source = checkpoint(source, walk.architecture)
