@@ -21,10 +21,17 @@ class Cache:
 
     `length` entries are held, `positions` i32 [capacity] says where each stood. `horizon` is the length of
     the text that is being read (0: unknown); rotary scalings that depend on the length of a text take it from
-    here, so that a prompt gives the same bits in one piece or in many.
+    here, so that a prompt gives the same bits in one piece or in many. `layers`: memory of that size that is
+    there already (default: its own).
     """
 
-    def __init__(self, architecture: Architecture, capacity: int, kind: str = "f32") -> None:
+    def __init__(
+        self,
+        architecture: Architecture,
+        capacity: int,
+        kind: str = "f32",
+        layers: list[CacheLayer | None] | None = None,
+    ) -> None:
         if kind not in CACHE_TYPES:
             raise not_allowed("cache_type", kind, CACHE_TYPES)
         if capacity < 1:
@@ -40,7 +47,7 @@ class Cache:
         self.horizon = 0
         self.linear = True
         self.positions: I32 = np.zeros(capacity, np.int32)
-        self.layers: list[CacheLayer | None] = [
+        self.layers: list[CacheLayer | None] = layers or [
             None
             if block.attention is None
             else CacheLayer.empty(block.attention.key_value_heads, capacity, block.attention.head_width, kind)

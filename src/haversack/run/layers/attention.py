@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from haversack.kernels import rope_write
 from haversack.run._products import F32, multiply, multiply_add
 
 if TYPE_CHECKING:
@@ -34,14 +33,13 @@ def forward(layer: Attention, x: F32, weights: Any, call: Call, hidden: F32 | No
         cosine, sine = step.tables(layer.rope)
         style = layer.rope.style
     one, two = layer.query_norm, layer.key_norm
-    rope_write(
+    step.write(
         queries,
         key.reshape(n, layer.key_value_heads, layer.head_width),
         value.reshape(n, layer.key_value_heads, layer.head_width),
         cosine,
         sine,
         cache,
-        step.start,
         style=style,
         q_norm=None if one is None else weights[one.weight],
         k_norm=None if two is None else weights[two.weight],
