@@ -29,8 +29,8 @@ struct Pool {
     int64_t count = 0, slots = 0;
     bool fits = false;
 
-    Pool(nb::handle keys_, nb::handle values_, nb::handle key_scales_, nb::handle value_scales_, nb::handle given, int64_t total,
-         Access access)
+    Pool(nb::handle keys_, nb::handle values_, nb::handle key_scales_, nb::handle value_scales_, nb::handle given,
+         int64_t total, Access access)
         : keys(keys_, access), values(values_, access), key_scales(key_scales_, access), value_scales(value_scales_, access),
           runs_(given, Access::read) {
         const bool f32 = keys.of<float>(4) && values.of<float>(), f16 = keys.of<Half>(4) && values.of<Half>();
@@ -38,9 +38,16 @@ struct Pool {
         if ((!f32 && !f16 && !int8) || !values.same_shape(keys) || keys.numbers() == 0) return;
         if (int8 ? !scales_fit(key_scales) || !scales_fit(value_scales) : !key_scales.none() || !value_scales.none()) return;
         if (!runs_.of<int64_t>(2) || runs_.size(1) != 4) return;
-        whole = {keys.data<void>(), values.data<void>(), key_scales.data<float>(), value_scales.data<float>(),
-                 keys.size(1),      keys.size(2),        keys.size(3),
-                 f32 ? CacheKind::f32 : f16 ? CacheKind::f16 : CacheKind::int8};
+        whole = {keys.data<void>(),
+                 values.data<void>(),
+                 key_scales.data<float>(),
+                 value_scales.data<float>(),
+                 keys.size(1),
+                 keys.size(2),
+                 keys.size(3),
+                 f32   ? CacheKind::f32
+                 : f16 ? CacheKind::f16
+                       : CacheKind::int8};
         slots = keys.size(0);
         runs = reinterpret_cast<const Run *>(runs_.data<int64_t>());
         count = runs_.size(0);
@@ -78,17 +85,25 @@ bool pool_attention(nb::handle q_, nb::handle keys, nb::handle values, nb::handl
     if (!pool.fits || width != pool.whole.width || heads < 1 || heads % pool.whole.kv_heads != 0) return false;
     if (!start.none() && !(start.of<int64_t>(1) && start.size(0) == n)) return false;
     const auto attend_run = [&](const Run &run) {
-        const Attention call = {q.data<float>() + run.row * heads * width, out.data<float>() + run.row * heads * width,
-                                run.rows, heads, run.entry, run.rows,
-                                start.none() ? nullptr : start.data<int64_t>() + run.row, nullptr,
-                                static_cast<float>(scale), static_cast<float>(softcap)};
+        const Attention call = {q.data<float>() + run.row * heads * width,
+                                out.data<float>() + run.row * heads * width,
+                                run.rows,
+                                heads,
+                                run.entry,
+                                run.rows,
+                                start.none() ? nullptr : start.data<int64_t>() + run.row,
+                                nullptr,
+                                static_cast<float>(scale),
+                                static_cast<float>(softcap)};
         attend().attention(pool.cache(run.slot), call);
     };
     const Unlocked unlocked;
     int64_t single = 0, seen = 0;
     for (int64_t i = 0; i < pool.count; ++i) {
-        if (pool.runs[i].rows == 1) ++single, seen += pool.runs[i].entry + 1;
-        else attend_run(pool.runs[i]);
+        if (pool.runs[i].rows == 1)
+            ++single, seen += pool.runs[i].entry + 1;
+        else
+            attend_run(pool.runs[i]);
     }
     if (single == 0) return true;
     const int64_t work = 1 + heads * seen * width / single;
@@ -102,7 +117,8 @@ bool pool_attention(nb::handle q_, nb::handle keys, nb::handle values, nb::handl
 bool pool_write(nb::handle q_, nb::handle k_, nb::handle v_, nb::handle cos_, nb::handle sin_, nb::handle keys,
                 nb::handle values, nb::handle key_scales, nb::handle value_scales, nb::handle runs, bool interleaved,
                 nb::handle q_norm_, nb::handle k_norm_, double eps, double offset) {
-    const Array q(q_, Access::write), k(k_, Access::write), v(v_, Access::read), cos(cos_, Access::read), sin(sin_, Access::read);
+    const Array q(q_, Access::write), k(k_, Access::write), v(v_, Access::read), cos(cos_, Access::read),
+        sin(sin_, Access::read);
     const Array q_norm(q_norm_, Access::read), k_norm(k_norm_, Access::read);
     if (!k.of<float>(3) || !v.same_shape(k)) return false;
     const int64_t n = k.size(0);
@@ -142,6 +158,6 @@ bool pool_write(nb::handle q_, nb::handle k_, nb::handle v_, nb::handle cos_, nb
 HAVERSACK_BIND(pooled) {
     const auto any = [] { return nb::arg().none(); };
     module.def("pool_attention", &pool_attention, any(), any(), any(), any(), any(), any(), any(), nb::arg(), nb::arg(), any());
-    module.def("pool_write", &pool_write, any(), any(), any(), any(), any(), any(), any(), any(), any(), any(), nb::arg(), any(),
-               any(), nb::arg(), nb::arg());
+    module.def("pool_write", &pool_write, any(), any(), any(), any(), any(), any(), any(), any(), any(), any(), nb::arg(),
+               any(), any(), nb::arg(), nb::arg());
 }

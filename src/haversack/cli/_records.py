@@ -105,6 +105,19 @@ class RunOutput(_Record):
     log_probabilities: list[LogProbability] | msgspec.UnsetType = msgspec.UNSET
 
 
+class ServeOutput(_Record):
+    """`haversack serve`, when it answers. `contexts` answers run at once, `queue` more may wait."""
+
+    url: str
+    model: str
+    contexts: Count
+    context_length: Count
+    prefix_mib: float
+    queue: Count
+    planned_mib: float
+    plan: dict[str, Any]
+
+
 class CheckOutput(_Record):
     """`haversack check`"""
 
@@ -228,6 +241,7 @@ OUTPUTS: dict[str, type[msgspec.Struct]] = {
     "error": ErrorRecord,
     "pack": PackOutput,
     "run": RunOutput,
+    "serve": ServeOutput,
     "check": CheckOutput,
     "devices-list": DevicesListOutput,
     "devices-measure": DevicesMeasureOutput,

@@ -2,8 +2,8 @@
 
 A `run` is some rows of a call that belong to one slot and follow one another in its text: (first row, rows,
 slot, entry of the first row). Row r of a run sees the entries 0 .. entry + r of its slot, or from start[row]
-on. The bits of a run are those of `rope_write` and `attention` on that slot alone, so that texts read together
-equal texts read one by one, exactly.
+on. The bits of a run are those of `rope_write` and `attention` on that slot alone, so that texts read
+together equal texts read one by one, exactly.
 """
 
 from __future__ import annotations
@@ -98,7 +98,12 @@ def pool_attention(
 
 
 def pool_attention_twin(
-    q: Array, layer: PoolLayer, runs: Array, scale: float, softcap: float | None = None, start: Array | None = None
+    q: Array,
+    layer: PoolLayer,
+    runs: Array,
+    scale: float,
+    softcap: float | None = None,
+    start: Array | None = None,
 ) -> Array:
     """The definition of `pool_attention`: one attention a run."""
     out = np.empty(q.shape, np.float32)
@@ -146,10 +151,9 @@ def pool_write(
     if module is not None:
         refuse_arrays(op)
     for rows, slot, entry in _runs(runs):
-        tables = (None, None) if cos is None or sin is None else (cos[rows], sin[rows])
-        one = layer.slot(slot)
+        one, two = (None, None) if cos is None or sin is None else (cos[rows], sin[rows])
         rope_write(
-            q[rows], k[rows], v[rows], *tables, one, entry,
+            q[rows], k[rows], v[rows], one, two, layer.slot(slot), entry,
             style=style, q_norm=q_norm, k_norm=k_norm, eps=eps, offset=offset,
         )  # fmt: skip
 

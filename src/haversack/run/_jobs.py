@@ -70,13 +70,14 @@ class Ask:
 
 @dataclass(slots=True)
 class Drawn:
-    """A token of an answer: the text that has become certain with it, and log-probabilities when asked for.
-    `token` None: text that was held back."""
+    """A token of an answer: the text that has become certain with it, and with `logged` the log-probabilities
+    that were asked for. `token` None: text that was held back."""
 
     token: int | None
     text: str
     log_probability: float = 0.0
     top: tuple[tuple[int, float], ...] = ()
+    logged: bool = False
 
 
 _numbers = itertools.count()
@@ -159,7 +160,8 @@ class Job:
         top: tuple[tuple[int, float], ...] = ()
         if ask.top is not None:
             log_probability, top = _alternatives(logits, token, ask.top)
-        drawn = Drawn(token, self._stops.add(self._stream.add(token)), log_probability, top)
+        text = self._stops.add(self._stream.add(token))
+        drawn = Drawn(token, text, log_probability, top, ask.top is not None)
         self.drawn.append(drawn)
         if self._stops.met:
             self.stop = "stop-text"

@@ -170,7 +170,9 @@ class Together:
 
     def __init__(self, engine: Engine, slots: int, capacity: int | None = None) -> None:
         self.engine = engine
-        self.pool = CachePool(engine.architecture, slots, capacity or engine.context_length, engine.cache_type)
+        self.pool = CachePool(
+            engine.architecture, slots, capacity or engine.context_length, engine.cache_type
+        )
         self.caches = self.pool.caches
         self._forward = Forward(
             engine.architecture,
@@ -202,7 +204,7 @@ class Together:
             with engine.held.weights(block.index) as weights:
                 self._forward.advance(block, hidden, step, layer, weights)
         runs = step.runs.tolist()
-        for (row, count, slot, entry) in runs:
+        for row, count, slot, entry in runs:
             caches[slot].positions[entry : entry + count] = step.positions[row : row + count]
             caches[slot].append(count, True)
         return self._outputs(parts, runs, hidden)

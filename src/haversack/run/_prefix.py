@@ -1,4 +1,4 @@
-"""Keys and values of texts that were read before: a prompt that begins like one of them is read from there on.
+"""Keys and values of texts that were read before: a prompt that begins like one of them is read from there.
 
 Texts are kept in blocks of 32 tokens. A block belongs to the tokens before it as well, so two texts share the
 blocks of their common beginning. What is taken over are the very bytes that reading would write again, so an
@@ -114,7 +114,7 @@ class PrefixStore:
             self._known.move_to_end(self._keys[block])
 
     def _room(self, busy: set[int]) -> int | None:
-        """A free block, or the one that was not used for longest; None when only blocks in `busy` are left."""
+        """A free block, or the longest unused; None when only blocks in `busy` are left."""
         if self._free:
             return self._free.pop()
         if not self._known:
