@@ -15,7 +15,7 @@ using namespace haversack;
 
 namespace {
 
-constexpr int64_t least_work = 1 << 16;  // multiplications that are worth handing to a thread
+constexpr int64_t least_work = 1 << 17;  // multiplications that are worth handing to a thread
 
 struct Run {
     int64_t row, rows, slot, entry;

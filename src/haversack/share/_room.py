@@ -50,7 +50,7 @@ def make_room(
         top=nbytes(source, architecture.top_tensors()),
         residency=residency,
         cache_type=cache_type,
-        context=1,
+        context=ROWS,
         prompt=ROWS,
         files=len(source.files),
     )
