@@ -1,4 +1,4 @@
-"""Answers that share steps are the answers that each would get alone; nobody starves, nothing stays behind."""
+"""Answers that share steps are those that each would get alone; nobody starves, nothing stays behind."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from haversack.core.errors import UserError
 from haversack.models import read_architecture
 from haversack.run import Cache, Engine
 from haversack.run._pool import CachePool, Part, Together
-from haversack.run._prefix import BLOCK, PrefixStore
+from haversack.run._prefix_store import BLOCK, PrefixStore
 
 FAMILIES = ["llama", "llama-dynamic", "mistral", "qwen2", "qwen3", "smollm3-window"]
 RNG = np.random.default_rng(11)

@@ -27,7 +27,7 @@ from haversack.run._engine import Engine
 from haversack.run._generate import check_length
 from haversack.run._jobs import Ask, Drawn, Job
 from haversack.run._pool import Part, Together
-from haversack.run._prefix import PrefixStore
+from haversack.run._prefix_store import PrefixStore
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]

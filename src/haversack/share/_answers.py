@@ -18,7 +18,6 @@ FINISH = {
     "context": "length",
     "end-of-text": "stop",
     "stop-text": "stop",
-    "constraint": "stop",
 }
 """Why an answer ended by itself -> finish_reason."""
 
@@ -146,7 +145,11 @@ class Completions(_Words):
         return made
 
     def _text(self, token: int) -> str:
-        return token_bytes(self.tokenizer, token).decode("utf-8", "replace")
+        data = token_bytes(self.tokenizer, token)
+        try:
+            return data.decode()
+        except UnicodeDecodeError:  # a part of a character, as OpenAI writes it
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
 class Chats(_Words):

@@ -110,26 +110,14 @@ class App:
             status = message.get("status", status)
             await send(message)
 
-        try:
+        async def admitted(scope: Scope, receive: Receive, send: Send) -> None:
             self._admit(scope)
-            await self._api(scope, receive, counted)
-        except Gone:
-            status = 499
-        except UserError as error:
-            await send_error(counted, ApiError.of(error))
-        except ApiError as error:
-            await send_error(counted, error)
-        except Exception as error:
-            log.exception("%s %s failed", scope["method"], scope["path"])
-            if status == 0:
-                await send_error(
-                    counted,
-                    ApiError(500, f"the server failed ({type(error).__name__}).", code="internal_error"),
-                )
-            else:
-                raise
-        finally:
-            self.telemetry.requests.labels(_route(scope), str(status)).inc()
+            await self._api(scope, receive, send)
+
+        try:
+            await _guarded(admitted, scope, receive, counted)
+        finally:  # 499: the client left before it was answered
+            self.telemetry.requests.labels(_route(scope), str(status or 499)).inc()
 
     def _admit(self, scope: Scope) -> None:
         """Raises ApiError for who may not ask, and while the server stops."""
@@ -298,6 +286,31 @@ class App:
         await send({"type": "http.response.body", "body": body})
 
 
+async def _guarded(run: Endpoint, scope: Scope, receive: Receive, send: Send) -> None:
+    """Run an endpoint; what it raises becomes OpenAI's error, unless the response has begun."""
+    begun = False
+
+    async def noted(message: Any) -> None:
+        nonlocal begun
+        begun = True
+        await send(message)
+
+    try:
+        await run(scope, receive, noted)
+    except Gone:
+        pass
+    except UserError as error:
+        await send_error(send, ApiError.of(error))
+    except ApiError as error:
+        await send_error(send, error)
+    except Exception as error:
+        log.exception("%s %s failed", scope["method"], scope["path"])
+        if begun:
+            raise
+        said = f"the server failed ({type(error).__name__})."
+        await send_error(send, ApiError(500, said, code="internal_error"))
+
+
 class _Raw(Response):
     """A response that an endpoint sends itself."""
 
@@ -306,7 +319,7 @@ class _Raw(Response):
         self.background = None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        await self.run(scope, receive, send)
+        await _guarded(self.run, scope, receive, send)
 
 
 def _endpoint(run: Endpoint) -> Any:

@@ -130,7 +130,7 @@ class Answer:
     def broken(self) -> ApiError | None:
         """Why the answer is none, when one of its jobs did not end by itself."""
         for job in self.jobs:
-            if job.stop is not None and job.stop not in (*COMPLETE, "constraint"):
+            if job.stop is not None and job.stop not in COMPLETE:
                 return _why(job)
         return None
 
@@ -173,47 +173,64 @@ async def send_error(send: Send, error: ApiError) -> None:
 
 
 async def send_stream(answer: Answer, form: Form, receive: Receive, send: Send, writing: Writing) -> None:
-    """The answer as server-sent events, token by token; one that breaks ends with an error event and DONE."""
+    """The answer as server-sent events, token by token.
+
+    It begins with the first token, so that what breaks before is still refused by a status (raises ApiError);
+    one that breaks later ends with an error event and DONE.
+    """
     watching = asyncio.create_task(_watch(receive, answer))
-    headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
     quiet = Quiet(answer)
+    begun = False
     try:
-        with writing:
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
-            body = b"".join(form.begin(index) for index in range(len(answer.jobs)))
-            if body:
-                await send({"type": "http.response.body", "body": body, "more_body": True})
         while answer.left and not answer.gone:
             events = await answer.events()
+            broken = answer.broken()
             if answer.gone:
                 break
-            parts = []
-            for index, drawn in events:
-                job = answer.jobs[index]
-                if drawn is not None:
-                    parts.append(form.chunk(index, drawn))
-                elif job.stop in COMPLETE or job.stop == "constraint":
-                    parts.append(form.last(index, job))
-            broken = answer.broken()
-            if broken is not None:
-                parts.append(b"data: " + broken.body() + b"\n\n")
-                answer.left = 0
-            if not answer.left:
-                parts += [b"" if broken is not None else form.count(answer.jobs), DONE]
-            payload = b"".join(parts)
+            if broken is not None and not begun:
+                raise broken
+            payload = _payload(answer, form, events, broken)
             if not payload and quiet.long():
                 payload = KEEP_ALIVE
-            if payload:
-                quiet.broken()
-                with writing:
-                    await send({"type": "http.response.body", "body": payload, "more_body": True})
-        if not answer.gone:
+            if not payload:
+                continue
+            quiet.broken()
             with writing:
-                await send({"type": "http.response.body", "body": b""})
+                if not begun:
+                    begun = True
+                    await send({"type": "http.response.start", "status": 200, "headers": _STREAM})
+                    payload = b"".join(form.begin(index) for index in range(len(answer.jobs))) + payload
+                await send({"type": "http.response.body", "body": payload, "more_body": True})
+        if answer.gone:
+            raise Gone
+        with writing:
+            await send({"type": "http.response.body", "body": b""})
     finally:
         watching.cancel()
         quiet.end()
         answer._waiting.forget(answer)
+
+
+_STREAM = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+
+
+def _payload(
+    answer: Answer, form: Form, events: Sequence[tuple[int, Drawn | None]], broken: ApiError | None
+) -> bytes:
+    """What the stream says of some events; sets `answer.left` to 0 when it is over."""
+    parts = []
+    for index, drawn in events:
+        job = answer.jobs[index]
+        if drawn is not None:
+            parts.append(form.chunk(index, drawn))
+        elif job.stop in COMPLETE:
+            parts.append(form.last(index, job))
+    if broken is not None:
+        answer.left = 0
+        parts += [b"data: " + broken.body() + b"\n\n", DONE]
+    elif not answer.left:
+        parts += [form.count(answer.jobs), DONE]
+    return b"".join(parts)
 
 
 class Quiet:
