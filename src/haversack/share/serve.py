@@ -197,7 +197,7 @@ class Server:
         from haversack.share._http import cut_slow_readers, http_server
 
         self._loop, self._stop, hurry = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
-        app = App(self)
+        self.app = app = App(self)
         http = http_server(app, self.limits)
         try:
             if signals:
