@@ -165,7 +165,7 @@ def test_the_queue_is_bounded(port: int) -> None:
             "model": "tiny",
             "prompt": "on",
             "max_tokens": 480,
-            "logit_bias": {"0": -100},
+            "ignore_eos": True,
             "n": 1,
             "stream": True,
         },
@@ -210,7 +210,7 @@ def test_a_client_that_does_not_read(server: Any, port: int) -> None:
             "n": 3,
             "logprobs": 5,
             "stream": True,
-            "logit_bias": {"0": -100},
+            "ignore_eos": True,
         }
         one.sendall(S.post("/v1/completions", body))
         S.until(lambda: state(port)["running"] > 0 or state(port)["tokens"] > 480)

@@ -13,7 +13,7 @@ import pytest
 
 openai = pytest.importorskip("openai")
 pytest.importorskip("fastapi")
-LONG = {"model": "tiny", "prompt": "on", "max_tokens": 480, "stream": True, "logit_bias": {"0": -100}}
+LONG = {"model": "tiny", "prompt": "on", "max_tokens": 480, "stream": True, "ignore_eos": True}
 
 
 @contextlib.contextmanager
@@ -65,7 +65,10 @@ def test_a_stop_in_mid_stream_says_so(serving: Any, tiny: Any) -> None:
 def test_the_official_client_sees_a_stop_as_an_error(serving: Any, tiny: Any) -> None:
     with serving.Command(tiny, "--port", "0", "--grace", "0") as command:
         with openai.OpenAI(base_url=f"{command.record['url']}/v1", api_key="none", max_retries=0) as client:
-            chunks = client.completions.create(**LONG)
+            chunks = client.completions.create(
+                **{key: value for key, value in LONG.items() if key != "ignore_eos"},
+                extra_body={"ignore_eos": True},
+            )
             next(iter(chunks))
             command.signal()
             with pytest.raises(openai.APIError, match="before the answer was complete"):

@@ -59,7 +59,7 @@ class Asker:
         texts = several(request.prompt, "prompt", MOST_PROMPTS)
         prompts = [self._prompt(text, "prompt") for text in texts]
         most = self._most(request.max_tokens or COMPLETION_TOKENS, "max_tokens")
-        limits = Limits(most, _stops(request))
+        limits = Limits(most, _stops(request), () if request.ignore_eos else None)
         asks = [
             ask
             for prompt in prompts

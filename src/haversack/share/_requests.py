@@ -2,7 +2,7 @@
 
 Fields that OpenAI does not know are refused by name, as OpenAI does. Fields that it knows and that change no
 answer here (`user`, `metadata`, ...) are ignored; fields that would change the answer and are not done here
-are refused when they ask for something. `top_k`, `min_p` and `repetition_penalty` are ours.
+are refused when they ask for something. `top_k`, `min_p`, `repetition_penalty` and `ignore_eos` are ours.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ class Sampling(Record, kw_only=True):
     top_k: Annotated[int, Meta(ge=0, le=1 << 30)] | None = None
     min_p: Share | None = None
     repetition_penalty: Annotated[float, Meta(gt=0, le=100)] | None = None
+    ignore_eos: bool | None = None
     # Known to OpenAI, without effect here.
     user: str | None = None
     metadata: dict[str, Any] | None = None
