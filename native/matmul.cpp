@@ -16,6 +16,12 @@ namespace {
 constexpr int64_t least_work = int64_t(48) << 10;  // bytes of weights times tokens: what is worth handing to a thread
 
 void interleave(const float *x, int64_t columns, int64_t padded, int tokens, int64_t unit, float *to) {
+    if (unit == 1) {
+        for (int64_t k = 0; k < columns; ++k)
+            for (int t = 0; t < tokens; ++t) to[k * tokens + t] = x[t * columns + k];
+        for (int64_t i = columns * tokens; i < padded * tokens; ++i) to[i] = 0.0f;
+        return;
+    }
     for (int t = 0; t < tokens; ++t) {
         const float *from = x + t * columns;
         for (int64_t u = 0; u < padded / unit; ++u)
@@ -86,7 +92,7 @@ Tiles ready_int8(const float *x, int64_t n, const Weights &weights, float static
 
 // Products that take the same inputs: same kind of input, same groups.
 bool alike(const Weights &a, const Weights &b) {
-    if (a.packed() != b.packed()) return false;
+    if (a.packed() != b.packed() || a.interleaved != b.interleaved) return false;
     return !a.packed() || (a.kind == b.kind && a.group == b.group);
 }
 
@@ -94,10 +100,12 @@ void alike_products(const float *x, int64_t n, const Product *products, int coun
                     float static_scale) {
     const Weights &first = products[0].weights;
     const bool floats = activations == Activations::f32;
-    const Tiles tiles = !first.packed() ? ready_floats(x, n, first.columns, (first.columns + 15) / 16 * 16, 16, float_tile)
+    const Tiles tiles = first.interleaved ? ready_floats(x, n, first.columns, first.columns, 1, panel_tile)
+                        : !first.packed() ? ready_floats(x, n, first.columns, (first.columns + 15) / 16 * 16, 16, float_tile)
                         : floats ? ready_floats(x, n, first.columns, first.groups() * first.group, 1, packed_float_tile)
                                  : ready_int8(x, n, first, activations == Activations::int8_static ? static_scale : 0.0f);
     BlockKernel kernel = float_blocks;
+    if (first.interleaved) kernel = panel_blocks;
     if (first.kind == Kind::int8) kernel = floats ? int8_float_blocks : int8_blocks;
     if (first.kind == Kind::int4) kernel = floats ? int4_float_blocks : int4_blocks;
     int64_t total = 0, bytes = 0;

@@ -17,6 +17,7 @@ struct Weights {
     int64_t rows, columns;
     int64_t group;  // columns that share a scale of the activations: int4 its group, int8 int8_columns, floats 0
     Kind kind;
+    bool interleaved = false;  // f32 in layout rows16-1: 16 rows by 1 column, rows padded to a multiple of 16
 
     bool packed() const { return kind == Kind::int8 || kind == Kind::int4; }
     int64_t groups() const { return (columns + group - 1) / group; }
@@ -27,7 +28,7 @@ struct Weights {
         if (kind == Kind::int8) return groups() * group * 16 + 64;
         return 16 * columns * (kind == Kind::f32 ? 4 : 2);
     }
-    int64_t bytes() const { return packed() ? blocks() * block_bytes() : rows * columns * (kind == Kind::f32 ? 4 : 2); }
+    int64_t bytes() const { return packed() || interleaved ? blocks() * block_bytes() : rows * columns * (kind == Kind::f32 ? 4 : 2); }
 };
 
 struct Product {

@@ -9,11 +9,13 @@
 namespace haversack::HAVERSACK_TARGET {
 
 // Tokens of one tile, at most, and blocks of 16 rows beside each other: what the registers hold. float_tile: float weights;
-// packed_float_tile: packed weights, f32 inputs; packed_tile: packed weights, int8 inputs.
+// packed_float_tile: packed weights, f32 inputs; packed_tile: packed weights, int8 inputs; panel_tile: interleaved f32 weights.
 #if defined(__AVX512F__) && !defined(HAVERSACK_PORTABLE)
 constexpr int float_tile = 6, packed_float_tile = 12, packed_tile = 6, packed_blocks = 2;
+constexpr int panel_tile = 12, panel_blocks_at_once = 2;
 #else
 constexpr int float_tile = 2, packed_float_tile = 4, packed_tile = 2, packed_blocks = 1;
+constexpr int panel_tile = 6, panel_blocks_at_once = 1;
 #endif
 
 // Interleaved units: 16 floats for float kinds, 1 float for packed weights with f32 activations, 4 bytes for int8.
@@ -40,6 +42,7 @@ struct Tiles {
 // Rows 16 * first_block .. 16 * last_block of one product, for all tokens.
 using BlockKernel = void (*)(const Product &product, const Tiles &tiles, int64_t first_block, int64_t last_block);
 void float_blocks(const Product &product, const Tiles &tiles, int64_t first_block, int64_t last_block);
+void panel_blocks(const Product &product, const Tiles &tiles, int64_t first_block, int64_t last_block);
 void int8_blocks(const Product &product, const Tiles &tiles, int64_t first_block, int64_t last_block);
 void int4_blocks(const Product &product, const Tiles &tiles, int64_t first_block, int64_t last_block);
 void int8_float_blocks(const Product &product, const Tiles &tiles, int64_t first_block, int64_t last_block);

@@ -21,11 +21,11 @@ struct Handle {
     nb::object owner;
 };
 
-Handle handle(nb::object array, int kind, int64_t rows, int64_t columns, int64_t group) {
+Handle handle(nb::object array, int kind, int64_t rows, int64_t columns, int64_t group, bool interleaved) {
     const Bytes bytes = nb::cast<Bytes>(array);
-    const Weights weights = {bytes.data(), rows, columns, group, static_cast<Kind>(kind)};
+    const Weights weights = {bytes.data(), rows, columns, group, static_cast<Kind>(kind), interleaved};
     if (kind < 0 || kind > 4 || rows < 1 || columns < 1 || weights.packed() != (group > 0) || group % 32 != 0 ||
-        weights.bytes() != static_cast<int64_t>(bytes.size()))
+        (interleaved && weights.kind != Kind::f32) || weights.bytes() != static_cast<int64_t>(bytes.size()))
         throw nb::value_error("matrix: kind, shape, group and bytes do not fit each other");
     return {weights, std::move(array)};
 }
@@ -85,7 +85,8 @@ bool many(const Inputs &x, nb::list matrices, nb::list outs, nb::object adds, in
 HAVERSACK_BIND(matmul) {
     nb::class_<Handle>(module, "Matrix");
     module.attr("MOST_PRODUCTS") = most_products;
-    module.def("matrix", &handle, nb::arg("data"), nb::arg("kind"), nb::arg("rows"), nb::arg("columns"), nb::arg("group"));
+    module.def("matrix", &handle, nb::arg("data"), nb::arg("kind"), nb::arg("rows"), nb::arg("columns"), nb::arg("group"),
+               nb::arg("interleaved") = false);
     module.def("matmul", &one, nb::arg("x").noconvert(), nb::arg("matrix"), nb::arg("out").noconvert(),
                nb::arg("add").noconvert().none(), nb::arg("activations"), nb::arg("static_scale"));
     module.def("matmul_many", &many, nb::arg("x").noconvert(), nb::arg("matrices"), nb::arg("outs"), nb::arg("adds").none(),

@@ -116,6 +116,50 @@ class ServeOutput(_Record):
     queue: Count
     planned_mib: float
     plan: dict[str, Any]
+class Score(_Record):
+    """A class of a sequence and its score: a probability, or a regression's number."""
+
+    label: str
+    score: float
+
+
+class Fill(_Record):
+    """A token that may stand for a mask, as text, and its probability."""
+
+    text: str
+    token: Count
+    score: float
+
+
+class TokenLabel(_Record):
+    """A token, as the vocabulary writes it, its likeliest label and that label's probability."""
+
+    token: str
+    label: str
+    score: float
+
+
+class EncoderResult(_Record):
+    """Of one text, what the task gives: `embedding`, the choices for each of its `masks`, its `classes` (best
+    first), or the `labels` of its tokens."""
+
+    embedding: list[float] | msgspec.UnsetType = msgspec.UNSET
+    masks: list[list[Fill]] | msgspec.UnsetType = msgspec.UNSET
+    classes: list[Score] | msgspec.UnsetType = msgspec.UNSET
+    labels: list[TokenLabel] | msgspec.UnsetType = msgspec.UNSET
+
+
+class RunEncoderOutput(_Record):
+    """`haversack run` of an encoder"""
+
+    task: Literal["embed", "fill", "classify", "label"]
+    results: list[EncoderResult]
+    tokens: Count
+    ms: Share
+    tokens_per_s: Share
+    ram_mib: Memory
+    plan: dict[str, Any]
+    machine: dict[str, Any]
 
 
 class CheckOutput(_Record):
@@ -242,6 +286,7 @@ OUTPUTS: dict[str, type[msgspec.Struct]] = {
     "pack": PackOutput,
     "run": RunOutput,
     "serve": ServeOutput,
+    "run-encoder": RunEncoderOutput,
     "check": CheckOutput,
     "devices-list": DevicesListOutput,
     "devices-measure": DevicesMeasureOutput,

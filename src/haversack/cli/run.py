@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from haversack.cli._output import Json
+from haversack.core.errors import UserError
 
 if TYPE_CHECKING:
     from haversack.run._generate import Generation
@@ -18,8 +19,11 @@ def command(
         str, typer.Argument(metavar="PACK", help="a pack, a checkpoint folder or a bundled model (code)")
     ],
     input: Annotated[
-        Path | None,
-        typer.Argument(metavar="[INPUT]", help="a text file to complete (- or none: standard input)"),
+        str | None,
+        typer.Argument(
+            metavar="[INPUT]",
+            help="a text file to complete (- or none: standard input); an encoder takes a text here as well",
+        ),
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="the text to complete, instead of INPUT")] = None,
     max_tokens: Annotated[int, typer.Option(help="end after so many tokens")] = 128,
@@ -66,15 +70,71 @@ def command(
     ram_mib: Annotated[
         float | None, typer.Option(help="budget: peak memory in MiB; refused before loading")
     ] = None,
+    embed: Annotated[
+        bool, typer.Option("--embed", help="encoders: a vector, whatever the model's head does")
+    ] = False,
+    pair: Annotated[str | None, typer.Option(help="encoders: a second text beside each")] = None,
+    lines: Annotated[bool, typer.Option("--lines", help="encoders: every line is a text")] = False,
+    truncate: Annotated[
+        bool, typer.Option("--truncate", help="encoders: read the beginning of a text that is too long")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Complete a text: PROMPT, the file INPUT, or what standard input holds."""
+    """Complete a text: PROMPT, the file INPUT, or what standard input holds.
+
+    An encoder does what follows from its head: it prints an embedding, fills masked words in, classifies, or
+    labels every token.
+    """
     from threading import Thread
 
     from haversack.core.budget import Budget
-    from haversack.run._source import open_model
+    from haversack.run._source import encodes, open_model, open_source
 
-    opened = open_model(model)
+    source = open_source(model)
+    if encodes(source):
+        from haversack.cli._encode import refuse_decoder_options, run_encoder, text_or_file
+
+        refuse_decoder_options(
+            {
+                "max_tokens": (max_tokens, 128),
+                "temperature": (temperature, 0.0),
+                "top_p": (top_p, 1.0),
+                "min_p": (min_p, 0.0),
+                "repetition_penalty": (repetition_penalty, 1.0),
+                "stop": (stop, None),
+                "ignore_end": (ignore_end, False),
+                "seed": (seed, 0),
+                "log_probabilities": (log_probabilities, False),
+                "attention": (attention, "dense"),
+                "context": (context, "tokens"),
+                "prefill": (prefill, "whole"),
+                "decode": (decode, None),
+                "draft": (draft, None),
+                "cache_type": (cache_type, None),
+                "context_length": (context_length, None),
+            }
+        )
+        given = None if prompt is not None else text_or_file(input)
+        run_encoder(
+            source,
+            _text(prompt, input) if given is None else given,
+            pair=pair,
+            lines=lines,
+            embed=embed,
+            truncate=truncate,
+            top=top_k,
+            json=json,
+            ram_mib=ram_mib,
+            residency=residency,
+            activations=activations,
+            threads=threads,
+        )
+        return
+    if embed or pair is not None or lines or truncate:
+        raise UserError(
+            "--embed, --pair, --lines and --truncate are for encoders.", field="model", given=model
+        )
+    opened = open_model(source)
     tokenizer: list[Any] = []
     reading = Thread(target=_attempt, args=(opened.tokenizer, tokenizer))
     reading.start()  # beside the imports below and the weights' copy
@@ -123,7 +183,7 @@ def _attempt(make: Any, results: list[Any]) -> None:
         results.append(error)
 
 
-def _text(prompt: str | None, input: Path | None) -> str:
+def _text(prompt: str | None, input: str | None) -> str:
     """The text to complete. Raises UserError for two of them, and for a file that is no text."""
     import sys
 
@@ -140,7 +200,7 @@ def _text(prompt: str | None, input: Path | None) -> str:
         if name == "standard input":
             return sys.stdin.buffer.read().decode("utf-8")
         assert input is not None
-        return input.read_bytes().decode("utf-8")
+        return Path(input).read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(
             f"{name} is not UTF-8 text (byte {error.start}).", field="input", given=name

@@ -19,6 +19,8 @@ _PUBLIC = {
     "Matrix": "_matrix",
     "pack_int4": "_matrix",
     "pack_int8": "_matrix",
+    "interleave_rows": "_matrix",
+    "interleaved_nbytes": "_matrix",
     "packed_nbytes": "_matrix",
     "unpack": "_matrix",
     "huge_copy": "memory",

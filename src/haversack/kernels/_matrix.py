@@ -3,10 +3,12 @@
 Layout `rows-1` (f32, f16, bf16): `rows` x `columns` numbers, little endian, row after row; what hub files
 hold.
 
-Layout `rows16-1` (int8, int4): 16 output rows are interleaved, so that one 64-byte load serves 16 outputs.
-Rows are padded to a multiple of 16, columns to a multiple of the group (int8: of 32); padding holds weight
-0 and scale 0. The blocks of 16 rows follow one another. With r = row % 16:
+Layout `rows16-1` (int8, int4, and f32 copied at load): 16 output rows are interleaved, so that one 64-byte
+load serves 16 outputs. Rows are padded to a multiple of 16, columns to a multiple of the group (int8: of 32);
+padding holds weight 0 and scale 0. The blocks of 16 rows follow one another. With r = row % 16:
 
+- **f32**: for every column 64 bytes, the weights of the 16 rows; no padding of columns and no scales. See
+  `interleaved`.
 - **int8**, one scale per row: for every 4 columns 64 bytes, byte `4 * r + c` = weight of (row, column c of
   the 4) + 128; after all columns 16 scales of the rows as f32 (64 bytes).
 - **int4**, one scale per row and group of columns: for each group, for every 8 columns 64 bytes, byte `4 *
@@ -78,7 +80,7 @@ class Matrix:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise not_allowed("kind", self.kind, KINDS)
-        if self.layout != LAYOUTS[self.kind]:
+        if self.layout != LAYOUTS[self.kind] and not self.interleaved:
             raise not_allowed("layout", self.layout, [LAYOUTS[self.kind]])
         if self.rows < 1 or self.columns < 1:
             raise UserError(
@@ -94,6 +96,8 @@ class Matrix:
         if data.dtype != np.uint8 or data.ndim != 1 or not data.flags.c_contiguous:
             object.__setattr__(self, "data", np.ascontiguousarray(data).reshape(-1).view(np.uint8))
         needed = packed_nbytes(self.kind, self.rows, self.columns, self.group)
+        if self.interleaved:
+            needed = interleaved_nbytes(self.rows, self.columns)
         if self.data.nbytes != needed:
             raise UserError(
                 f"a {self.kind} matrix of {self.rows} x {self.columns} takes {needed} bytes, "
@@ -105,6 +109,11 @@ class Matrix:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Matrix, (self.kind, self.rows, self.columns, self.group, self.layout, self.data)
+
+    @property
+    def interleaved(self) -> bool:
+        """True for f32 in layout rows16-1."""
+        return self.kind == "f32" and self.layout == "rows16-1"
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -140,6 +149,35 @@ class Matrix:
         return cls(
             kind, rows, columns, None, "rows-1", np.ascontiguousarray(stored).reshape(-1).view(np.uint8)
         )
+
+
+def interleaved_nbytes(rows: int, columns: int) -> int:
+    """Bytes of `interleave_rows` of a matrix."""
+    return _round_up(rows, 16) * columns * 4
+
+
+def interleave_rows(matrix: Matrix, out: Array | None = None) -> Matrix:
+    """A copy of a float matrix as f32 in layout rows16-1, which products of many rows read faster.
+
+    `out`: zeroed memory for it, uint8[interleaved_nbytes]. About 4 MiB of rows are converted at a time.
+    """
+    rows, columns = matrix.shape
+    blocks = _round_up(rows, 16) // 16
+    out = np.zeros(interleaved_nbytes(rows, columns), np.uint8) if out is None else out
+    packed = out.view(np.float32).reshape(blocks, columns, 16)
+    row = FLOAT_BYTES[matrix.kind] * columns
+    at_once = max(1, (4 << 20) // (16 * row))
+    for block in range(0, blocks, at_once):
+        first, last = block * 16, min((block + at_once) * 16, rows)
+        part = Matrix(
+            matrix.kind, last - first, columns, None, "rows-1", matrix.data[first * row : last * row]
+        )
+        values = unpack(part)
+        whole = (last - first) // 16
+        packed[block : block + whole] = values[: whole * 16].reshape(whole, 16, columns).transpose(0, 2, 1)
+        if whole * 16 < len(values):
+            packed[block + whole, :, : len(values) - whole * 16] = values[whole * 16 :].T
+    return Matrix("f32", rows, columns, None, "rows16-1", out)
 
 
 def to_bf16(values: Array) -> Array:
@@ -246,6 +284,9 @@ def unpack_integers(matrix: Matrix) -> tuple[Array, Array]:
 def unpack(matrix: Matrix) -> Array:
     """The matrix as f32[rows, columns]."""
     rows, columns = matrix.shape
+    if matrix.interleaved:
+        blocks = matrix.data.view("<f4").reshape(-1, columns, 16).transpose(0, 2, 1)
+        return blocks.reshape(-1, columns)[:rows].astype(np.float32)
     if matrix.kind == "f32":
         return np.frombuffer(matrix.data, dtype="<f4").reshape(rows, columns).astype(np.float32)
     if matrix.kind == "f16":

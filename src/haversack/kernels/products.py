@@ -174,7 +174,9 @@ def matmul_many(
 def _handle(module: ModuleType, matrix: Matrix) -> Any:
     """The matrix as native kernels take it, made once."""
     group = matrix.group or (INT8_COLUMNS if matrix.kind == "int8" else 0)
-    handle = module.matrix(matrix.data, KINDS.index(matrix.kind), matrix.rows, matrix.columns, group)
+    handle = module.matrix(
+        matrix.data, KINDS.index(matrix.kind), matrix.rows, matrix.columns, group, matrix.interleaved
+    )
     object.__setattr__(matrix, "_handle", handle)
     return handle
 

@@ -12,12 +12,14 @@ _PUBLIC = {
     "Attention": "_architecture",
     "Block": "_architecture",
     "Branch": "_architecture",
+    "EncoderArchitecture": "language._encoder",
     "FeedForward": "_architecture",
     "Linear": "_architecture",
     "Norm": "_architecture",
     "Rope": "_rope",
     "Tokenizer": "_tokenizer",
     "read_architecture": "language",
+    "read_encoder": "language",
 }
 
 __all__ = list(_PUBLIC)

@@ -95,6 +95,36 @@ class Tokenizer:
                 f"the text cannot be tokenized ({_short(error)}).", field="prompt", given=text[:80]
             ) from error
 
+    def encode_types(
+        self, text: str, pair: str | None = None, longest: int | None = None
+    ) -> tuple[list[int], list[int], int]:
+        """Tokens of a text, or of a pair of texts, with the template's special ones; the type of each token
+        (0, or 1 for the second text); how many tokens there were before `longest` cut them. What is cut is
+        the end of the text (of the longer of two), never a special token.
+        """
+        try:
+            parts = [
+                self._library.encode(part, add_special_tokens=False)
+                for part in (text, pair)
+                if part is not None
+            ]
+            special = int(self._library.num_special_tokens_to_add(pair is not None))
+            sizes = [len(part.ids) for part in parts]
+            whole = sum(sizes) + special
+            if longest is not None and whole > longest:
+                while sum(sizes) + special > longest and max(sizes) > 0:
+                    sizes[sizes.index(max(sizes))] -= 1
+                for part, size in zip(parts, sizes, strict=True):
+                    part.truncate(size)
+            found = self._library.post_process(*parts, add_special_tokens=True)
+            return list(found.ids), list(found.type_ids), whole
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic inside the library is no Exception
+            raise UserError(
+                f"the text cannot be tokenized ({_short(error)}).", field="prompt", given=text[:80]
+            ) from error
+
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of `tokens`; special tokens give none, bytes that are no UTF-8 give U+FFFD."""
         stream = self.stream()
@@ -104,6 +134,11 @@ class Tokenizer:
         """The number of the token written `text`, None when there is none."""
         found = self._library.token_to_id(text)
         return None if found is None else int(found)
+
+    def written(self, token: int) -> str:
+        """The token as the vocabulary writes it."""
+        found = self._library.id_to_token(token)
+        return "" if found is None else str(found)
 
     def table(self) -> dict[str, int]:
         """Every token's text and number."""

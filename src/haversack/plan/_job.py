@@ -25,6 +25,7 @@ from haversack.formats.safetensors import HubFolder
 from haversack.models import Tokenizer, read_architecture
 from haversack.models._bundled import model_folder
 from haversack.models._calibration import TokenText, segments, token_text
+from haversack.models.language import is_encoder
 from haversack.plan._candidates import OBJECTIVES, Candidate, Plan
 from haversack.plan._enumerate import Space, create_precision, predicted
 from haversack.plan._measure import RunFigures, quality, run_figures
@@ -230,6 +231,10 @@ def pack_model(job: Job, tell: Callable[[str], None] = lambda text: None) -> Out
     begun = time.monotonic()
     check_goal(job.output)
     source = HubFolder.open(model_folder(job.model))
+    if is_encoder(source.config):
+        from haversack.plan._encoder_job import pack_encoder
+
+        return pack_encoder(job, source, tell)
     walk = LanguageWalk(read_architecture(source.config))
     check_tensors(source, walk.architecture)
     budget = device_budget(job.budget, job.device)

@@ -15,7 +15,7 @@ from haversack.core.errors import DamagedFileError, UserError
 from haversack.core.pack import Pack, TensorSource, is_pack
 from haversack.models._architecture import Architecture
 from haversack.models._tokenizer import Tokenizer
-from haversack.models.language import read_architecture
+from haversack.models.language import is_encoder, read_architecture
 
 ADVICE = "give a pack, a checkpoint folder or a bundled model"
 
@@ -58,21 +58,31 @@ class Model:
         return tokenizer
 
 
+def open_source(what: str | os.PathLike[str] | TensorSource) -> TensorSource:
+    """A pack, a checkpoint folder or a bundled model by name or path, opened; raises like `open_model`."""
+    if not isinstance(what, str | os.PathLike):
+        return what
+    path = Path(what)
+    if is_pack(path):
+        return Pack.open(path)
+    from haversack.formats.safetensors import HubFolder
+    from haversack.models._bundled import model_folder
+
+    return HubFolder.open(model_folder(str(what)))
+
+
+def encodes(source: TensorSource) -> bool:
+    """True when an opened source holds an encoder, which `run/_encoder.py` opens."""
+    config = source.record.architecture if isinstance(source, Pack) else getattr(source, "config", {})
+    return is_encoder(config)
+
+
 def open_model(what: str | os.PathLike[str] | TensorSource) -> Model:
     """Open a pack, a checkpoint folder or a bundled model by name or path; only headers are read.
 
     Raises UserError for what is none of them, DamagedFileError for one that does not hold.
     """
-    source: Any = what
-    if isinstance(what, str | os.PathLike):
-        path = Path(what)
-        if is_pack(path):
-            source = Pack.open(path)
-        else:
-            from haversack.formats.safetensors import HubFolder
-            from haversack.models._bundled import model_folder
-
-            source = HubFolder.open(model_folder(str(what)))
+    source: Any = open_source(what)
     if isinstance(source, Pack):
         return _of_pack(source)
     config = dict(source.config)

@@ -14,12 +14,31 @@ from haversack.core.errors import UserError, nearest_name
 
 if TYPE_CHECKING:
     from haversack.models._architecture import Architecture
+    from haversack.models.language._encoder import EncoderArchitecture
+
+ENCODERS = {"bert": "bert", "roberta": "roberta", "xlm-roberta": "xlm_roberta"}
+"""`model_type` of an encoder -> its file; all other families are decoders."""
 
 
 def families() -> tuple[str, ...]:
-    """The names of the families, which are the `model_type`s of their configs."""
+    """The names of the decoders' families, which are the `model_type`s of their configs."""
     files = (file.stem for file in Path(__file__).parent.glob("*.py"))
-    return tuple(sorted(name for name in files if not name.startswith("_") and not name.endswith("_torch")))
+    named = (name for name in files if not name.startswith("_") and not name.endswith("_torch"))
+    return tuple(sorted(set(named) - set(ENCODERS.values())))
+
+
+def is_encoder(config: Mapping[str, Any]) -> bool:
+    """True when a hub config describes an encoder, which `read_encoder` reads."""
+    family = config.get("model_type")
+    return isinstance(family, str) and family in ENCODERS
+
+
+def read_encoder(config: Mapping[str, Any]) -> EncoderArchitecture:
+    """The encoder that a hub config describes (see `is_encoder`). Raises UserError like
+    `read_architecture`."""
+    module = import_module(f"{__name__}.{ENCODERS[str(config.get('model_type'))]}")
+    architecture: EncoderArchitecture = module.read(config)
+    return architecture
 
 
 def read_architecture(config: Mapping[str, Any]) -> Architecture:
@@ -29,6 +48,12 @@ def read_architecture(config: Mapping[str, Any]) -> Architecture:
     """
     family = config.get("model_type")
     known = families()
+    if is_encoder(config):
+        raise UserError(
+            f"config.json: {family} is an encoder, which reads texts and writes none; this needs a decoder.",
+            field="model_type",
+            given=family,
+        )
     if not isinstance(family, str) or not family:
         listed = config.get("architectures")
         named = listed[0] if isinstance(listed, list) and listed and isinstance(listed[0], str) else None

@@ -1,0 +1,368 @@
+"""The main job for encoders: every plan is predicted, the best are packed and measured, one is written.
+
+An encoder has no cache and writes no tokens: its speed is that of reading a text, its quality how near its
+vectors stay to those of the model as it came (or how well it still fills masked words in).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from haversack import __version__
+from haversack.core.budget import BudgetError
+from haversack.core.errors import UserError
+from haversack.core.measurement import Measurement, Quality, machine
+from haversack.core.memory import MemoryPlan, run_measured
+from haversack.core.pack import Pack, PackWriter
+from haversack.core.progress import Progress, progress
+from haversack.core.roofline import Cost, energy_mj, seconds
+from haversack.models._calibration import default_text
+from haversack.plan._candidates import Candidate, Plan, choose, ranked, refusal
+from haversack.plan._encoder_quality import loss, masked_bits
+from haversack.plan._enumerate import activation_types, create_precision, precision_choices
+from haversack.plan._job import (
+    RECORD_NBYTES,
+    TOKENIZER_FILES,
+    Job,
+    Outcome,
+    add_files,
+    device_budget,
+    scratch_folder,
+)
+from haversack.plan._measure import RUN, TIMEOUT_S, MeasuringError
+from haversack.plan._predict import ACTIVATION_NOISE, LOSS_PER_NOISE, MIB
+from haversack.plan._report import report_html
+from haversack.plan._search import Clock, mild
+from haversack.run._answers import mask_token
+from haversack.run._encode import Tokens
+from haversack.run._encoder import Encoder
+from haversack.run._encoder_source import EncoderModel, open_encoder
+from haversack.run._encoder_weights import RESIDENCIES
+from haversack.shrink._encoder import EncoderWalk
+from haversack.shrink._pipeline import compress, memory_plan, stored_kinds, stored_nbytes
+
+PROMPT_TOKENS = 64  # of the text whose reading is predicted
+EVALUATION_TEXTS = 64
+CALIBRATION_LENGTH = 128
+SMALL_CALLS = 9
+LEAST_CHARACTERS = 24
+
+
+class Workshop:
+    """Packs candidates in a scratch folder and measures them against the encoder as it came."""
+
+    def __init__(self, job: Job, model: EncoderModel, scratch: Path, bar: Progress) -> None:
+        self.job, self.model, self.scratch, self.bar = job, model, scratch, bar
+        self.walk = EncoderWalk(model.architecture, model.source)
+        self._packs: dict[str, Path] = {}
+        self._losses: dict[tuple[str, str], float] = {}
+        with Encoder.open(model) as encoder:
+            self.texts = self.pieces(encoder, "evaluation", job.evaluation)[:EVALUATION_TEXTS]
+            self.vectors = encoder.embed_tokens(self.texts)
+            head = model.architecture.head
+            self.bits: float | None = None
+            if head is not None and head.kind == "masked-language":
+                self.bits = masked_bits(encoder, self.texts, mask_token(encoder)[1], 0)
+
+    def pieces(self, encoder: Encoder, purpose: str, path: Path | None) -> list[Tokens]:
+        """The lines of a text as tokens, the model's special ones around each; short lines are joined."""
+        text = default_text(purpose) if path is None else _read(path, purpose)
+        found, part = [], ""
+        for line in text.splitlines():
+            part = f"{part} {line.strip()}".strip()
+            if len(part) >= 4 * LEAST_CHARACTERS:
+                found.append(part)
+                part = ""
+        if len(part) >= LEAST_CHARACTERS:
+            found.append(part)
+        if len(found) < 4:
+            raise UserError(
+                f"the {purpose} text is too short: {len(found)} pieces of {4 * LEAST_CHARACTERS} characters, "
+                "4 are needed.",
+                field=purpose,
+                given=str(path or "default"),
+            )
+        rng = np.random.default_rng(self.job.seed)
+        order = rng.permutation(len(found))[: 4096 if purpose == "calibration" else EVALUATION_TEXTS]
+        return encoder.tokens([found[at] for at in sorted(order)], truncate=True)
+
+    @cached_property
+    def calibration(self) -> Any:
+        """Pieces of like length for the methods that are calibrated, i32 [pieces, length]."""
+        with Encoder.open(self.model) as encoder:
+            texts = self.pieces(encoder, "calibration", self.job.calibration)
+        length = min(CALIBRATION_LENGTH, self.model.architecture.context)
+        first, last = texts[0].ids[:1], texts[0].ids[-1:]
+        inner = np.concatenate([text.ids[1:-1] for text in texts])[: self.job.calibration_tokens]
+        count = len(inner) // (length - 2)
+        if count < 1:
+            raise UserError("the calibration text is too short.", field="calibration", given=len(inner))
+        rows = inner[: count * (length - 2)].reshape(count, length - 2)
+        ends = [np.broadcast_to(end, (count, 1)) for end in (first, last)]
+        return np.ascontiguousarray(np.concatenate([ends[0], rows, ends[1]], axis=1), np.int32)
+
+    def pack(self, precision: str) -> Path:
+        """The candidate pack of `precision`, written when first asked for."""
+        if precision not in self._packs:
+            path = self.scratch / f"{len(self._packs)}.pack"
+            method = create_precision(precision)
+            texts = self.calibration if method.needs else None
+            with PackWriter(path) as writer:
+                compress(
+                    self.model.source,
+                    self.walk,
+                    method,
+                    writer,
+                    texts=texts,
+                    policy=self.job.policy,
+                    folder=self.scratch,
+                )
+                add_files(writer, self.model.path)
+                writer.finish(
+                    {"architecture": dict(self.model.config), "plan": self.plan_record(Plan(precision))}
+                )
+            self._packs[precision] = path
+        return self._packs[precision]
+
+    def plan_record(self, plan: Plan) -> dict[str, Any]:
+        """What pack.json keeps of a plan: the choices, and how vectors are pooled."""
+        return {**plan.record(), "pooling": self.model.pooling.record()}
+
+    def measured(self, candidate: Candidate) -> Candidate:
+        """`candidate` with loss, speed, memory and storage as measured."""
+        begun = time.monotonic()
+        plan = candidate.plan
+        pack = self.pack(plan.precision)
+        key = (plan.precision, plan.activations)
+        if key not in self._losses:
+            with Encoder.open(pack, residency=plan.residency, activations=plan.activations) as encoder:
+                self._losses[key] = loss(encoder, self.vectors, self.texts, self.bits)
+        rate, ram_mib = self._figures(pack, plan)
+        return replace(
+            candidate,
+            loss=self._losses[key],
+            here=rate,
+            ram_mib=ram_mib,
+            storage_mib=(Pack.open(pack).nbytes + RECORD_NBYTES) / MIB,
+            source="measured",
+            seconds=time.monotonic() - begun,
+        )
+
+    def _figures(self, pack: Path, plan: Plan) -> tuple[float, float]:
+        """Tokens a second and peak memory of a fresh process that embeds the evaluation texts."""
+        texts = self.scratch / "texts.txt"
+        if not texts.exists():
+            with Encoder.open(self.model, residency="mapped") as encoder:
+                lines = [encoder.tokenizer.decode(text.ids.tolist()).strip() for text in self.texts]
+            texts.write_text("\n".join(line.replace("\n", " ") for line in lines if line), encoding="utf-8")
+        argv = [
+            *(sys.executable, "-c", RUN, "run", str(pack), str(texts), "--lines", "--embed", "--json"),
+            *("--truncate", "--residency", plan.residency, "--activations", plan.activations),
+        ]
+        files = [] if plan.residency == "mapped" else [pack / "weights.safetensors"]
+        done = run_measured(argv, files=files, timeout=TIMEOUT_S)
+        if done.returncode != 0:
+            said = (done.stdout.strip() or done.stderr.strip()).splitlines() or [f"exit {done.returncode}"]
+            raise MeasuringError(f"a packed candidate ({plan.label}) did not run: {said[-1]}")
+        return float(json.loads(done.stdout)["tokens_per_s"]), done.peak_mib
+
+
+def _read(path: Path, purpose: str) -> str:
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"the {purpose} file {path} is not UTF-8 text.", field=purpose, given=str(path)
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"the {purpose} file {path} cannot be read: {error.strerror}.", field=purpose, given=str(path)
+        ) from error
+    return text
+
+
+def predictions(job: Job, model: EncoderModel, files_nbytes: int) -> list[Candidate]:
+    """Every plan as a predicted candidate."""
+    walk = EncoderWalk(model.architecture, model.source)
+    fixed = [job.residency] if job.residency else list(RESIDENCIES)
+    for name in fixed:
+        if name not in RESIDENCIES:
+            raise UserError(
+                f"residency {name} is not for encoders (allowed {', '.join(RESIDENCIES)}).",
+                field="residency",
+                given=name,
+                nearest="copied",
+            )
+    weights = sum(int(np.prod(shape)) for shape in walk.shapes.values())
+    found = []
+    for choice in precision_choices(job.precision):
+        method = create_precision(choice)
+        kinds = stored_kinds(walk, method, job.policy)
+        nbytes = stored_nbytes(walk, kinds)
+        types = {kind.kind for kind in kinds.values()}
+        for activations, residency in itertools.product(activation_types(types, job.activations), fixed):
+            plan = Plan(choice, activations=activations, residency=residency)
+            # One scale a token or matrix: the noise that a vector keeps is about that of its products.
+            noise = method.noise() + ACTIVATION_NOISE[activations]
+            took = reading_seconds(job, model, nbytes, activations)
+            found.append(
+                Candidate(
+                    plan,
+                    bits=8 * nbytes / weights,
+                    loss=LOSS_PER_NOISE * noise,
+                    storage_mib=(nbytes + files_nbytes) / MIB,
+                    ram_mib=_memory_mib(job, model, nbytes, residency),
+                    device=PROMPT_TOKENS / took,
+                    latency_ms=1e3 * took,
+                    energy_mj=energy_mj(took, job.device),
+                    calibrated=bool(method.needs),
+                )
+            )
+    if not found:
+        raise UserError(
+            f"no plan has activations {job.activations} with precision {job.precision}.",
+            field="activations",
+            given=job.activations,
+            nearest="f32",
+        )
+    return found
+
+
+def reading_seconds(job: Job, model: EncoderModel, nbytes: int, activations: str) -> float:
+    """The roofline of reading a text of PROMPT_TOKENS tokens on the job's device."""
+    arithmetic = "f32" if activations == "f32" else "int8"
+    costs = []
+    matrices = [linear for block in model.architecture.blocks for linear in block.matrices()]
+    share = sum(linear.inputs * linear.outputs for linear in matrices)
+    total = sum(int(np.prod(shape)) for shape in model.architecture.tensors().values())
+    for block in model.architecture.blocks:
+        numbers = sum(linear.inputs * linear.outputs for linear in block.matrices())
+        read = nbytes * min(1.0, share / total) * numbers / share
+        costs.append(Cost("products", read / 4, 2.0 * PROMPT_TOKENS * numbers / 4, arithmetic, 4))
+        attention = 4.0 * PROMPT_TOKENS**2 * model.architecture.width
+        costs.append(Cost("attention", 8.0 * PROMPT_TOKENS * model.architecture.width, attention, "f32"))
+        costs.append(Cost("small", 16.0 * PROMPT_TOKENS * model.architecture.width, 0.0, "f32", SMALL_CALLS))
+    return seconds(costs, job.device)
+
+
+def _memory_mib(job: Job, model: EncoderModel, nbytes: int, residency: str) -> float:
+    probe = Encoder(model, residency, "f32", None).memory_plan(PROMPT_TOKENS)
+    lines = {label: count for label, count in probe.lines if "weights" not in label and "mapped" not in label}
+    lines["program"] = int(job.device.base_ram_mib * MIB)
+    lines.pop("a matrix on its way", None)
+    return (sum(lines.values()) + nbytes) / MIB
+
+
+def pack_encoder(job: Job, source: Any, tell: Callable[[str], None]) -> Outcome:
+    """`pack_model` for an encoder: predict, measure, choose, write."""
+    begun = time.monotonic()
+    if job.cache_type is not None:
+        raise UserError(
+            "an encoder has no cache; leave --cache-type out.", field="cache_type", given=job.cache_type
+        )
+    model = open_encoder(source)
+    budget = device_budget(job.budget, job.device)
+    files = [model.path / name for name in TOKENIZER_FILES]
+    files_nbytes = sum(path.stat().st_size for path in files if path.is_file()) + RECORD_NBYTES
+    candidates = predictions(job, model, files_nbytes)
+    what = f"{job.model} on {job.device.name}"
+    fitting = [one for one in candidates if budget.fits(mild(one).demand())]
+    if not fitting:
+        raise refusal([mild(one) for one in candidates], budget, what)
+    walk = EncoderWalk(model.architecture, model.source)
+    plans = [
+        memory_plan(walk, create_precision(name), job.calibration_tokens, job.work_ram_mib)
+        for name in {one.plan.precision for one in fitting}
+    ]
+    memory: MemoryPlan = max(plans, key=lambda plan: plan.total_bytes)
+    with progress(f"packing {job.model}") as bar, scratch_folder(job.output) as scratch:
+        shop = Workshop(job, model, scratch, bar)
+        clock = Clock(job.effort_s)
+        known = {one.plan: one for one in candidates}
+        for candidate in _order(fitting, job.objective):
+            if choose(list(known.values()), budget, job.objective) is not None and clock.left_s <= 0:
+                break
+            tell(candidate.plan.label)
+            known[candidate.plan] = shop.measured(candidate)
+        best = choose(list(known.values()), budget, job.objective)
+        if best is None:
+            raise _refused(list(known.values()), budget, what)
+        _write(job, shop, list(known.values()), best)
+    seconds_taken = time.monotonic() - begun
+    return Outcome(job.output, best, tuple(known.values()), budget, job.objective, seconds_taken, memory)
+
+
+def _order(candidates: list[Candidate], objective: str) -> list[Candidate]:
+    """The best of every precision first, then the other ways to run them."""
+    first: dict[str, Candidate] = {}
+    order = ranked(candidates, objective)
+    for one in order:
+        first.setdefault(one.plan.precision, one)
+    return [*first.values(), *(one for one in order if one not in first.values())]
+
+
+def _refused(candidates: list[Candidate], budget: Any, what: str) -> BudgetError:
+    return refusal([one for one in candidates if one.source == "measured"] or candidates, budget, what)
+
+
+def _write(job: Job, shop: Workshop, found: list[Candidate], best: Candidate) -> None:
+    """The chosen candidate's tensors under the name the user gave, with measurements and report."""
+    pack = Pack.open(shop.pack(best.plan.precision))
+    measure = "1 - mean cosine of its vectors to the f32 model's"
+    if shop.bits is not None:
+        measure = "increase of the bits of a masked token over the f32 model's"
+    measurement = Measurement(
+        quality=(Quality(measure, best.loss, "lower"),),
+        memory_mib=best.ram_mib,
+        storage_mib=best.storage_mib,
+        throughput=best.here,
+        seed=job.seed,
+    )
+    here = machine()
+    source = "default" if job.evaluation is None else job.evaluation.name
+    page = report_html(
+        title=f"{Path(job.model).name or job.model} in a haversack",
+        model=job.model,
+        device=job.device,
+        budget=device_budget(job.budget, job.device),
+        objective=job.objective,
+        candidates=found,
+        chosen=best,
+        facts=[
+            ("loss", measure),
+            ("evaluation", f"{source}: {len(shop.texts)} texts"),
+            ("measured on", f"{here['cpu']}, {here['cores']} cores, {here['isa']}"),
+            ("device", job.device.title),
+            ("haversack", __version__),
+        ],
+    )
+    with PackWriter(job.output, expected_bytes=pack.nbytes) as writer:
+        for name, entry in pack.tensors.items():
+            writer.add_tensor(name, entry.kind, entry.shape, [pack.bytes(name)], entry.group, entry.layout)
+        add_files(writer, shop.model.path)
+        writer.add_file("report.html", page.encode())
+        writer.finish(
+            {
+                "architecture": dict(shop.model.config),
+                "plan": shop.plan_record(best.plan),
+                "activations": best.plan.activations,
+                "measurements": [measurement.record()],
+                "provenance": {
+                    "model": job.model,
+                    "haversack": __version__,
+                    "device": job.device.name,
+                    "objective": job.objective,
+                    "evaluation": source,
+                },
+            }
+        )
