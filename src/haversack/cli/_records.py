@@ -116,6 +116,8 @@ class ServeOutput(_Record):
     queue: Count
     planned_mib: float
     plan: dict[str, Any]
+
+
 class Score(_Record):
     """A class of a sequence and its score: a probability, or a regression's number."""
 

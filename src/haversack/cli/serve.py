@@ -122,4 +122,4 @@ def _print_ready(server: Server) -> None:
 def _print_memory(server: Server) -> None:
     from haversack.cli._output import show_memory
 
-    show_memory(server.room.plan, files=server.engine.model.source.files)
+    show_memory(server.room.plan, files=server.files)

@@ -43,11 +43,11 @@ def usage(jobs: Sequence[Job], prompts: int) -> Json:
 
 
 def token_bytes(tokenizer: Any, token: int) -> bytes:
-    """The bytes that a token stands for; for a special token, its name."""
+    """The bytes that a token stands for; for one without any, its name or its number."""
     data: bytes | None = tokenizer.bytes_of(token)
     if data:
         return data
-    return str(tokenizer._library.id_to_token(token) or "").encode()
+    return str(tokenizer._library.id_to_token(token) or f"<{token}>").encode()
 
 
 class Form(Protocol):

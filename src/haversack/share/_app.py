@@ -13,16 +13,25 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import numpy as np
+import numpy.typing as npt
 from fastapi import FastAPI, Request, Response
 
 from haversack import __version__
 from haversack.core.errors import UserError
 from haversack.run._batch import Batch
 from haversack.share._answers import Form
-from haversack.share._asks import Asker
+from haversack.share._asks import Asker, check_dimensions
+from haversack.share._encoding import Encoding
 from haversack.share._errors import ApiError, stopping
 from haversack.share._http import Bodies
-from haversack.share._requests import ChatRequest, CompletionRequest, EmbeddingRequest, parse
+from haversack.share._requests import (
+    MOST_TEXTS,
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    parse,
+    several,
+)
 from haversack.share._telemetry import Telemetry, resident_bytes
 from haversack.share._waiting import (
     Gone,
@@ -37,10 +46,12 @@ from haversack.share._waiting import (
 )
 
 if TYPE_CHECKING:
+    from haversack.run._engine import Engine
     from haversack.run._jobs import Ask
     from haversack.share.serve import Server
 
 Endpoint = Callable[[Scope, Receive, Send], Awaitable[None]]
+F32 = npt.NDArray[np.float32]
 PAGE = "/"
 POLICY = (
     b"default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
@@ -64,9 +75,21 @@ class App:
         self.telemetry = Telemetry()
         self.waiting = Waiting()
         self.bodies = Bodies(server.limits)
-        tokenizer = server.engine.model.tokenizer()
+        self.batch: Batch | None = None
+        self.asker: Asker | None = None
+        self.encoding: Encoding | None = None
+        if server.engine is not None:
+            self._open_batch(server.engine)
+        elif server.encoder is not None:
+            self.encoding = Encoding(server.encoder, server.options.queue)
+        self._token = (server.options.token or "").encode()
+        self._api = self._routes()
+
+    def _open_batch(self, engine: Engine) -> None:
+        server = self.server
+        tokenizer = engine.model.tokenizer()
         self.batch = self.waiting.batch = self.telemetry.batch = Batch(
-            server.engine,
+            engine,
             contexts=server.room.contexts,
             queue=server.options.queue,
             prefix_bytes=server.room.prefix_bytes,
@@ -74,9 +97,7 @@ class App:
             deliver=self.waiting.deliver,
             watch=self.telemetry,
         )
-        self.asker = Asker(server.engine, tokenizer, None, server.name, server.options)
-        self._token = (server.options.token or "").encode()
-        self._api = self._routes()
+        self.asker = Asker(engine, tokenizer, None, server.name, server.options)
 
     def _routes(self) -> FastAPI:
         api = FastAPI(title="Haversack", version=__version__, docs_url=None, redoc_url=None)
@@ -155,27 +176,31 @@ class App:
         self.waiting.stopping = True
         idle, hurried = asyncio.create_task(self.waiting.idle()), asyncio.create_task(hurry.wait())
         await asyncio.wait({idle, hurried}, timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
-        await asyncio.to_thread(self.batch.close, "stopped")
+        await asyncio.to_thread(self.close)
         await asyncio.wait({idle}, timeout=2.0)  # streams say so
         idle.cancel()
         hurried.cancel()
 
     def close(self) -> None:
-        """End the batch."""
-        self.batch.close()
+        """End what runs."""
+        for part in (self.batch, self.encoding):
+            if part is not None:
+                part.close()
 
     # ---- endpoints
 
     async def _completions(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self.bodies.read(scope, receive) as body:
             request = parse(body, CompletionRequest)
-            asks, form, together = await _aside(len(body), self.asker.completion, request)
+            self._check_model(request.model)
+            asks, form, together = await _aside(len(body), self._asker().completion, request)
         await self._answer(asks, form, together, bool(request.stream), scope, receive, send)
 
     async def _chat(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self.bodies.read(scope, receive) as body:
             request = parse(body, ChatRequest)
-            asks, form = await _aside(len(body), self.asker.chat, request)
+            self._check_model(request.model)
+            asks, form = await _aside(len(body), self._asker().chat, request)
         await self._answer(asks, form, True, bool(request.stream), scope, receive, send)
 
     async def _answer(
@@ -199,19 +224,17 @@ class App:
     async def _embeddings(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self.bodies.read(scope, receive) as body:
             request = parse(body, EmbeddingRequest)
-            asks = await _aside(len(body), self.asker.embedding, request)
-        answer = self.waiting.ask(asks)
-        await answer.all(receive)
+            self._check_model(request.model)
+            if self.encoding is not None:
+                vectors, tokens = await self._encode(self.encoding, request, len(body))
+            else:
+                vectors, tokens = await self._mean_states(request, len(body), receive)
         data = []
-        for index, job in enumerate(answer.jobs):
-            assert job.embedding is not None
-            mean = job.embedding / len(job.ask.prompt)
-            vector = (mean / max(float(np.linalg.norm(mean)), 1e-30)).astype(np.float32)
+        for index, vector in enumerate(vectors):
             shown: Any = vector.tolist()
             if request.encoding_format == "base64":
                 shown = base64.b64encode(vector.astype("<f4").tobytes()).decode()
             data.append({"object": "embedding", "index": index, "embedding": shown})
-        tokens = sum(len(job.ask.prompt) for job in answer.jobs)
         record = {
             "object": "list",
             "data": data,
@@ -221,11 +244,57 @@ class App:
         with Writing(scope, self.writing):
             await send_json(send, record)
 
+    async def _mean_states(
+        self, request: EmbeddingRequest, size: int, receive: Receive
+    ) -> tuple[list[F32], int]:
+        """Vectors of a decoder: the mean of its normalized hidden states, of length 1."""
+        asks = await _aside(size, self._asker().embedding, request)
+        answer = self.waiting.ask(asks)
+        await answer.all(receive)
+        vectors = []
+        for job in answer.jobs:
+            assert job.embedding is not None
+            vectors.append(
+                (job.embedding / max(float(np.linalg.norm(job.embedding)), 1e-30)).astype(np.float32)
+            )
+        return vectors, sum(len(job.ask.prompt) for job in answer.jobs)
+
+    async def _encode(
+        self, encoding: Encoding, request: EmbeddingRequest, size: int
+    ) -> tuple[list[F32], int]:
+        """Vectors of an encoder, pooled as its folder says."""
+        inputs = several(request.input, "input", MOST_TEXTS)
+        texts = await _aside(
+            size, lambda: [encoding.tokens(text, index) for index, text in enumerate(inputs)]
+        )
+        if request.dimensions is not None:
+            width = encoding.encoder.pooling.width(encoding.encoder.architecture.width)
+            check_dimensions(request.dimensions, width)
+        return list(await encoding.embed(texts)), sum(map(len, texts))
+
+    def _asker(self) -> Asker:
+        """Raises ApiError for an encoder, which writes nothing."""
+        if self.asker is None:
+            raise ApiError(
+                400, f"{self.server.name} is an encoder; use /v1/embeddings.", param="model", code="no_text"
+            )
+        return self.asker
+
+    def _check_model(self, name: str) -> None:
+        """Raises ApiError (404) for the name of another model."""
+        if name != self.server.name:
+            raise ApiError(
+                404,
+                f"the model {name[:80]!r} does not exist; this server has {self.server.name}.",
+                param="model",
+                code="model_not_found",
+            )
+
     async def _models(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send_json(send, {"object": "list", "data": [self._model_record()]})
 
     async def _model(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.asker.check_model(scope["path_params"]["name"])
+        self._check_model(scope["path_params"]["name"])
         await send_json(send, self._model_record())
 
     def _model_record(self) -> dict[str, Any]:
@@ -251,24 +320,32 @@ class App:
 
     async def _state(self, scope: Scope, receive: Receive, send: Send) -> None:
         """What the page shows."""
-        state, room = self.batch.state(), self.server.room
-        store = self.batch.prefixes
+        room = self.server.room
+        running, waiting, contexts = 0, 0, room.contexts
+        share = None
+        if self.batch is not None:
+            state, store = self.batch.state(), self.batch.prefixes
+            running, waiting, contexts = state.running, state.waiting, state.contexts
+            share = round(store.used / store.blocks, 3) if store.blocks else None
+        elif self.encoding is not None:
+            running, waiting = self.encoding.running, self.encoding.waiting
         await send_json(
             send,
             {
                 "model": self.server.name,
-                "chat": self.asker.template is not None,
+                "kind": "embeddings" if self.encoding is not None else "text",
+                "chat": self.asker is not None and self.asker.template is not None,
                 "context_length": room.context_length,
-                "contexts": state.contexts,
-                "running": state.running,
-                "waiting": state.waiting,
+                "contexts": contexts,
+                "running": running,
+                "waiting": waiting,
                 "queue": self.server.options.queue,
                 "tokens_per_s": round(self.telemetry.rate(), 1),
                 "tokens": self.telemetry.total,
                 "memory_mib": round(resident_bytes() / 2**20, 1),
                 "planned_mib": round(room.plan.total_mib, 1),
                 "budget_mib": self.server.options.budget.ram_mib,
-                "prefix_share": round(store.used / store.blocks, 3) if store.blocks else None,
+                "prefix_share": share,
                 "seconds": round(time.time() - self.started),
             },
         )

@@ -19,6 +19,7 @@ from haversack.share._answers import Chats, Completions
 from haversack.share._errors import ApiError
 from haversack.share._requests import (
     MOST_PROMPTS,
+    MOST_TEXTS,
     ChatRequest,
     CompletionRequest,
     EmbeddingRequest,
@@ -86,31 +87,12 @@ class Asker:
 
     def embedding(self, request: EmbeddingRequest) -> list[Ask]:
         """What to ask for embeddings, one for each text."""
-        self.check_model(request.model)
-        width = self.engine.architecture.width
-        if request.dimensions not in (None, width):
-            raise ApiError(
-                400,
-                f"dimensions={request.dimensions} is not supported (this model's embeddings have {width}).",
-                param="dimensions",
-                code="invalid_value",
-            )
-        texts = several(request.input, "input", 256)
+        check_dimensions(request.dimensions, self.engine.architecture.width)
+        texts = several(request.input, "input", MOST_TEXTS)
         deadline = time.monotonic() + self.options.deadline_s
         return [Ask(self._prompt(text, "input"), deadline=deadline, embed=True) for text in texts]
 
-    def check_model(self, name: str) -> None:
-        """Raises ApiError (404) for the name of another model."""
-        if name != self.name:
-            raise ApiError(
-                404,
-                f"the model {name[:80]!r} does not exist; this server has {self.name}.",
-                param="model",
-                code="model_not_found",
-            )
-
     def _check(self, request: Sampling) -> None:
-        self.check_model(request.model)
         if request.stream_options is not None and not request.stream:
             raise ApiError(400, "stream_options needs stream.", param="stream_options", code="invalid_value")
 
@@ -207,6 +189,17 @@ class Asker:
                 )
             found.append((int(text), amount))
         return tuple(found)
+
+
+def check_dimensions(wanted: int | None, width: int) -> None:
+    """Raises ApiError when vectors of another width are wanted."""
+    if wanted not in (None, width):
+        raise ApiError(
+            400,
+            f"dimensions={wanted} is not supported (this model's embeddings have {width}).",
+            param="dimensions",
+            code="invalid_value",
+        )
 
 
 def _stops(request: Sampling) -> tuple[str, ...]:

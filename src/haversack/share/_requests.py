@@ -18,6 +18,7 @@ from haversack.share._errors import ApiError
 
 MOST_CHOICES = 16
 MOST_PROMPTS = 64
+MOST_TEXTS = 256
 MOST_TOOLS = 128
 
 Natural = Annotated[int, Meta(ge=1, le=1 << 31)]

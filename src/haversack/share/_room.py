@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from haversack.core.budget import Budget
 from haversack.core.memory import MIB, MemoryPlan
+from haversack.run._encoder import Encoder
 from haversack.run._forward import ROWS
 from haversack.run._memory import planned_memory
 from haversack.run._residency import Residency
@@ -81,3 +82,13 @@ def make_room(
     )
     budget.require({"ram_mib": plan.total_mib}, f"serving {model.path.name}")
     return Room(contexts, prefix, context_length, plan)
+
+
+def encoder_room(encoder: Encoder, budget: Budget, bodies_bytes: int) -> Room:
+    """The room of an encoder, which answers requests one batch at a time.
+
+    Raises BudgetError when it does not fit.
+    """
+    plan = encoder.memory_plan() + MemoryPlan((("server", int(SERVER_MIB * MIB)), ("requests", bodies_bytes)))
+    budget.require({"ram_mib": plan.total_mib}, "serving this encoder")
+    return Room(1, 0, encoder.longest, plan)

@@ -18,9 +18,10 @@ from haversack.core._service import new_token
 from haversack.core.budget import Budget
 from haversack.core.errors import MissingExtraError, UserError
 from haversack.core.memory import MIB, peak_mib
+from haversack.run._encoder import Encoder
 from haversack.run._engine import Engine
-from haversack.run._source import Model, open_model
-from haversack.share._room import Room, make_room
+from haversack.run._source import Model, encodes, open_model, open_source
+from haversack.share._room import Room, encoder_room, make_room
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 TOKEN_LEAST = 16
@@ -91,12 +92,21 @@ class Server:
             body_s=options.body_s,
             write_s=options.write_s,
         )
-        opened = model if isinstance(model, Model) else open_model(model)
-        self.name = options.name or _model_name(opened)
+        source = model.source if isinstance(model, Model) else open_source(model)
+        self.name = options.name or source.path.name.removesuffix(".pack") or "model"
+        self.files = source.files
+        self.engine: Engine | None = None
+        self.encoder: Encoder | None = None
         self.socket = listen(options.host, options.port)
         try:
-            self.room = self._make_room(opened, engine)
-            self.engine = self._open(opened, self.room, engine)
+            if encodes(source):
+                given = {name: engine.get(name) for name in ("residency", "activations", "threads")}
+                self.encoder = Encoder.open(source, **given)
+                self.room = encoder_room(self.encoder, options.budget, self.limits.bodies_bytes)
+            else:
+                opened = model if isinstance(model, Model) else open_model(source)
+                self.room = self._make_room(opened, engine)
+                self.engine = self._open(opened, self.room, engine)
         except BaseException:
             self.socket.close()
             raise
@@ -157,12 +167,12 @@ class Server:
             "prefix_mib": round(self.room.prefix_bytes / 2**20, 2),
             "queue": self.options.queue,
             "planned_mib": round(self.room.plan.total_mib, 2),
-            "plan": self.engine.plan,
+            "plan": self.engine.plan if self.engine is not None else self.encoder.plan,  # type: ignore[union-attr]
         }
 
     def measured_mib(self) -> float:
         """Peak memory so far."""
-        return peak_mib(self.engine.model.source.files)
+        return peak_mib(self.files)
 
     def run(self, ready: Callable[[Server], None] = lambda server: None) -> None:
         """Serve until SIGTERM, SIGINT or `stop`; `ready` is called when requests are answered. Only from the
@@ -187,7 +197,9 @@ class Server:
     def close(self) -> None:
         """Give the port and the weights back."""
         self.socket.close()
-        self.engine.close()
+        for part in (self.engine, self.encoder):
+            if part is not None:
+                part.close()
 
     async def serve(
         self, ready: Callable[[Server], None] = lambda server: None, *, signals: bool = False
@@ -228,11 +240,6 @@ class Server:
 def serve(model: str | os.PathLike[str], options: Options | None = None, **engine: Any) -> None:
     """Serve `model` (a pack, a checkpoint folder or a bundled name) until SIGTERM or SIGINT."""
     Server(model, options or Options(), **engine).run()
-
-
-def _model_name(model: Model) -> str:
-    """`code` for .../code.pack and for the bundled `code`."""
-    return model.path.name.removesuffix(".pack") or "model"
 
 
 def _require_extra() -> None:
