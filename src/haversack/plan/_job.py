@@ -43,7 +43,14 @@ EVALUATION_TOKENS = 16_384
 WINDOW = 1_024
 PROMPT_CHARACTERS, SPEED_TOKENS = 240, 32
 # Files of a checkpoint folder that belong into its pack, besides the weights.
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
 LICENCE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "LICENCE")
 RECORD_NBYTES = 96 << 10  # pack.json, report.html and the weights' header, about
 

@@ -139,11 +139,11 @@ class Job:
             return
         ask = self.ask
         most = min(ask.limits.max_tokens, context + 1)
-        if ask.constraint is None:
-            self._session = Session(ask.sampler, ask.prompt, most)
-        else:
-            self._session = Session(ask.sampler, ask.prompt, most, ask.constraint())  # type: ignore[call-arg]
-        self._stream, self._stops = tokenizer.stream(), StopTexts(ask.limits.stop)
+        constraint = None
+        if ask.constraint is not None:  # it has to know how many tokens there really are
+            constraint, most = ask.constraint(), min(most, context - len(ask.prompt) + 1)
+        self._session = Session(ask.sampler, ask.prompt, most, constraint)
+        self._stream, self._stops = tokenizer.stream(ask.limits.shown), StopTexts(ask.limits.stop)
 
     def draw(self, logits: F32, ends: Sequence[int], room: bool) -> Drawn | None:
         """The next token from logits f32 [vocabulary]; None when it is one of `ends`. Sets `stop` when the
@@ -165,6 +165,8 @@ class Job:
         self.drawn.append(drawn)
         if self._stops.met:
             self.stop = "stop-text"
+        elif session.ended == session.drawn:
+            self.stop = "end-of-text"
         elif session.drawn >= ask.limits.max_tokens:
             self.stop = "max-tokens"
         elif not room:

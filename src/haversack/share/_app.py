@@ -18,6 +18,7 @@ from fastapi import FastAPI, Request, Response
 
 from haversack import __version__
 from haversack.core.errors import UserError
+from haversack.models._chat import ChatTemplate
 from haversack.run._batch import Batch
 from haversack.share._answers import Form
 from haversack.share._asks import Asker, check_dimensions
@@ -97,7 +98,8 @@ class App:
             deliver=self.waiting.deliver,
             watch=self.telemetry,
         )
-        self.asker = Asker(engine, tokenizer, None, server.name, server.options)
+        template = ChatTemplate.of(engine.model.source)
+        self.asker = Asker(engine, tokenizer, template, server.name, server.options)
 
     def _routes(self) -> FastAPI:
         api = FastAPI(title="Haversack", version=__version__, docs_url=None, redoc_url=None)
@@ -200,7 +202,9 @@ class App:
         async with self.bodies.read(scope, receive) as body:
             request = parse(body, ChatRequest)
             self._check_model(request.model)
-            asks, form = await _aside(len(body), self._asker().chat, request)
+            constrained = request.response_format is not None or request.tools is not None
+            size = ASIDE_BYTES + 1 if constrained else len(body)  # a schema takes time to compile
+            asks, form = await _aside(size, self._asker().chat, request)
         await self._answer(asks, form, True, bool(request.stream), scope, receive, send)
 
     async def _answer(

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from haversack.core.errors import UserError
+from haversack.models._chat import merged_ends
 from haversack.run._engine import Engine
 from haversack.run._generate import Limits, prompt_tokens
 from haversack.run._jobs import Adjustments, Ask
@@ -23,9 +24,13 @@ from haversack.share._requests import (
     ChatRequest,
     CompletionRequest,
     EmbeddingRequest,
+    JsonFormat,
     Sampling,
+    SchemaFormat,
+    TextFormat,
     several,
 )
+from haversack.share._tools import Calls, Schemas, plain
 from haversack.share.serve import Options
 
 I32 = npt.NDArray[np.int32]
@@ -42,7 +47,10 @@ class Asker:
         self.engine, self.tokenizer, self.template = engine, tokenizer, template
         self.name, self.options = name, options
         self.context = engine.context_length
-        self._chat_ends: tuple[int, ...] | None = None
+        self.schemas = Schemas(tokenizer)
+        self.chat_ends: tuple[int, ...] = engine.model.end_of_text
+        if template is not None:
+            self.chat_ends = merged_ends(self.chat_ends, template.end_tokens(tokenizer))
 
     def completion(self, request: CompletionRequest) -> tuple[list[Ask], Completions, bool]:
         """What to ask for a completion, how to word it, and whether all has one prompt."""
@@ -83,7 +91,50 @@ class Asker:
                 param="messages",
                 code="no_chat_template",
             )
-        raise NotImplementedError
+        calls = Calls.of(request, self.template)
+        if calls is not None and request.response_format not in (None, TextFormat()):
+            raise ApiError(
+                400,
+                "response_format and tools together are not supported; give tool_choice none for an answer.",
+                param="response_format",
+                code="unsupported_parameter",
+            )
+        prompt = self._chat_prompt(request, calls)
+        most = self._most(
+            request.max_completion_tokens or request.max_tokens,
+            "max_completion_tokens" if request.max_completion_tokens else "max_tokens",
+        )
+        schema = _wanted_schema(request) if calls is None else calls.schema
+        constraint = None
+        if schema is not None:
+            if request.stop:
+                raise ApiError(
+                    400,
+                    "stop would cut the JSON short; give one or the other.",
+                    param="stop",
+                    code="invalid_value",
+                )
+            room = min(most, self.context - len(prompt) + 1)
+            constraint = self.schemas.constraint(schema, self.chat_ends, room)
+        shown = self.template.shown_tokens(self.tokenizer) if calls is not None else ()
+        limits = Limits(most, _stops(request), () if request.ignore_eos else self.chat_ends, shown)
+        top = (request.top_logprobs or 0) if request.logprobs else None
+        if request.top_logprobs and not request.logprobs:
+            raise ApiError(400, "top_logprobs needs logprobs.", param="top_logprobs", code="invalid_value")
+        choices = request.n or 1
+        asks = self._choices(request, prompt, limits, choices, top, constraint)
+        parsers = None if calls is None else [calls.parser() for _ in range(choices)]
+        return asks, Chats(self.name, self.tokenizer, parsers, include_usage=_counts(request))
+
+    def _chat_prompt(self, request: ChatRequest, calls: Calls | None) -> I32:
+        """The conversation as the template words it, in tokens."""
+        messages = [plain(message, "refusal") for message in request.messages]
+        try:
+            text = self.template.render(messages, tools=None if calls is None else calls.tools)
+            tokens = self.tokenizer.encode(text + ("" if calls is None else calls.opening), special=False)
+        except UserError as error:
+            raise ApiError(400, str(error), param=error.field or "messages", code="invalid_value") from error
+        return self.checked_length(np.asarray(tokens, np.int32), "messages")
 
     def embedding(self, request: EmbeddingRequest) -> list[Ask]:
         """What to ask for embeddings, one for each text."""
@@ -189,6 +240,15 @@ class Asker:
                 )
             found.append((int(text), amount))
         return tuple(found)
+
+
+def _wanted_schema(request: ChatRequest) -> Any:
+    """The JSON schema that the answer has to satisfy, None for any text."""
+    if isinstance(request.response_format, JsonFormat):
+        return {"type": "object"}
+    if isinstance(request.response_format, SchemaFormat):
+        return request.response_format.json_schema.schema
+    return None
 
 
 def check_dimensions(wanted: int | None, width: int) -> None:
