@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -26,6 +27,9 @@ def command(
     ] = None,
     name: Annotated[
         str | None, typer.Option(help="what clients call the model (default: the pack's)")
+    ] = None,
+    chat_template: Annotated[
+        Path | None, typer.Option(help="a file with a chat template, instead of the model's own")
     ] = None,
     ram_mib: Annotated[
         float | None, typer.Option(help="budget: peak memory in MiB; says how many answers run at once")
@@ -72,6 +76,7 @@ def command(
         port=port,
         token=token,
         name=name,
+        chat_template=chat_template,
         contexts=contexts,
         queue=queue,
         prefix_mib=prefix_mib,

@@ -18,7 +18,6 @@ from fastapi import FastAPI, Request, Response
 
 from haversack import __version__
 from haversack.core.errors import UserError
-from haversack.models._chat import ChatTemplate
 from haversack.run._batch import Batch
 from haversack.share._answers import Form
 from haversack.share._asks import Asker, check_dimensions
@@ -98,8 +97,7 @@ class App:
             deliver=self.waiting.deliver,
             watch=self.telemetry,
         )
-        template = ChatTemplate.of(engine.model.source)
-        self.asker = Asker(engine, tokenizer, template, server.name, server.options)
+        self.asker = Asker(engine, tokenizer, server.template, server.name, server.options)
 
     def _routes(self) -> FastAPI:
         api = FastAPI(title="Haversack", version=__version__, docs_url=None, redoc_url=None)

@@ -18,6 +18,7 @@ from haversack.core._service import new_token
 from haversack.core.budget import Budget
 from haversack.core.errors import MissingExtraError, UserError
 from haversack.core.memory import MIB, peak_mib
+from haversack.models._chat import ChatTemplate
 from haversack.run._encoder import Encoder
 from haversack.run._engine import Engine
 from haversack.run._source import Model, encodes, open_model, open_source
@@ -29,7 +30,8 @@ TOKEN_LEAST = 16
 
 @dataclass(frozen=True)
 class Options:
-    """How to serve. `name`: what clients call the model. `max_prompt`, `max_tokens`: most tokens of a prompt
+    """How to serve. `name`: what clients call the model. `chat_template`: a file, instead of the model's own.
+    `max_prompt`, `max_tokens`: most tokens of a prompt
     and of an answer (None: the context). `deadline_s`: most seconds of an answer. `grace_s`: what running
     answers get when the server is told to stop."""
 
@@ -37,6 +39,7 @@ class Options:
     port: int = 8000
     token: str | None = None
     name: str | None = None
+    chat_template: str | os.PathLike[str] | None = None
     contexts: int | None = None
     queue: int = 64
     prefix_mib: float | None = None
@@ -97,6 +100,7 @@ class Server:
         self.files = source.files
         self.engine: Engine | None = None
         self.encoder: Encoder | None = None
+        self.template: ChatTemplate | None = None
         self.socket = listen(options.host, options.port)
         try:
             if encodes(source):
@@ -105,6 +109,11 @@ class Server:
                 self.room = encoder_room(self.encoder, options.budget, self.limits.bodies_bytes)
             else:
                 opened = model if isinstance(model, Model) else open_model(source)
+                self.template = (
+                    ChatTemplate.of(source)
+                    if options.chat_template is None
+                    else ChatTemplate.of_file(options.chat_template, source)
+                )
                 self.room = self._make_room(opened, engine)
                 self.engine = self._open(opened, self.room, engine)
         except BaseException:
