@@ -68,6 +68,40 @@ def test_it_completes_what_was_written(page: Any, client: Any) -> None:
     assert page.locator("#sheet").input_value() == ""
 
 
+def test_it_chats(browser: Any, serving: Any, tiny: Any, tmp_path: Any) -> None:
+    """What was said goes along, code is shown as code, and nothing is read as HTML."""
+    template = tmp_path / "template.jinja"
+    template.write_text("{% for m in messages %}{{ m.content }} {% endfor %}")
+    with serving.serving(tiny, chat_template=template) as server:
+        asked: list[Any] = []
+        page = browser.new_page()
+        page.on("request", lambda ask: asked.append(ask.post_data_json) if ask.method == "POST" else None)
+        page.goto(server.url)
+        page.wait_for_selector("#ask:visible")
+        page.click("#details summary")
+        page.fill("#max_tokens", "5")
+        page.fill("#system", "Be brief.")
+        for number, said in enumerate(("in <b>a</b> road", "the other")):
+            page.fill("#ask", said)
+            page.press("#ask", "Enter")
+            page.wait_for_selector(f".message.assistant >> nth={number} >> .note:not(:empty)")
+        assert page.locator(".message.user .text").all_text_contents() == ["in <b>a</b> road", "the other"]
+        first = page.locator(".message.assistant .text").first.text_content()
+        assert [message["role"] for message in asked[1]["messages"]] == [
+            "system",
+            "user",
+            "assistant",
+            "user",
+        ]
+        assert asked[1]["messages"][2]["content"].lstrip("\n") == first
+        shown = page.evaluate(
+            """() => { const e = document.createElement("div"); render(e, "a ```py\\nx = 1\\n``` <i>b</i>");
+            return [e.querySelector("pre").textContent, e.querySelectorAll("i").length]; }"""
+        )
+        assert shown == ["x = 1", 0]
+        page.close()
+
+
 def test_stop_stops(browser: Any, serving: Any) -> None:
     """A bundled model, whose answers take long enough to be stopped."""
     if "code" not in bundled_names():
