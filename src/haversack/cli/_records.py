@@ -118,6 +118,19 @@ class ExportOutput(_Record):
     ram_mib: Memory
 
 
+class ServeOutput(_Record):
+    """`haversack serve`, when it answers. `contexts` answers run at once, `queue` more may wait."""
+
+    url: str
+    model: str
+    contexts: Count
+    context_length: Count
+    prefix_mib: float
+    queue: Count
+    planned_mib: float
+    plan: dict[str, Any]
+
+
 class Score(_Record):
     """A class of a sequence and its score: a probability, or a regression's number."""
 
@@ -287,6 +300,7 @@ OUTPUTS: dict[str, type[msgspec.Struct]] = {
     "error": ErrorRecord,
     "pack": PackOutput,
     "run": RunOutput,
+    "serve": ServeOutput,
     "run-encoder": RunEncoderOutput,
     "check": CheckOutput,
     "export": ExportOutput,

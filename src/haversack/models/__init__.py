@@ -12,6 +12,7 @@ _PUBLIC = {
     "Attention": "_architecture",
     "Block": "_architecture",
     "Branch": "_architecture",
+    "ChatTemplate": "_chat",
     "EncoderArchitecture": "language._encoder",
     "FeedForward": "_architecture",
     "Linear": "_architecture",

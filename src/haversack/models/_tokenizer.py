@@ -184,9 +184,9 @@ class Tokenizer:
             return text.replace("\u2581", " ").encode()
         return None
 
-    def stream(self) -> Detokenizer:
-        """A detokenizer for one text, fed token by token."""
-        return Detokenizer(self)
+    def stream(self, shown: Sequence[int] = ()) -> Detokenizer:
+        """A detokenizer for one text, fed token by token; special tokens in `shown` give their text."""
+        return Detokenizer(self, shown)
 
 
 class Detokenizer:
@@ -194,8 +194,9 @@ class Detokenizer:
     last.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, shown: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
+        self._shown = {token: str(tokenizer._added[token]).encode() for token in shown}
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._strip = tokenizer._decoder == "fallback" and _strips_first_space(tokenizer._library)
         self._exact = tokenizer._decoder is not None
@@ -205,7 +206,7 @@ class Detokenizer:
     def add(self, token: int) -> str:
         """The text that `token` makes certain, possibly empty."""
         if self._exact:
-            data = self._tokenizer.bytes_of(token) or b""
+            data = self._shown.get(token) or self._tokenizer.bytes_of(token) or b""
             if self._strip and data:
                 data, self._strip = data.removeprefix(b" "), False
             return self._utf8.decode(data)

@@ -23,10 +23,16 @@ class Cache:
     the text that is being read (0: unknown); rotary scalings that depend on the length of a text take it from
     here, so that a prompt gives the same bits in one piece or in many. Models that read a text again when it
     outgrows a length (see `_switch`) find its `tokens` i32 [capacity] here; `long` says which frequencies the
-    entries have.
+    entries have. `layers`: memory of that size that is there already (default: its own).
     """
 
-    def __init__(self, architecture: Architecture, capacity: int, kind: str = "f32") -> None:
+    def __init__(
+        self,
+        architecture: Architecture,
+        capacity: int,
+        kind: str = "f32",
+        layers: list[CacheLayer | None] | None = None,
+    ) -> None:
         if kind not in CACHE_TYPES:
             raise not_allowed("cache_type", kind, CACHE_TYPES)
         if capacity < 1:
@@ -44,7 +50,7 @@ class Cache:
         self.positions: I32 = np.zeros(capacity, np.int32)
         self.tokens: I32 | None = np.full(capacity, -1, np.int32) if architecture.changes_at else None
         self.long = False
-        self.layers: list[CacheLayer | None] = [
+        self.layers: list[CacheLayer | None] = layers or [
             None
             if block.attention is None
             else CacheLayer.empty(block.attention.key_value_heads, capacity, block.attention.head_width, kind)

@@ -12,7 +12,9 @@ import numpy.typing as npt
 
 from haversack.core.errors import UserError
 from haversack.models._tokenizer import Tokenizer
+from haversack.run._constraint import Constraint
 from haversack.run._engine import Engine
+from haversack.run._prefix import Prefix
 from haversack.run._sampler import Sampler, Session
 
 I32 = npt.NDArray[np.int32]
@@ -23,11 +25,12 @@ MOST_STOPS = 64
 class Limits:
     """Where an answer ends: after `max_tokens`, before any of the texts `stop`, at a token of `end` (None:
     those of
-    the model; empty: at none)."""
+    the model; empty: at none). `shown`: special tokens whose text is given out all the same."""
 
     max_tokens: int = 128
     stop: tuple[str, ...] = ()
     end: tuple[int, ...] | None = None
+    shown: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -88,12 +91,19 @@ class StopTexts:
 class Generation:
     """An answer under way: iterate over its `Token`s; afterwards the fields say how it went.
 
-    `stop`: why it ended, `max-tokens`, `end-of-text`, `stop-text` or `context`. Times are of this machine's
-    clock, from the call of `generate`.
+    `stop`: why it ended, `max-tokens`, `end-of-text`, `stop-text` or `context`; a text that its constraint
+    completes ends as `end-of-text`. Times are of this machine's clock, from the call of `generate`.
     """
 
     def __init__(
-        self, engine: Engine, prompt: I32, limits: Limits, sampler: Sampler, tokenizer: Tokenizer
+        self,
+        engine: Engine,
+        prompt: I32,
+        limits: Limits,
+        sampler: Sampler,
+        tokenizer: Tokenizer,
+        constraint: Constraint | None = None,
+        prefix: Prefix | None = None,
     ) -> None:
         self.engine = engine
         self.prompt_tokens = len(prompt)
@@ -106,7 +116,11 @@ class Generation:
         self._limits, self._tokenizer = limits, tokenizer
         self._started = time.perf_counter()
         self._prompt = prompt
-        self._session = Session(sampler, prompt, min(limits.max_tokens, engine.context_length + 1))
+        self._prefix = prefix
+        most = min(limits.max_tokens, engine.context_length + 1)
+        if constraint is not None:  # it has to know how many tokens there really are
+            most = min(most, engine.context_length - len(prompt) + 1)
+        self._session = Session(sampler, prompt, most, constraint)
         self._iterator = self._run()
 
     @property
@@ -124,10 +138,13 @@ class Generation:
         engine, limits = self.engine, self._limits
         ends = engine.model.end_of_text if limits.end is None else limits.end
         capacity = min(engine.context_length, self.prompt_tokens + limits.max_tokens)
-        cache = engine.cache(capacity)
-        admitted = engine.slots.context.admit([self._prompt], cache)
+        if self._prefix is None:
+            cache, unread = engine.cache(capacity), self._prompt
+        else:
+            cache, unread = self._prefix.begin(engine, self._prompt)
+        admitted = engine.slots.context.admit([unread], cache)
         logits = engine.slots.prefill.prefill(engine, admitted, cache)
-        stream, stops = self._tokenizer.stream(), StopTexts(limits.stop)
+        stream, stops = self._tokenizer.stream(limits.shown), StopTexts(limits.stop)
         drawn = engine.slots.decode.tokens(engine, cache, logits, self._session)
         try:
             for token, log_probability in drawn:
@@ -145,6 +162,9 @@ class Generation:
                 if stops.met:
                     self.stop = "stop-text"
                     return
+                if self._session.ended == len(self.tokens):
+                    self.stop = "end-of-text"
+                    break
                 if len(self.tokens) >= limits.max_tokens:
                     self.stop = "max-tokens"
                     break
@@ -152,6 +172,8 @@ class Generation:
             close = getattr(drawn, "close", None)
             if close is not None:
                 close()
+            if self._prefix is not None:
+                self._prefix.keep(self._session.tokens)
         self.stop = self.stop or "context"
         rest = stops.add(stream.finish())
         rest += "" if stops.met else stops.finish()
@@ -207,13 +229,16 @@ def generate(
     limits: Limits | None = None,
     sampler: Sampler | None = None,
     tokenizer: Tokenizer | None = None,
+    constraint: Constraint | None = None,
+    prefix: Prefix | None = None,
 ) -> Generation:
     """Answer `prompt` (a text, or tokens); iterate over the result. `tokenizer` defaults to the model's own.
 
-    >>> answer = generate(engine, "def add(a, b):", Limits(max_tokens=16))
-    >>> for token in answer:
-    ...     print(token.text, end="", flush=True)
-    """
+    `constraint` (run/_constraint.py) restricts the answer; it is used up. `prefix` keeps what was read for
+    the next call.
+
+    >>> answer = generate(engine, "def add(a, b):", Limits(max_tokens=16)) >>> for token in answer: ...
+    print(token.text, end="", flush=True)"""
     tokenizer = tokenizer or engine.model.tokenizer()
     if isinstance(prompt, str):
         tokens = prompt_tokens(engine, tokenizer, prompt)
@@ -222,4 +247,9 @@ def generate(
     if len(tokens) == 0:
         raise UserError("a prompt of no tokens has no answer.", field="prompt")
     check_length(len(tokens), engine.context_length)
-    return Generation(engine, tokens, limits or Limits(), sampler or Sampler(), tokenizer)
+    limits = limits or Limits()
+    if constraint is not None and limits.stop:
+        raise UserError(
+            "a stop text would cut a constrained answer short; give one or the other.", field="stop"
+        )
+    return Generation(engine, tokens, limits, sampler or Sampler(), tokenizer, constraint, prefix)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from haversack.core.errors import UserError
 from haversack.kernels import filter_logits, sample, softmax
+
+if TYPE_CHECKING:
+    from haversack.run._constraint import Constraint
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
@@ -96,10 +100,16 @@ class Sampler:
 
 
 class Session:
-    """One text under way: its tokens so far and how the next are drawn."""
+    """One text under way: its tokens so far and how the next are drawn, by `sampler` among those that
+    `constraint` allows. `ended`: how many tokens the answer had when the constraint said that it is complete,
+    else None."""
 
-    def __init__(self, sampler: Sampler, prompt: I32, most: int) -> None:
+    def __init__(
+        self, sampler: Sampler, prompt: I32, most: int, constraint: Constraint | None = None
+    ) -> None:
         self.sampler = sampler
+        self.constraint = constraint
+        self.ended: int | None = None
         self.prompt_length = len(prompt)
         self.most = most
         self._tokens = np.empty(len(prompt) + most + 1, np.int32)
@@ -123,13 +133,33 @@ class Session:
 
     def draw(self, logits: F32) -> tuple[int, float]:
         """Draw the next token from logits f32 [vocabulary] and remember it; returns it and its log-
-        probability.
+        probability (under a constraint: among the tokens it allows).
         """
-        token, log_probability = self.sampler.draw(logits, self.tokens, self.drawn)
+        token, log_probability = self.sampler.draw(self.masked(logits), self.tokens, self.drawn)
         self.add(token)
         return token, log_probability
+
+    def distribution(self, logits: F32) -> F32:
+        """The probabilities f32 [vocabulary] that `draw` draws from; the temperature must not be 0."""
+        return self.sampler.distribution(self.masked(logits), self.tokens)
+
+    def masked(self, logits: F32) -> F32:
+        """`logits` with minus infinity where the constraint does not allow a token."""
+        if self.constraint is None or self.constraint.done:  # after the end, what is drawn ahead is dropped
+            return logits
+        allowed = self.constraint.allowed(self.left)
+        if len(allowed) == len(logits):
+            return np.where(allowed, logits, np.float32(-np.inf))
+        masked = np.full_like(logits, -np.inf)  # a model's vocabulary may be padded
+        known = min(len(allowed), len(logits))
+        masked[:known] = np.where(allowed[:known], logits[:known], np.float32(-np.inf))
+        return masked
 
     def add(self, token: int) -> None:
         """Remember `token` as the answer's next."""
         self._tokens[self.length] = token
         self.length += 1
+        if self.constraint is not None and not self.constraint.done:
+            self.constraint.advance(token)
+            if self.constraint.done:
+                self.ended = self.drawn

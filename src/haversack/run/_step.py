@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
 from haversack.core.errors import UserError
-from haversack.kernels import Visible, rope_table
+from haversack.kernels import CacheLayer, Visible, rope_table, rope_write
 from haversack.models._architecture import Positions
 from haversack.models._rope import Rope
 from haversack.run._cache import Cache
@@ -56,6 +58,13 @@ class Step:
         if found is None:
             self._visible[window, sink] = found = self._look(window, sink)
         return found
+
+    def write(
+        self, q: F32, k: F32, v: F32, cos: F32 | None, sin: F32 | None, cache: CacheLayer, **norms: Any
+    ) -> None:
+        """Norm and turn q and k f32 [n, heads, d] in place and write k and v to the cache: see
+        `rope_write`."""
+        rope_write(q, k, v, cos, sin, cache, self.start, **norms)
 
     def _look(self, window: int | None, sink: int) -> Visible:
         positions = self.positions

@@ -157,7 +157,7 @@ class LinearDraft(Method):
         self, row: F32, chain: list[int], shares: list[F32], session: Session, index: int
     ) -> tuple[Drawn, bool]:
         """The papers' rule for one position: the draft with probability min(1, p / q), else the remainder."""
-        ours, step = session.sampler.distribution(row, session.tokens), session.drawn
+        ours, step = session.distribution(row), session.drawn
         if index == len(chain):
             token = pick(ours, _number(session, REPLACED, step))
             return (token, log_probability(row, token)), False

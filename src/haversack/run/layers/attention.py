@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from haversack.kernels import rope_write
 from haversack.models._architecture import Norm
 from haversack.run._products import F32, multiply, multiply_add, normalize_heads
 
@@ -42,14 +41,13 @@ def forward(layer: Attention, x: F32, weights: Any, call: Call, hidden: F32 | No
         normalize_heads(layer.query_norm, queries, weights)
     if layer.key_norm is not None and two is None:
         normalize_heads(layer.key_norm, keys, weights)
-    rope_write(
+    step.write(
         queries,
         keys,
         value.reshape(n, layer.key_value_heads, layer.head_width),
         cosine,
         sine,
         cache,
-        step.start,
         style=style,
         q_norm=None if one is None else weights[one.weight],
         k_norm=None if two is None else weights[two.weight],

@@ -1,0 +1,10 @@
+"""The bench object that the files of this folder add their rows to."""
+
+from __future__ import annotations
+
+from haversack.bench._harness import Bench
+from haversack.bench.engine._bench import ENGINE_FILES
+
+SERVING_FILES = (*ENGINE_FILES, "bench/serving/*.py", "share/*.py", "cli/serve.py")
+
+bench = Bench("serving", watches=SERVING_FILES)

@@ -1,0 +1,94 @@
+"""How many answers fit a budget: contexts first, then prefixes, planned before weights are read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from haversack.core.budget import Budget
+from haversack.core.memory import MIB, MemoryPlan
+from haversack.run._encoder import Encoder
+from haversack.run._forward import ROWS
+from haversack.run._memory import planned_memory
+from haversack.run._residency import Residency
+from haversack.run._source import Model
+from haversack.run._weights import nbytes
+
+SERVER_MIB = 40.0
+"""FastAPI, uvicorn, the metrics and their imports, over the command line's own."""
+DEFAULT_CONTEXTS = 8
+DEFAULT_PREFIX_MIB = 64.0
+
+
+@dataclass(frozen=True)
+class Room:
+    """`contexts` answers at once and `prefix_bytes` for prefixes; `plan` says what it takes together."""
+
+    contexts: int
+    prefix_bytes: int
+    context_length: int
+    plan: MemoryPlan
+
+
+def make_room(
+    model: Model,
+    *,
+    residency: Residency | str,
+    cache_type: str,
+    context_length: int,
+    budget: Budget,
+    bodies_bytes: int,
+    contexts: int | None = None,
+    prefix_mib: float | None = None,
+) -> Room:
+    """What fits `budget.ram_mib` (None: the defaults). `contexts` and `prefix_mib` fix what is given.
+
+    Raises BudgetError, with the least that would do, when not even one context fits, or not what was fixed.
+    """
+    source, architecture = model.source, model.architecture
+    base = planned_memory(
+        architecture,
+        blocks=[nbytes(source, block.tensors()) for block in architecture.blocks],
+        top=nbytes(source, architecture.top_tensors()),
+        residency=residency,
+        cache_type=cache_type,
+        context=ROWS,
+        prompt=ROWS,
+        files=len(source.files),
+    )
+    one = architecture.cache_nbytes(context_length, cache_type)
+    logits = 8 * 4 * architecture.vocabulary
+    fixed = MemoryPlan(
+        (
+            *(line for line in base.lines if not line[0].startswith("KV cache")),
+            ("server", int(SERVER_MIB * MIB)),
+            ("requests", bodies_bytes + logits),
+        )
+    )
+    limit = None if budget.ram_mib is None else int(budget.ram_mib * MIB)
+    wanted_prefix = None if prefix_mib is None else int(prefix_mib * MIB)
+    if limit is None:
+        contexts = contexts or DEFAULT_CONTEXTS
+        prefix = int(DEFAULT_PREFIX_MIB * MIB) if wanted_prefix is None else wanted_prefix
+    else:
+        left = limit - fixed.total_bytes - (wanted_prefix or 0)
+        contexts = contexts or min(DEFAULT_CONTEXTS, max(1, left // max(one, 1)))
+        rest = max(0, left - contexts * one)
+        prefix = min(rest, int(DEFAULT_PREFIX_MIB * MIB)) if wanted_prefix is None else wanted_prefix
+    plan = fixed + MemoryPlan(
+        (
+            (f"KV caches, {contexts} of {context_length} tokens", contexts * one),
+            ("prefixes", prefix),
+        )
+    )
+    budget.require({"ram_mib": plan.total_mib}, f"serving {model.path.name}")
+    return Room(contexts, prefix, context_length, plan)
+
+
+def encoder_room(encoder: Encoder, budget: Budget, bodies_bytes: int) -> Room:
+    """The room of an encoder, which answers requests one batch at a time.
+
+    Raises BudgetError when it does not fit.
+    """
+    plan = encoder.memory_plan() + MemoryPlan((("server", int(SERVER_MIB * MIB)), ("requests", bodies_bytes)))
+    budget.require({"ram_mib": plan.total_mib}, "serving this encoder")
+    return Room(1, 0, encoder.longest, plan)
