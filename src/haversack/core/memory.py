@@ -129,8 +129,6 @@ class MemoryWatch:
         """Take one sample; False when the root has no memory any more (it ended)."""
         with self._lock:
             tree = _tree(self._root, {key[0]: key[1] for key in self._highest})
-            processes = [pid for pid, _ in tree]
-            pages = [_pages(file, processes) for file in self._files] if files else []
             alive = False
             for key, parent in tree.items():
                 if key not in self._highest and key[0] != self._root and _same_memory(key[0], parent):
@@ -141,9 +139,13 @@ class MemoryWatch:
                     self._highest[key] = max(high, self._highest.get(key, 0))
                     alive = alive or key[0] == self._root
             total = sum(self._highest.values())
-            if alive and files:  # the pages of a process that just ended look unmapped and say nothing
-                total += PAGE * sum(self._unmapped(i, *states) for i, states in enumerate(pages))
-                self._grown = False
+            if alive and files:
+                # After VmHWM: a page that is mapped meanwhile must not count in both.
+                processes = [pid for pid, _ in tree]
+                pages = [_pages(file, processes) for file in self._files]
+                if _high_water(self._root) is not None:  # the pages of one that just ended look unmapped
+                    total += PAGE * sum(self._unmapped(i, *states) for i, states in enumerate(pages))
+                    self._grown = False
             self._peak = max(self._peak, total)
             return alive
 
