@@ -13,7 +13,21 @@ from haversack.run import Cache, Engine
 from haversack.run._pool import CachePool, Part, Together
 from haversack.run._prefix_store import BLOCK, PrefixStore
 
-FAMILIES = ["llama", "llama-dynamic", "mistral", "qwen2", "qwen3", "smollm3-window"]
+FAMILIES = [
+    "llama",
+    "llama-dynamic",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "smollm3-window",
+    "gemma2",
+    "gemma3",
+    "phi",
+    "phi3-switch",
+    "stablelm-parallel",
+    "gpt2",
+    "opt-350m",
+]
 RNG = np.random.default_rng(11)
 TEXTS = [RNG.integers(3, 280, size).astype(np.int32) for size in (40, 1, 23, 7)]
 

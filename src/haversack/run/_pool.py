@@ -23,7 +23,7 @@ from haversack.models._rope import Rope
 from haversack.run._cache import Cache
 from haversack.run._engine import Engine
 from haversack.run._forward import ROWS, Forward
-from haversack.run._step import Step, rotary_tables
+from haversack.run._step import Step, checked_positions, rotary_tables
 from haversack.run.attention.dense import Dense
 from haversack.run.attention.sliding import Sliding
 
@@ -197,8 +197,11 @@ class Together:
             )
         for part in parts:
             caches[part.slot].require(len(part.tokens))
+        if engine.architecture.changes_at is not None:
+            return [self._alone(part) for part in parts]
         step: Any = PooledStep(parts, caches)
-        hidden = engine._embed(ids)
+        checked_positions(step.positions, None, engine.architecture.positions)
+        hidden = engine._embed(ids, step.positions)
         for block in engine.architecture.blocks:
             layer: Any = self.pool.layers[block.index]
             with engine.held.weights(block.index) as weights:
@@ -208,6 +211,11 @@ class Together:
             caches[slot].positions[entry : entry + count] = step.positions[row : row + count]
             caches[slot].append(count, True)
         return self._outputs(parts, runs, hidden)
+
+    def _alone(self, part: Part) -> F32 | None:
+        """One text's part, for models that may have to read a text again (see `_switch`)."""
+        logits, hidden = self.engine.step(part.tokens, cache=self.caches[part.slot], want=part.want)
+        return hidden if part.want == "hidden" else None if logits is None else logits[-1]
 
     def _outputs(self, parts: Sequence[Part], runs: list[list[int]], hidden: F32) -> list[F32 | None]:
         found: list[F32 | None] = [None] * len(parts)

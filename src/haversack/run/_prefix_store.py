@@ -67,12 +67,15 @@ class PrefixStore:
         for layer, kept in zip(cache.layers, self.layers, strict=True):
             for to, held in _arrays(layer, kept):
                 _cut(to, count)[...] = held[blocks].swapaxes(0, 1)
-        cache.positions[:count] = np.arange(count)
+        cache.place(np.arange(count, dtype=np.int32), prompt[:count])
         cache.append(count, True)
+        cache.long = bool(self._changes) and cache.horizon > self._changes[0]
         return count
 
     def keep(self, tokens: I32, cache: Cache) -> None:
         """Keep what `cache` holds of the text `tokens` i32 [n], in whole blocks, as far as there is room."""
+        if cache.long and cache.horizon <= self._changes[0]:
+            return  # read again with other frequencies than it was announced with
         count = min(len(tokens), cache.length, self._same_frequencies(cache.horizon, cache.capacity))
         tokens = tokens[: count // BLOCK * BLOCK]
         path = self._path(tokens, cache.horizon)
