@@ -34,6 +34,7 @@ _PUBLIC = {
     "log_softmax": "probabilities",
     "softmax": "probabilities",
     "gate": "gates",
+    "softcap": "gates",
     "CacheLayer": "attend",
     "Visible": "attend",
     "attention": "attend",
