@@ -182,13 +182,14 @@ class Generation:
             yield Token(None, rest, None)
 
 
-def prompt_tokens(engine: Any, tokenizer: Tokenizer, prompt: str) -> I32:
+def prompt_tokens(engine: Any, tokenizer: Tokenizer, prompt: str, *, special: bool = True) -> I32:
     """The tokens of a prompt, i32 [n], n >= 1: an empty prompt is the token that begins a text.
 
-    `engine` is anything with `architecture` and `model`. Raises UserError, with both lengths, for a prompt
-    that leaves no room in the context, and for an empty one where the model has no such token.
+    `engine` is anything with `architecture` and `model`. `special=False` for a text that a chat template
+    made. Raises UserError, with both lengths, for a prompt that leaves no room in the context, and for an
+    empty one where the model has no such token.
     """
-    tokens = tokenizer.encode(prompt)
+    tokens = tokenizer.encode(prompt, special=special)
     if not tokens:
         begins = engine.architecture.start_of_text
         first = [begins] if begins is not None else list(engine.model.end_of_text[:1])

@@ -5,6 +5,6 @@ from __future__ import annotations
 from haversack.bench._harness import Bench
 from haversack.bench.engine._bench import ENGINE_FILES
 
-SERVING_FILES = (*ENGINE_FILES, "bench/serving/*.py")
+SERVING_FILES = (*ENGINE_FILES, "bench/serving/*.py", "share/*.py", "cli/serve.py")
 
 bench = Bench("serving", watches=SERVING_FILES)
