@@ -41,12 +41,12 @@ RECORD: dict[str, Any] = {
             "additionalProperties": False,
         },
         "score": {"type": "number", "minimum": 0, "maximum": 1},
-        "notes": {"type": "string", "minLength": 200, "maxLength": 2000},
+        "notes": {"type": "string", "minLength": 20, "maxLength": 2000},
     },
     "required": ["title", "year", "tags", "author", "score", "notes"],
     "additionalProperties": False,
 }
-TOKENS = 120
+TOKENS = 160
 
 
 def _judge(schema: dict[str, Any]) -> Any:
