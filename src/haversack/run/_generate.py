@@ -5,17 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from haversack.core.errors import UserError
 from haversack.models._tokenizer import Tokenizer
-from haversack.run._constraint import Constraint
 from haversack.run._engine import Engine
-from haversack.run._prefix import Prefix
 from haversack.run._sampler import Sampler, Session
+
+if TYPE_CHECKING:
+    from haversack.run._constraint import Constraint
+    from haversack.run._prefix import Prefix
 
 I32 = npt.NDArray[np.int32]
 MOST_STOPS = 64
