@@ -10,6 +10,11 @@ from typing import Any
 from haversack.core.errors import UserError
 from haversack.core.pack import TensorSource
 
+_TAKEN = frozenset(
+    "model input prompt json embed pair lines truncate top_k ram_mib residency activations threads".split()
+)
+"""Options of `haversack run` that encoders have too."""
+
 
 def run_encoder(
     source: TensorSource,
@@ -124,10 +129,15 @@ def _show(record: dict[str, Any]) -> None:
     )
 
 
-def refuse_decoder_options(given: dict[str, tuple[Any, Any]]) -> None:
-    """Raises UserError for an option that an encoder does not have: name -> (value, default)."""
-    for name, (value, default) in given.items():
-        if value != default:
+def refuse_decoder_options() -> None:
+    """Raises UserError for an option on the command line that an encoder does not have."""
+    import click
+    from click.core import ParameterSource
+
+    context = click.get_current_context()
+    for name, value in context.params.items():
+        given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if given and name not in _TAKEN:
             raise UserError(
                 f"--{name.replace('_', '-')} is for models that write text; this is an encoder, which takes "
                 "--embed, --pair, --lines, --truncate and --top-k.",

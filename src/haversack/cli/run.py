@@ -11,6 +11,8 @@ from haversack.cli._output import Json
 from haversack.core.errors import UserError
 
 if TYPE_CHECKING:
+    from haversack.cli._talk import Talk
+    from haversack.run._constraint import TokenConstraint
     from haversack.run._generate import Generation
 
 
@@ -82,12 +84,26 @@ def command(
     truncate: Annotated[
         bool, typer.Option("--truncate", help="encoders: read the beginning of a text that is too long")
     ] = False,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="the text is what a user says; the model answers it")
+    ] = False,
+    system: Annotated[str | None, typer.Option(help="chat: what the model is told first")] = None,
+    tools: Annotated[
+        Path | None, typer.Option(help="chat: a JSON file of the functions the model may call")
+    ] = None,
+    chat_template: Annotated[
+        Path | None, typer.Option(help="chat: a Jinja file instead of the model's own template")
+    ] = None,
+    schema: Annotated[
+        Path | None, typer.Option(help="a JSON schema that the answer satisfies, by construction")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Complete a text: PROMPT, the file INPUT, or what standard input holds.
 
     An encoder does what follows from its head: it prints an embedding, fills masked words in, classifies, or
-    labels every token.
+    labels every token. On a terminal and without a text, a model that writes is a chat: history, streamed
+    answers, /commands; one without a chat template completes one text after the other.
     """
     from threading import Thread
 
@@ -98,26 +114,7 @@ def command(
     if encodes(source):
         from haversack.cli._encode import refuse_decoder_options, run_encoder, text_or_file
 
-        refuse_decoder_options(
-            {
-                "max_tokens": (max_tokens, 128),
-                "temperature": (temperature, 0.0),
-                "top_p": (top_p, 1.0),
-                "min_p": (min_p, 0.0),
-                "repetition_penalty": (repetition_penalty, 1.0),
-                "stop": (stop, None),
-                "ignore_end": (ignore_end, False),
-                "seed": (seed, 0),
-                "log_probabilities": (log_probabilities, False),
-                "attention": (attention, "dense"),
-                "context": (context, "tokens"),
-                "prefill": (prefill, "whole"),
-                "decode": (decode, None),
-                "draft": (draft, None),
-                "cache_type": (cache_type, None),
-                "context_length": (context_length, None),
-            }
-        )
+        refuse_decoder_options()
         given = None if prompt is not None else text_or_file(input)
         run_encoder(
             source,
@@ -139,6 +136,21 @@ def command(
             "--embed, --pair, --lines and --truncate are for encoders.", field="model", given=model
         )
     opened = open_model(source)
+    terminal = prompt is None and input is None and not json and _is_terminal()
+    talk = None
+    if terminal or chat or system is not None or any((tools, chat_template, schema)):
+        from haversack.cli._talk import talk_of
+
+        talk = talk_of(
+            opened,
+            model,
+            chat=chat,
+            interactive=terminal,
+            system=system,
+            tools=tools,
+            chat_template=chat_template,
+            schema=schema,
+        )
     tokenizer: list[Any] = []
     reading = Thread(target=_attempt, args=(opened.tokenizer, tokenizer))
     reading.start()  # beside the imports below and the weights' copy
@@ -149,12 +161,26 @@ def command(
     limits = Limits(max_tokens, tuple(stop or ()), () if ignore_end else None)
     sampler = Sampler(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     budget = Budget(ram_mib=ram_mib)
-    text = _text(prompt, input)
+    text = "" if terminal else _text(prompt, input)
     reading.join()
     if isinstance(tokenizer[0], BaseException):
         raise tokenizer[0]
-    tokens = prompt_tokens(opened, tokenizer[0], text)
-    size = (len(tokens), max_tokens)
+    tokens, constraint, size = None, None, None
+    if talk is not None:
+        limits = talk.limits(limits, opened, tokenizer[0])
+        constraint = talk.constraint(tokenizer[0], opened.end_of_text if limits.end is None else limits.end)
+    if not terminal:
+        chatting = talk is not None and talk.template is not None
+        asked = talk.prompt(text) if talk is not None else text
+        tokens = prompt_tokens(opened, tokenizer[0], asked, special=not chatting)
+        size = (len(tokens), max_tokens)
+        if constraint is not None:
+            room = (context_length or opened.architecture.context) - len(tokens) + 1
+            constraint.require_room(min(max_tokens, room))
+    else:
+        from haversack.cli._talk import CHAT_CONTEXT
+
+        context_length = context_length or min(CHAT_CONTEXT, opened.architecture.context)
     engine = Engine.open(
         opened,
         residency=residency,
@@ -171,13 +197,25 @@ def command(
         tokens=size,
     )
     with engine:
-        answer = generate(engine, tokens, limits, sampler, tokenizer[0])
+        if tokens is None or size is None:
+            from haversack.cli._repl import talk_on_a_terminal
+
+            assert talk is not None
+            talk_on_a_terminal(engine, talk, limits, sampler, tokenizer[0])
+            return
+        answer = generate(engine, tokens, limits, sampler, tokenizer[0], constraint)
         if json:
             for _ in answer:
                 pass
-            _print_record(answer, size, seed, log_probabilities)
+            _print_record(answer, size, seed, log_probabilities, talk, constraint)
         else:
             _print_text(answer, size, text, log_probabilities)
+
+
+def _is_terminal() -> bool:
+    import sys
+
+    return sys.stdin.isatty()
 
 
 def _attempt(make: Any, results: list[Any]) -> None:
@@ -239,7 +277,14 @@ def _print_text(answer: Generation, size: tuple[int, int], text: str, log_probab
     )
 
 
-def _print_record(answer: Generation, size: tuple[int, int], seed: int, log_probabilities: bool) -> None:
+def _print_record(
+    answer: Generation,
+    size: tuple[int, int],
+    seed: int,
+    log_probabilities: bool,
+    talk: Talk | None = None,
+    constraint: TokenConstraint | None = None,
+) -> None:
     from haversack.cli._output import print_json
     from haversack.core.measurement import machine
     from haversack.core.memory import peak_mib
@@ -265,4 +310,8 @@ def _print_record(answer: Generation, size: tuple[int, int], seed: int, log_prob
             {"token": token, "log_probability": round(value, 6)}
             for token, value in zip(answer.tokens, answer.log_probabilities, strict=True)
         ]
+    if talk is not None and talk.tools is not None:
+        record["text"], record["tool_calls"] = talk.calls(answer.text)
+    if constraint is not None:
+        record["valid"] = constraint.complete
     print_json(record)

@@ -38,6 +38,9 @@ DEEPEST = 64
 MOST_CONFIGURATIONS = 30_000
 MASKS_NBYTES = 32 << 20
 DEAD, UNKNOWN = 0, -1
+STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+"""Counts to the end of a repetition that are told apart: between them, a token that would go on to the very
+end is left to shorter ones."""
 
 
 class Vocabulary:
@@ -54,6 +57,7 @@ class Vocabulary:
         self.longest = int(lengths.max(initial=0))
         at = np.zeros(len(known), np.int64)
         parents, values = [np.zeros(1, np.int64)], [np.zeros(1, np.uint8)]
+        self.levels: list[tuple[int, int]] = []
         nodes = 1
         for level in range(self.longest):
             going = np.flatnonzero(lengths > level)
@@ -62,9 +66,11 @@ class Vocabulary:
             at[going] = nodes + where
             parents.append(found >> 8)
             values.append((found & 255).astype(np.uint8))
+            self.levels.append((nodes, nodes + len(found)))
             nodes += len(found)
         self.bytes = np.concatenate(values)
-        self.children = np.bincount(np.concatenate(parents)[1:], minlength=nodes).astype(np.int64)
+        self.parents = np.concatenate(parents)
+        self.children = np.bincount(self.parents[1:], minlength=nodes).astype(np.int64)
         self.first = np.cumsum(self.children) - self.children + 1
         self.node_of = np.zeros(self.size, np.int64)
         self.node_of[numbers] = at
@@ -115,13 +121,15 @@ class Node:
         self.saturated: Node | None = None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Allowed:
     """What may follow a configuration: `mask` bool [tokens], read-only; `growth`: the most by which a token
-    raises the tokens that are needed to complete the text."""
+    raises the tokens that are needed to complete the text; `grown`: by how much each one does, f32 [tokens],
+    infinite where it is not allowed, made when first asked for."""
 
     mask: Mask
     growth: float
+    grown: npt.NDArray[np.float32] | None = None
 
 
 class Automaton:
@@ -294,7 +302,10 @@ class Automaton:
                 if term.kind == REPEAT:
                     low, high = term.value
                     far = self.vocabulary.longest + 1
-                    high = None if high is not None and high > far else high
+                    if high is not None and high > far:
+                        high = None
+                    elif high is not None and low == 0:
+                        high = max(step for step in STEPS if step <= high) if high else 0
                     term = self.terms.repeat(term.parts[0], min(low, far) if high is None else low, high)
                 node.saturated = self._push(term, rest)
         return node.saturated
@@ -317,10 +328,12 @@ class Automaton:
 
     def completing(self, number: int, left: float) -> Mask:
         """The tokens after which at most `left` more complete the text, bool [tokens]."""
-        alike = self._alike(number)
-        after = self._walk(alike)
-        needed = self._least[after] - self._least[alike] + self._least[number]
-        mask: Mask = (after > DEAD) & (needed <= left)
+        found = self.allowed(number)
+        if found.grown is None:
+            alike = self._alike(number)
+            found.grown = (self._least[self._walk(alike)] - self._least[alike]).astype(np.float32)
+            self._masks_nbytes += found.grown.nbytes
+        mask: Mask = found.grown <= left - self._least[number]
         return mask
 
     def _alike(self, number: int) -> int:
@@ -331,24 +344,34 @@ class Automaton:
         vocabulary = self.vocabulary
         states = np.zeros(len(vocabulary.bytes), np.int32)
         front, at = np.zeros(1, np.int64), np.full(1, number, np.int32)
-        while front.size:
+        for begin, end in vocabulary.levels:
             counts = vocabulary.children[front]
-            ends = np.cumsum(counts)
-            if not ends[-1]:
+            ends = counts.cumsum()
+            total = int(ends[-1])
+            if not total:
                 break
-            nodes = np.arange(ends[-1]) + np.repeat(vocabulary.first[front] - (ends - counts), counts)
-            at = self._follow(np.repeat(at, counts), self._node_class[nodes])
-            alive = at > DEAD
-            front, at = nodes[alive], at[alive]
-            states[front] = at
+            if 2 * total > end - begin:  # most of the level: look at all of it
+                level = slice(begin, end)
+                before = states[vocabulary.parents[level]] if begin > 1 else at.repeat(end - begin)
+                at = states[level] = self._follow(before, self._node_class[level])
+                front = at.nonzero()[0]
+                at, front = at[front], front + begin
+            else:
+                nodes: Any = np.arange(total) + (vocabulary.first[front] - (ends - counts)).repeat(counts)
+                at = self._follow(at.repeat(counts), self._node_class[nodes])
+                alive = at.nonzero()[0]
+                front, at = nodes[alive], at[alive]
+                states[front] = at
+            if not front.size:
+                break
         found: I32 = states[vocabulary.node_of]
         return found
 
     def _follow(self, at: I32, kinds: npt.NDArray[np.int64]) -> I32:
-        found: I32 = self._table[at, kinds]
-        missing = found == UNKNOWN
-        if missing.any():
-            for pair in np.unique(at[missing] * np.int64(self.class_count) + kinds[missing]).tolist():
+        where = at * np.int64(self.class_count) + kinds
+        found: I32 = self._table.reshape(-1).take(where)
+        if found.min() == UNKNOWN:
+            for pair in np.unique(where[found == UNKNOWN]).tolist():
                 self._step(*divmod(pair, self.class_count))
-            found = self._table[at, kinds]
+            found = self._table.reshape(-1).take(where)
         return found
