@@ -13,12 +13,13 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from tests.run.conftest import END, draw, tokenizer_json, write_folder
+from tests.run.conftest import END, draw, load_record, tokenizer_json, write_folder
 
 from haversack.core.errors import DamagedFileError, UserError
 from haversack.core.memory import run_measured
 from haversack.formats._gguf_types import BY_NAME
 from haversack.formats.gguf import TensorOut, write_gguf_file
+from haversack.formats.safetensors import write_safetensors
 from haversack.kernels import Matrix, unpack
 from haversack.models._gguf import GgufModel
 from haversack.models._gguf_write import write_gguf
@@ -74,6 +75,67 @@ def test_written_and_read_again_it_is_the_same_model(tmp_path: Path, name: str) 
     done = write_gguf(open_model(folder), tmp_path / "m.gguf")
     assert done.changes == () or all("tokenizer" in change for change in done.changes)
     assert np.array_equal(logits(tmp_path / "m.gguf"), logits(folder))
+
+
+CASES = load_record().CASES
+EXPRESSED = {
+    *("llama", "llama-biases", "llama-linear", "llama-llama3", "llama-yarn", "mistral-whole"),
+    *("qwen1.5", "qwen2-yarn", "smollm3", "gemma", "phi", "phi3", "phi3-long", "phi3-switch"),
+    *("stablelm", "stablelm-parallel", "gpt2"),
+}
+"""Parity cases that GGUF can say whole."""
+WINDOWED = {"mistral", "qwen2"}
+"""Those whose window it leaves out, which is told."""
+
+
+def case_folder(folder: Path, name: str) -> Path:
+    """A parity case as a checkpoint folder, with drawn weights."""
+    config, _ = CASES[name]
+    weights = load_record().weights_of(name)
+    tensors = [(n, "f32", v.shape, np.ascontiguousarray(v).tobytes()) for n, v in weights.items()]
+    folder.mkdir()
+    write_safetensors(folder / "model.safetensors", tensors)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.json").write_text(tokenizer_json())
+    return folder
+
+
+@pytest.mark.parametrize("name", sorted(EXPRESSED | WINDOWED))
+def test_every_family_is_the_same_model(tmp_path: Path, name: str) -> None:
+    config, length = CASES[name]
+    folder = case_folder(tmp_path / "m", name)
+    done = write_gguf(open_model(folder), tmp_path / "x.gguf")
+    assert any("no window" in change for change in done.changes) == (name in WINDOWED)
+    prompt = load_record().draw_prompt(name, length)
+    if name in WINDOWED:
+        prompt = prompt[: config["sliding_window"]]
+    for residency in ("mapped", "streamed"):
+        both = []
+        for source in (folder, tmp_path / "x.gguf"):
+            with Engine.open(source, residency=residency) as engine:
+                both.append(engine.step(prompt, cache=engine.cache(len(prompt)), want="all")[0])
+        assert np.array_equal(*both)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("llama-dynamic", "no words for positions of the kind dynamic"),
+        ("llama-tied-gelu", "cannot express activation='gelu'"),
+        ("llama-yarn-full", "cannot express"),
+        ("gemma-biases", "has no name for the tensor|no place for"),
+        ("gemma2", "cannot express scale"),
+        ("gpt2-scaled", "cannot express"),
+        ("opt", "no names for the family opt"),
+        ("qwen3-linear", "no name for the tensor .*o_proj.bias"),
+    ],
+)
+def test_what_gguf_cannot_say_is_refused_in_words(tmp_path: Path, name: str, words: str) -> None:
+    folder = case_folder(tmp_path / "m", name)
+    with pytest.raises(UserError, match=words) as refused:
+        write_gguf(open_model(folder), tmp_path / "x.gguf")
+    assert "\n" not in str(refused.value) and "partial" not in str(refused.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
 def converted(path: Path, config: dict[str, Any], types: Callable[[str], str]) -> dict[str, np.ndarray]:
@@ -150,8 +212,6 @@ def test_every_number_is_the_file_s(tmp_path: Path, kind: str, residency: str) -
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
 def test_it_computes_what_its_numbers_say(tmp_path: Path, kind: str) -> None:
-    from haversack.formats.safetensors import write_safetensors
-
     stored = converted(tmp_path / "x.gguf", BASE, lambda name: kind)
     folder = write_folder(tmp_path / "m", BASE)
     tensors = [(name, "f32", values.shape, values.tobytes()) for name, values in stored.items()]

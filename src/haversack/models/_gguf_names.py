@@ -29,6 +29,10 @@ FAMILIES: dict[str, str] = {
 """general.architecture -> our family."""
 INTERLEAVED = ("llama", "smollm3")
 
+BIASED = ("llama", "phi", "gpt2")
+UNBIASED = ("attn_output", "ffn_gate", "ffn_up", "ffn_down")
+"""What has no bias in other families' files."""
+
 _ATTENTION = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
@@ -147,7 +151,8 @@ def _name(family: str, name: str) -> str:
             index, _, inside = module.removeprefix(prefix).partition(".")
             inside = inside.partition(".norms.")[0]  # a norm for each head, one after the other
             known = _MODULES.get(family, {**_LLAMA, **_PHI2})
-            if inside in known:
+            bare = what == "bias" and family not in BIASED and known.get(inside, "") in UNBIASED
+            if inside in known and not bare:
                 return f"blk.{index}.{known[inside]}.{what}"
     raise UserError(f"GGUF has no name for the tensor {name} of {family}.", field="model", given=name)
 

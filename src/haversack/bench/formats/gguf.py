@@ -30,7 +30,7 @@ from haversack.core.memory import MemoryWatch
 
 FAMILIES = (
     *("llama", "mistral", "qwen2", "qwen3", "smollm3"),
-    *("gemma", "phi", "phi3", "stablelm", "gpt2"),
+    *("gemma", "gemma2", "gemma3_text", "phi", "phi3", "stablelm", "gpt2"),
 )
 PRES = ("gpt-2", "llama-bpe", "qwen2", "smollm", "default", "tekken", "gpt-4o")
 STRINGS = 1000
@@ -62,10 +62,10 @@ def _last_logits(model: Path, prompt: Any, activations: str = "f32") -> Any:
 
 
 def _exported(folder: Path, goal: Path) -> Path:
+    from haversack.models._gguf_write import write_gguf
     from haversack.run._source import open_model
-    from haversack.run.export import export
 
-    export(open_model(folder), "gguf", goal)
+    write_gguf(open_model(folder), goal, name="drawn")  # llama.cpp knows some models by their names
     return goal
 
 
@@ -102,15 +102,23 @@ def families(run: Run) -> Outcomes:
 
 
 def _expressible(family: str, scratch: Path) -> Iterator[tuple[str, Path, Any]]:
-    """The family's cases that GGUF can say, with a tokenizer of as many tokens as the model has."""
+    """The family's cases that GGUF can say, with a tokenizer of as many tokens as the model has; prompts that
+    both sides see whole."""
     from haversack.core.errors import UserError
 
     for name, folder, prompt in drawn(family, scratch):
         config = json.loads((folder / "config.json").read_text())
         tokenizer = trained("gpt-2", config["vocab_size"])
         (folder / "tokenizer.json").write_text(tokenizer.to_str())
-        if config.get("sliding_window") and config.get("use_sliding_window", family == "mistral"):
-            continue  # told as a change, and another model beyond the window
+        if "query_pre_attn_scalar" in config:  # which GGUF does not say: as in the models published
+            config["query_pre_attn_scalar"] = config["head_dim"]
+            if "sliding_window_pattern" in config:
+                config["sliding_window_pattern"] = 6
+            (folder / "config.json").write_text(json.dumps(config))
+        if "longrope" in json.dumps(config):
+            continue  # the peer picks its factors by the size of its context, not of the text
+        if config.get("sliding_window") and not family.startswith("gemma"):
+            prompt = prompt[: config["sliding_window"]]  # the peer knows no window of these
         try:
             _exported(folder, scratch / "probe.gguf").unlink()
         except UserError:
