@@ -187,6 +187,52 @@ class RunEncoderOutput(_Record):
     machine: dict[str, Any]
 
 
+class ParityRecord(_Record):
+    """A backend beside the reference: largest difference of the last hidden states, mean cosine; `exact`: it
+    computes in f32 and was held to the bar."""
+
+    difference: float
+    cosine: float
+    exact: bool
+
+
+class ComparedCell(_Record):
+    """One backend at one length and batch; times in ms. `fastest_ms`: mean of all but the slowest tenth."""
+
+    backend: str
+    characters: Count
+    batch: Count
+    padded_tokens: Count
+    mean_tokens: float
+    first_ms: float
+    median_ms: float
+    p90_ms: float
+    fastest_ms: float
+    copy_ms: float
+    iterations: Count
+
+
+class ComparedModel(_Record):
+    """A checkpoint in several backends. `skipped`: backend -> why it was not measured; `slopes`: the exponent
+    of time over tokens at the largest batch."""
+
+    model: str
+    architecture: str
+    parameters: Count
+    threads: Count
+    machine: dict[str, Any]
+    parity: dict[str, ParityRecord]
+    skipped: dict[str, str]
+    cells: list[ComparedCell]
+    slopes: dict[str, float]
+
+
+class CompareOutput(_Record):
+    """`haversack compare`"""
+
+    models: list[ComparedModel]
+
+
 class CheckOutput(_Record):
     """`haversack check`"""
 
@@ -315,6 +361,7 @@ OUTPUTS: dict[str, type[msgspec.Struct]] = {
     "run-encoder": RunEncoderOutput,
     "check": CheckOutput,
     "export": ExportOutput,
+    "compare": CompareOutput,
     "devices-list": DevicesListOutput,
     "devices-measure": DevicesMeasureOutput,
     "systems": SystemsOutput,

@@ -12,6 +12,7 @@ from typing import Any
 from haversack.models._architecture import Linear
 from haversack.models.language._encoder import EncoderArchitecture, Family, Head, HeadRequest, read_encoder
 
+SYSTEM = 21
 FAMILY = Family("bert", "Bert", "bert", padding=0, skips_padding=False)
 
 

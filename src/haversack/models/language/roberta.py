@@ -14,6 +14,7 @@ from typing import Any
 from haversack.models._architecture import Linear
 from haversack.models.language._encoder import EncoderArchitecture, Family, Head, HeadRequest, read_encoder
 
+SYSTEM = 21
 FAMILY = Family("roberta", "Roberta", "roberta", padding=1, skips_padding=True)
 
 

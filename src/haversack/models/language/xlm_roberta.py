@@ -10,6 +10,7 @@ from typing import Any
 from haversack.models.language._encoder import EncoderArchitecture, Family, read_encoder
 from haversack.models.language.roberta import heads
 
+SYSTEM = 21
 FAMILY = Family("xlm-roberta", "XLMRoberta", "roberta", padding=1, skips_padding=True)
 
 
