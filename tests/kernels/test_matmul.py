@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.kernels._each_isa import ISAS, each_isa
 
 from haversack import kernels
 from haversack.core.errors import UserError
@@ -21,7 +18,6 @@ from haversack.kernels._native import native
 from haversack.kernels.products import matmul_twin, quantize_activations
 
 pytestmark = pytest.mark.skipif(native() is None, reason="numpy twins only: nothing native to compare")
-ISAS = list(native().isa_names()) if native() is not None else []
 
 
 KINDS = (*KINDS, "int8:32")
@@ -90,27 +86,18 @@ def test_int8_activations_are_near_the_f32_product(kind):
 @pytest.fixture(scope="module")
 def digests():
     """Runs the invariance check under every instruction set of this processor."""
-    found = {}
-    for isa in ISAS:
-        script = Path(__file__).with_name("_invariance.py")
-        env = dict(os.environ, HAVERSACK_ISA=isa, HAVERSACK_KERNELS="native", PYTHONDONTWRITEBYTECODE="1")
-        run = subprocess.run(
-            [sys.executable, str(script)], capture_output=True, text=True, env=env, check=False
-        )
-        found[isa] = (run.returncode, run.stdout.split(), run.stderr)
-    return found
+    return each_isa("_invariance.py")
 
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_rows_threads_and_tiles_leave_the_bits_alone(digests, isa):
-    code, words, errors = digests[isa]
-    assert code == 0, errors
-    assert words[0] == isa
+    assert digests[isa].code == 0, digests[isa].errors
+    assert digests[isa].words[0] == isa
 
 
 @pytest.mark.skipif(not {"avx2", "avx512"} <= set(ISAS), reason="this processor lacks AVX-512 VNNI")
 def test_avx2_and_avx512_give_the_same_bits(digests):
-    assert digests["avx2"][1][1] == digests["avx512"][1][1]
+    assert digests["avx2"].words[1] == digests["avx512"].words[1]
 
 
 def test_many_equals_one_at_a_time_also_with_mixed_kinds():

@@ -19,8 +19,7 @@ A bench file declares a `Bench` named `bench`; each of its functions measures a 
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from haversack.core._names import lazily
 
 _PUBLIC = {
     "Bar": "_rows",
@@ -38,8 +37,4 @@ _PUBLIC = {
 }
 __all__ = sorted(_PUBLIC)
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+__getattr__, __dir__ = lazily(__name__, globals(), _PUBLIC)

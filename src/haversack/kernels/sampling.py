@@ -128,15 +128,10 @@ def filter_logits(
         out = np.empty(np.shape(logits), np.float32) if out is None else out
         if module.filter_logits(logits, temperature, top_k, top_p, min_p, repetition_penalty, history, out):
             return out
-    _check("filter_logits", logits, temperature, top_k, top_p, min_p, repetition_penalty, history)
     if temperature == 0:
         raise _parameter_error("filter_logits", "temperature", temperature, "above 0")
+    _checked_scores("filter_logits", logits, temperature, top_k, top_p, min_p, repetition_penalty, history)
     check_out("filter_logits", out, logits.shape)
-    _check_logits(
-        "filter_logits",
-        scaled(logits, temperature, repetition_penalty, history),
-        "scores after penalty and temperature",
-    )
     if module is not None:
         refuse_arrays("filter_logits")
     return placed(
@@ -169,9 +164,7 @@ def sample(
         )
         if drawn is not None:
             return drawn
-    _check("sample", logits, temperature, top_k, top_p, min_p, repetition_penalty, history)
-    scores = scaled(logits, temperature, repetition_penalty, history)
-    _check_logits("sample", scores, "scores after penalty and temperature")
+    scores = _checked_scores("sample", logits, temperature, top_k, top_p, min_p, repetition_penalty, history)
     if module is not None:
         refuse_arrays("sample")
     if temperature == 0:
@@ -192,7 +185,7 @@ def _check_logits(op: str, logits: Array, what: str = "logits") -> None:
         raise UserError(f"{op}: {what} hold NaN, infinity, or no finite number", field="logits")
 
 
-def _check(
+def _checked_scores(
     op: str,
     logits: Array,
     temperature: float,
@@ -201,7 +194,8 @@ def _check(
     min_p: float,
     repetition_penalty: float,
     history: Array | None,
-) -> None:
+) -> Array:
+    """`scaled` of what fits; UserError for what does not."""
     _check_logits(op, logits)
     if not 0 <= temperature < math.inf:
         raise _parameter_error(op, "temperature", temperature, "at least 0 and finite")
@@ -217,3 +211,6 @@ def _check(
         check_array(op, "history", history, (None,), ("int32",))
         if history.size and not 0 <= int(history.min()) <= int(history.max()) < len(logits):
             raise UserError(f"{op}: history holds tokens outside 0..{len(logits) - 1}", field="history")
+    scores = scaled(logits, temperature, repetition_penalty, history)
+    _check_logits(op, scores, "scores after penalty and temperature")
+    return scores

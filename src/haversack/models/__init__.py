@@ -4,8 +4,7 @@ ends in
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any
+from haversack.core._names import lazily
 
 _PUBLIC = {
     "Architecture": "_architecture",
@@ -25,14 +24,4 @@ _PUBLIC = {
 
 __all__ = list(_PUBLIC)
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(_PUBLIC)
+__getattr__, __dir__ = lazily(__name__, globals(), _PUBLIC)

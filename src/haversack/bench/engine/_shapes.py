@@ -47,11 +47,6 @@ def random_pack(shape: Shape, copy: int = 0) -> Path:
         with PackWriter(folder / "model.pack") as writer:
             for name, rows, columns in shape.matrices():
                 values, scales = _equal_weights.int4_matrix(name, rows, columns)
-                if name == "model.embed_tokens.weight":
-                    wide = values.reshape(rows, -1, GROUP) * scales[..., None].astype(np.float32)
-                    flat = wide.reshape(rows, columns).astype(np.float16)
-                    writer.add_tensor(name, "f16", (rows, columns), [flat.data])
-                    continue
                 matrix = pack_int4(values, scales.astype(np.float32), GROUP)
                 writer.add_tensor(name, "int4", (rows, columns), [matrix.data], GROUP, matrix.layout)
             for name in shape.norms():

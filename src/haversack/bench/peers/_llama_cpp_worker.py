@@ -4,7 +4,7 @@
     python -P _llama_cpp_worker.py serve                     answers one JSON request a line until standard
     input ends
 
-Requests: open {model, threads, mmap, flash, context, vocab_only}, prefill {tokens}, decode {tokens}, threads
+Requests: open {model, threads, load, flash, context, vocab_only}, prefill {tokens}, decode {tokens}, threads
 {n}, logits {}, tokenize {texts}. Only the wrapper's ctypes bindings are loaded, not its chat templates:
 starting up costs the peer no more than it must.
 """
@@ -46,7 +46,8 @@ class Session:
         api.llama_log_set(self._quiet, ctypes.c_void_p(0))
         api.llama_backend_init()
         model = api.llama_model_default_params()
-        model.load_mode = api.llama_load_mode_from_str(b"mmap" if request["mmap"] else b"none")
+        loads = {"mapped": api.LLAMA_LOAD_MODE_MMAP, "read": api.LLAMA_LOAD_MODE_NONE}
+        model.load_mode = (loads | {"direct": api.LLAMA_LOAD_MODE_DIRECT_IO})[request["load"]]
         model.vocab_only = request.get("vocab_only", False)
         self.model = api.llama_model_load_from_file(request["model"].encode(), model)
         if not self.model:
