@@ -119,6 +119,13 @@ def test_a_feature_that_is_not_computed_is_refused_by_name(family: str, field: s
     assert error.field == field and field in str(error)
 
 
+def test_what_a_config_has_inherited_is_no_feature() -> None:
+    plain = {"model_type": "llama", **SIZES}
+    left = {"type_vocab_size": 2, "encoder_layers": 12, "num_experts": 0, "logit_scale": 1.0}
+    switched_off = {"is_encoder_decoder": False, "alibi": False, "num_local_experts": 1, "clip_qkv": None}
+    assert read_architecture({**plain, **left, **switched_off}) == read_architecture(plain)
+
+
 @pytest.mark.parametrize(
     ("family", "scaling", "field"),
     [
