@@ -147,6 +147,12 @@ def test_scalings_that_cannot_be(family: str, scaling: dict[str, Any], field: st
     assert refused({"model_type": family, **SIZES, name: scaling}).field == field
 
 
+def test_a_config_that_asks_for_a_million_norms() -> None:
+    wide = {**SIZES, "hidden_size": 65536, "num_attention_heads": 8192, "num_hidden_layers": 4096}
+    error = refused({"model_type": "stablelm", **wide, "qk_layernorm": True, "partial_rotary_factor": 0.5})
+    assert error.field == "num_attention_heads" and error.nearest == 16
+
+
 def test_the_first_name_of_longrope() -> None:
     table = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
     base = {"model_type": "phi3", **SIZES, "original_max_position_embeddings": 32}
