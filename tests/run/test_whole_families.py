@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,7 @@ def test_rows_of_a_fused_tensor_are_mapped_and_turned_ones_copied(tmp_path: Path
         architecture = read_architecture(source.config)
         view = checkpoint(source, architecture)
         assert isinstance(view, Checkpoint) and set(view.tensors) == set(architecture.tensors())
+        assert copy.copy(view).tensors == view.tensors and view.config == source.config
         for linear in (matrix for block in architecture.blocks for matrix in block.matrices()):
             entry = view.tensors[linear.weight]
             assert isinstance(entry, Turned) is turned
