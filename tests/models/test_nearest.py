@@ -119,6 +119,13 @@ def test_a_feature_that_is_not_computed_is_refused_by_name(family: str, field: s
     assert error.field == field and field in str(error)
 
 
+def test_what_a_config_has_inherited_is_no_feature() -> None:
+    plain = {"model_type": "llama", **SIZES}
+    left = {"type_vocab_size": 2, "encoder_layers": 12, "num_experts": 0, "logit_scale": 1.0}
+    switched_off = {"is_encoder_decoder": False, "alibi": False, "num_local_experts": 1, "clip_qkv": None}
+    assert read_architecture({**plain, **left, **switched_off}) == read_architecture(plain)
+
+
 @pytest.mark.parametrize(
     ("family", "scaling", "field"),
     [
@@ -138,6 +145,12 @@ def test_a_feature_that_is_not_computed_is_refused_by_name(family: str, field: s
 def test_scalings_that_cannot_be(family: str, scaling: dict[str, Any], field: str) -> None:
     name = "rope_parameters" if field == "rope_parameters" else "rope_scaling"
     assert refused({"model_type": family, **SIZES, name: scaling}).field == field
+
+
+def test_a_config_that_asks_for_a_million_norms() -> None:
+    wide = {**SIZES, "hidden_size": 65536, "num_attention_heads": 8192, "num_hidden_layers": 4096}
+    error = refused({"model_type": "stablelm", **wide, "qk_layernorm": True, "partial_rotary_factor": 0.5})
+    assert error.field == "num_attention_heads" and error.nearest == 16
 
 
 def test_the_first_name_of_longrope() -> None:

@@ -16,6 +16,7 @@ _PUBLIC = {
     "FeedForward": "_architecture",
     "Linear": "_architecture",
     "Norm": "_architecture",
+    "Positions": "_architecture",
     "Rope": "_rope",
     "Tokenizer": "_tokenizer",
     "read_architecture": "language",

@@ -87,6 +87,8 @@ class Checkpoint:
                 self.tensors[name] = entry
 
     def __getattr__(self, name: str) -> Any:
+        if name == "source":  # of a view that is being copied
+            raise AttributeError(name)
         return getattr(self.source, name)
 
     @property

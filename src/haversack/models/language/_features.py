@@ -43,6 +43,15 @@ MARKS: dict[str, tuple[str, ...]] = {
     "positions turned in neighbouring pairs": ("rope_interleave", "rope_interleaved"),
 }
 """What a config has -> the fields that tell; a dot leads into a table."""
+LEFT_OVER = (
+    "encoder_layers",
+    "num_decoder_layers",
+    "type_vocab_size",
+    "image_token_id",
+    "image_token_index",
+)
+"""Fields that configs inherit from a model they were made of. They help to tell a family we do not have; in
+one that we have they mean nothing."""
 
 
 def marks_of(config: Mapping[str, Any]) -> dict[str, str]:
@@ -74,7 +83,8 @@ def _says(value: Any) -> bool:
 
 def refuse_features(config: Mapping[str, Any], family: str) -> None:
     """Raises UserError for a config of a known family that asks for what no family here computes."""
-    for what, field in marks_of(config).items():
+    own = {field: value for field, value in config.items() if field not in LEFT_OVER}
+    for what, field in marks_of(own).items():
         raise UserError(
             f"config.json: {field}={str(_field(config, field))[:80]} says that the model has {what}, which "
             f"{family} here has not.",

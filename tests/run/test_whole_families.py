@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,7 @@ def write(
     weights |= changes.pop("extra", {})
     for missing in changes.pop("without", ()):
         del weights[missing]
-    number = {"f32": "<f4", "f16": "<f2"}[kind]
-    tensors = [(n, kind, v.shape, v.astype(number).tobytes()) for n, v in weights.items()]
+    tensors = [(n, kind, v.shape, stored(v, kind)) for n, v in weights.items()]
     if shards == 1:
         write_safetensors(path / "model.safetensors", tensors)
     else:
@@ -50,6 +50,13 @@ def write(
     (path / "config.json").write_text(json.dumps({**RECORD.CASES[name][0], **changes}))
     (path / "tokenizer.json").write_text(tokenizer_json())
     return path
+
+
+def stored(values: np.ndarray, kind: str) -> bytes:
+    """The bytes of `values` in a float type; bf16 is cut off, not rounded."""
+    if kind == "bf16":
+        return (np.ascontiguousarray(values).view("<u4") >> 16).astype("<u2").tobytes()
+    return values.astype({"f32": "<f4", "f16": "<f2"}[kind]).tobytes()
 
 
 def logits_of(source: Any, **options: Any) -> np.ndarray:
@@ -96,12 +103,25 @@ def test_several_files(name: str, tmp_path: Path) -> None:
         assert np.array_equal(logits_of(folder, residency=way), plain), way
 
 
+@pytest.mark.parametrize("name", ["phi3", "gpt2", "opt-350m"])
+def test_bf16(name: str, tmp_path: Path) -> None:
+    cut = {
+        n: np.frombuffer(stored(v, "bf16"), "<u2").astype("<u4").__lshift__(16).view("<f4").reshape(v.shape)
+        for n, v in RECORD.weights_of(name).items()
+    }
+    plain = logits_of(write(tmp_path / "f32", name, extra=cut))
+    folder = write(tmp_path / "bf16", name, kind="bf16")
+    assert np.abs(logits_of(folder) - plain).max() <= 1e-5 * np.abs(plain).max()
+    assert np.array_equal(logits_of(folder, residency="streamed"), logits_of(folder))
+
+
 def test_rows_of_a_fused_tensor_are_mapped_and_turned_ones_copied(tmp_path: Path) -> None:
     for name, turned in (("phi3", False), ("gpt2", True)):
         source = HubFolder.open(write(tmp_path / name, name))
         architecture = read_architecture(source.config)
         view = checkpoint(source, architecture)
         assert isinstance(view, Checkpoint) and set(view.tensors) == set(architecture.tensors())
+        assert copy.copy(view).tensors == view.tensors and view.config == source.config
         for linear in (matrix for block in architecture.blocks for matrix in block.matrices()):
             entry = view.tensors[linear.weight]
             assert isinstance(entry, Turned) is turned
