@@ -11,6 +11,8 @@
 // rows at a time, and over what is left at both ends query by query.
 #include "attend.h"
 
+#include <type_traits>
+
 #include "base/pool.h"
 #include "base/scratch.h"
 #include "rows.h"
@@ -20,17 +22,19 @@
 namespace haversack::HAVERSACK_TARGET {
 namespace {
 
+// Rows that are computed together, and for one to four of them and for more: blocks of 16 keys, vectors of a value.
 #if defined(__AVX512F__)
-constexpr int score_rows = 8, score_blocks = 2, sum_rows = 4, sum_vectors = 4;
+constexpr int most_together = 8, few_blocks = 4, many_blocks = 2, few_vectors = 4, many_vectors = 2;
 #else
-constexpr int score_rows = 4, score_blocks = 1, sum_rows = 2, sum_vectors = 2;
+constexpr int most_together = 4, few_blocks = 2, many_blocks = 1, few_vectors = 2, many_vectors = 1;
 #endif
-constexpr int alone_blocks = 4;           // of keys for a single row, whose one chain would wait for itself
-constexpr int alone_vectors = 4;          // of values, likewise
 constexpr int64_t most_rows = 64;         // of a tile
 constexpr int64_t most_scores = 1 << 18;  // of a tile, as long as it has more than one query
 constexpr int64_t chunk_floats = 4096;    // of keys or values that all rows of a tile use in turn: half the nearest cache
 constexpr int64_t least_work = 1 << 17;   // multiplications that are worth handing to a thread
+
+template <int N>
+using Constant = std::integral_constant<int, N>;
 
 int64_t sixteenfold(int64_t n) { return (n + lanes - 1) / lanes * lanes; }
 
@@ -44,10 +48,28 @@ struct Tile {
     float *sums;             // [rows, padded width]
     float *totals;           // [rows]
     float *chunk, *factors;  // chunk of keys (transposed) or values; what scores of its keys are multiplied by
-    const float *q[most_rows];
+    float *queries;          // [rows, width], those that are computed together interleaved: number d of row r of R at d * R + r
 
     int64_t rows() const { return tokens * heads; }
+    int64_t place(const Attention &call, int64_t row) const {  // of a row among the call's queries and results
+        return (token + row / heads) * call.heads + head + row % heads;
+    }
 };
+
+// Calls each(row, R) for rows in parts of R = most_together, and what is left as one part.
+template <int R, typename Each>
+HAVERSACK_INLINE void last_together(int64_t row, int64_t left, const Each &each) {
+    if constexpr (R > 0) {
+        if (left == R) return each(row, Constant<R>{});
+        last_together<R - 1>(row, left, each);
+    }
+}
+template <typename Each>
+HAVERSACK_INLINE void rows_together(int64_t rows, const Each &each) {
+    int64_t row = 0;
+    for (; row + most_together <= rows; row += most_together) each(row, Constant<most_together>{});
+    last_together<most_together - 1>(row, rows - row, each);
+}
 
 // ---- what queries see ------------------------------------------------------------------------------------------------------
 
@@ -104,21 +126,21 @@ void transposed_keys(const char *keys, int64_t entry_bytes, int64_t first, int64
 
 // `ahead`: memory of which each step over the head's numbers fetches `ahead_step` bytes, while arithmetic goes on.
 template <int R, int B>
-HAVERSACK_INLINE void score_block(const float *const *q, const float *keys, int64_t width, const float *factors,
-                                  float *scores, int64_t stride, const char *ahead, int64_t ahead_step) {
+HAVERSACK_INLINE void score_block(const float *q, const float *keys, int64_t width, const float *factors, float *scores,
+                                  int64_t stride, const char *ahead, int64_t ahead_step) {
     Floats sums[R][B];
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
         for (int b = 0; b < B; ++b) sums[r][b] = zero();
-    for (int64_t d = 0; d < width; ++d) {
+    for (int64_t d = 0; d < width; ++d, q += R) {
         Floats key[B];
 #pragma GCC unroll 16
         for (int b = 0; b < B; ++b) key[b] = load(keys + (b * width + d) * lanes);
         for (int64_t at = 0; at < ahead_step; at += 64) __builtin_prefetch(ahead + d * ahead_step + at);
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
-            const Floats x = set(q[r][d]);
+            const Floats x = set(q[r]);
 #pragma GCC unroll 16
             for (int b = 0; b < B; ++b) sums[r][b] = fma(x, key[b], sums[r][b]);
         }
@@ -129,24 +151,27 @@ HAVERSACK_INLINE void score_block(const float *const *q, const float *keys, int6
         for (int b = 0; b < B; ++b) store(scores + r * stride + b * lanes, sums[r][b] * load(factors + b * lanes));
 }
 
-template <int R, int B>
-HAVERSACK_INLINE void score_rows_of(const Tile &tile, int64_t row, int64_t blocks, int64_t width, float *scores,
-                                    const char *ahead, int64_t entry_bytes) {
+// `ahead`: memory of which each step over the head's numbers fetches a part, while arithmetic goes on.
+template <int R>
+void score_rows(const Tile &tile, int64_t row, int64_t blocks, int64_t width, float *scores, const char *ahead,
+                int64_t entry_bytes) {
+    constexpr int B = R <= most_together / 2 ? few_blocks : many_blocks;
     const int64_t step = row == 0 ? entry_bytes * lanes / width : 0;  // bytes of a block for each of a head's numbers
+    const float *q = tile.queries + row * width;
     int64_t b = 0;
     const auto at = [&](int64_t block) { return tile.chunk + block * width * lanes; };
     const auto next = [&](int64_t block) { return ahead + block * lanes * entry_bytes; };
     for (; b + B <= blocks; b += B)
-        score_block<R, B>(tile.q + row, at(b), width, tile.factors + b * lanes, scores + b * lanes, tile.stride, next(b), B * step);
+        score_block<R, B>(q, at(b), width, tile.factors + b * lanes, scores + b * lanes, tile.stride, next(b), B * step);
     for (; b < blocks; ++b)
-        score_block<R, 1>(tile.q + row, at(b), width, tile.factors + b * lanes, scores + b * lanes, tile.stride, next(b), step);
+        score_block<R, 1>(q, at(b), width, tile.factors + b * lanes, scores + b * lanes, tile.stride, next(b), step);
 }
 
 template <CacheKind kind>
 void score(const Cache &cache, const Attention &call, const Tile &tile) {
     const int64_t width = cache.width, entry_bytes = cache.entry_bytes();
     const char *keys = static_cast<const char *>(cache.keys) + tile.kv_head * cache.capacity * entry_bytes;
-    const int64_t most = chunk_floats / (width * lanes) > score_blocks ? chunk_floats / (width * lanes) : score_blocks;
+    const int64_t most = larger_of<int64_t>(chunk_floats / (width * lanes), many_blocks);
     for (int64_t entry = tile.low; entry < tile.high; entry += most * lanes) {
         const int64_t left = (tile.high - entry + lanes - 1) / lanes, blocks = left < most ? left : most;
         for (int64_t b = 0; b < blocks; ++b) {
@@ -161,13 +186,9 @@ void score(const Cache &cache, const Attention &call, const Tile &tile) {
         }
         float *scores = tile.scores + (entry - tile.low);
         const char *ahead = keys + (entry + most * lanes) * entry_bytes;
-        int64_t row = 0;
-        for (; row + score_rows <= tile.rows(); row += score_rows)
-            score_rows_of<score_rows, score_blocks>(tile, row, blocks, width, scores + row * tile.stride, ahead, entry_bytes);
-        for (; row + 4 <= tile.rows(); row += 4)
-            score_rows_of<4, score_blocks>(tile, row, blocks, width, scores + row * tile.stride, ahead, entry_bytes);
-        for (; row < tile.rows(); ++row)
-            score_rows_of<1, alone_blocks>(tile, row, blocks, width, scores + row * tile.stride, ahead, entry_bytes);
+        rows_together(tile.rows(), [&](int64_t row, auto together) {
+            score_rows<decltype(together)::value>(tile, row, blocks, width, scores + row * tile.stride, ahead, entry_bytes);
+        });
     }
 }
 
@@ -197,7 +218,7 @@ float weigh(float *scores, int64_t count, float softcap) {
     for (int64_t i = 0; i < padded; i += lanes) top = max(top, load(scores + i));
     top = set(largest(top));
     return fixed_sum(padded, [&](int64_t i, int64_t) {
-        const Floats power = exp(load(scores + i) - top);
+        const Floats power = exp_below(load(scores + i) - top);
         store(scores + i, power);
         return power;
     });
@@ -231,19 +252,22 @@ void weigh_rows(const Cache &cache, const Attention &call, const Tile &tile) {
 
 // ---- weighted sums of values -----------------------------------------------------------------------------------------------
 
-template <int R, int V>
-HAVERSACK_INLINE void sum_block(const float *weights, int64_t weights_stride, const float *values, int64_t values_stride,
-                                int64_t count, float *sums, int64_t sums_stride, const char *ahead, int64_t ahead_step) {
+// sums[R, V vectors] += weights[R, count] times values; `values` are numbers as stored, `values_stride` bytes apart.
+template <CacheKind kind, int R, int V, bool fetch>
+HAVERSACK_INLINE void sum_block(const float *weights, int64_t weights_stride, const char *values, int64_t values_stride,
+                                int64_t count, int64_t last, float *sums, int64_t sums_stride, int64_t ahead) {
     Floats acc[R][V];
+    const auto at = [&](int r, int v) { return sums + r * sums_stride + v * lanes; };
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
-        for (int v = 0; v < V; ++v) acc[r][v] = load(sums + r * sums_stride + v * lanes);
-    for (int64_t k = 0; k < count; ++k) {
+        for (int v = 0; v < V; ++v) acc[r][v] = load(at(r, v));
+    for (int64_t k = 0; k < count; ++k, values += values_stride) {
         Floats value[V];
 #pragma GCC unroll 16
-        for (int v = 0; v < V; ++v) value[v] = load(values + k * values_stride + v * lanes);
-        for (int64_t at = 0; at < ahead_step; at += 64) __builtin_prefetch(ahead + k * ahead_step + at);
+        for (int v = 0; v < V; ++v) value[v] = load_entry<kind>(values, v * lanes, v == V - 1 ? last : lanes);
+        if constexpr (fetch)
+            for (int64_t line = 0; line < values_stride; line += 64) __builtin_prefetch(values + ahead + line);
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
             const Floats x = set(weights[r * weights_stride + k]);
@@ -254,46 +278,59 @@ HAVERSACK_INLINE void sum_block(const float *weights, int64_t weights_stride, co
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
-        for (int v = 0; v < V; ++v) store(sums + r * sums_stride + v * lanes, acc[r][v]);
+        for (int v = 0; v < V; ++v) store(at(r, v), acc[r][v]);
 }
 
-template <int R, int V>
-HAVERSACK_INLINE void sum_rows_of(const float *weights, int64_t weights_stride, const float *values, int64_t count,
-                                  int64_t padded, float *sums, const char *ahead, int64_t ahead_step) {
+// The same over the whole width of R rows. `fetch`: the entries `ahead` bytes further on are wanted next.
+template <CacheKind kind, int R>
+void sum_rows(const float *weights, int64_t weights_stride, const char *values, int64_t values_stride, int64_t count,
+              int64_t width, float *sums, int64_t ahead, bool fetch) {
+    constexpr int V = R <= most_together / 2 ? few_vectors : many_vectors;
+    constexpr int64_t number = kind == CacheKind::f32 ? 4 : kind == CacheKind::f16 ? 2 : 1;
+    const int64_t padded = sixteenfold(width);
     int64_t d = 0;
-    for (; d + V * lanes <= padded; d += V * lanes)
-        sum_block<R, V>(weights, weights_stride, values + d, padded, count, sums + d, padded, ahead,
-                        d ? 0 : ahead_step);
-    for (; d < padded; d += lanes)
-        sum_block<R, 1>(weights, weights_stride, values + d, padded, count, sums + d, padded, ahead, d ? 0 : ahead_step);
+    for (; d + V * lanes <= width; d += V * lanes) {
+        if (fetch && d == 0)
+            sum_block<kind, R, V, true>(weights, weights_stride, values, values_stride, count, lanes, sums, padded, ahead);
+        else
+            sum_block<kind, R, V, false>(weights, weights_stride, values + d * number, values_stride, count, lanes, sums + d,
+                                         padded, ahead);
+    }
+    for (; d < width; d += lanes)
+        sum_block<kind, R, 1, false>(weights, weights_stride, values + d * number, values_stride, count,
+                                     smaller_of<int64_t>(width - d, lanes), sums + d, padded, ahead);
 }
 
-// sums[rows, padded] += weights[rows, entries] times the values of entries begin .. end - 1.
+// sums[rows, padded] += weights[rows, entries] times the values of entries begin .. end - 1. Few rows take values as they are
+// stored; for more of them a chunk is made floats once.
 template <CacheKind kind>
 void add_values(const Cache &cache, const Tile &tile, int64_t begin, int64_t end, const float *weights, int64_t rows,
                 float *sums) {
     const int64_t width = cache.width, padded = sixteenfold(width), entry_bytes = cache.entry_bytes();
     const char *stored = static_cast<const char *>(cache.values) + tile.kv_head * cache.capacity * entry_bytes;
-    const int64_t most = chunk_floats / padded > lanes ? chunk_floats / padded : lanes;
+    const int64_t most = larger_of<int64_t>(chunk_floats / padded, lanes);
+    const bool direct = kind == CacheKind::f32 || rows <= most_together;
     for (int64_t entry = begin; entry < end; entry += most) {
         const int64_t count = end - entry < most ? end - entry : most;
-        const float *values = reinterpret_cast<const float *>(stored + entry * entry_bytes);
-        if (kind != CacheKind::f32 || padded != width) {
-            for (int64_t k = 0; k < count; ++k)
-                sixteens(width, [&](int64_t d, int64_t n) {
-                    store(tile.chunk + k * padded + d, load_entry<kind>(stored + (entry + k) * entry_bytes, d, n));
-                });
-            values = tile.chunk;
-        }
+        const char *values = stored + entry * entry_bytes;
         const float *at = weights + (entry - begin);
-        const char *ahead = stored + (entry + count) * entry_bytes;
-        int64_t row = 0;
-        for (; row + sum_rows <= rows; row += sum_rows)
-            sum_rows_of<sum_rows, sum_vectors>(at + row * tile.stride, tile.stride, values, count, padded, sums + row * padded,
-                                               ahead, row ? 0 : entry_bytes);
-        for (; row < rows; ++row)
-            sum_rows_of<1, alone_vectors>(at + row * tile.stride, tile.stride, values, count, padded, sums + row * padded, ahead,
-                                          row ? 0 : entry_bytes);
+        if (!direct)
+            for (int64_t k = 0; k < count; ++k) {
+                __builtin_prefetch(values + (k + most) * entry_bytes);
+                sixteens(width, [&](int64_t d, int64_t n) {
+                    store(tile.chunk + k * padded + d, load_entry<kind>(values + k * entry_bytes, d, n));
+                });
+            }
+        rows_together(rows, [&](int64_t row, auto together) {
+            constexpr int R = decltype(together)::value;
+            const float *of_row = at + row * tile.stride;
+            if (direct)
+                sum_rows<kind, R>(of_row, tile.stride, values, entry_bytes, count, width, sums + row * padded,
+                                  most * entry_bytes, row == 0);
+            else
+                sum_rows<CacheKind::f32, R>(of_row, tile.stride, reinterpret_cast<const char *>(tile.chunk), padded * 4, count,
+                                            padded, sums + row * padded, 0, false);
+        });
     }
 }
 
@@ -335,22 +372,28 @@ void attend_tile(const Cache &cache, const Attention &call, Tile &tile) {
     for (int64_t t = 0; t < tile.tokens; ++t) tile.low = smaller_of(tile.low, first_seen(call, tile.token + t));
     tile.high = call.mask ? call.length + call.fresh : call.length + tile.token + tile.tokens;
     tile.low = smaller_of(tile.low, tile.high);
-    const int64_t rows = tile.rows(), chunk = larger_of(chunk_floats, larger_of(padded, width) * lanes * score_blocks);
+    const int64_t rows = tile.rows(), chunk = larger_of(chunk_floats, padded * lanes * many_blocks);
     tile.stride = sixteenfold(tile.high - tile.low) + 2 * lanes;
     float *memory = static_cast<float *>(scratch(
-        2, static_cast<size_t>(rows * (tile.stride + padded) + sixteenfold(rows) + chunk + chunk / width + lanes) * sizeof(float)));
+        2, static_cast<size_t>(rows * (tile.stride + padded) + sixteenfold(rows) + sixteenfold(rows * width) + chunk + chunk / width + lanes) * sizeof(float)));
     tile.chunk = memory;
     tile.scores = tile.chunk + chunk;
     tile.sums = tile.scores + rows * tile.stride;
     tile.totals = tile.sums + rows * padded;
-    tile.factors = tile.totals + sixteenfold(rows);
-    for (int64_t row = 0; row < rows; ++row)
-        tile.q[row] = call.q + ((tile.token + row / tile.heads) * call.heads + tile.head + row % tile.heads) * width;
+    tile.queries = tile.totals + sixteenfold(rows);
+    tile.factors = tile.queries + sixteenfold(rows * width);
+    rows_together(rows, [&](int64_t row, auto together) {
+        constexpr int R = decltype(together)::value;
+        for (int r = 0; r < R; ++r) {
+            const float *q = call.q + tile.place(call, row + r) * width;
+            for (int64_t d = 0; d < width; ++d) tile.queries[row * width + d * R + r] = q[d];
+        }
+    });
     score<kind>(cache, call, tile);
     weigh_rows(cache, call, tile);
     sum_values<kind>(cache, call, tile);
     for (int64_t row = 0; row < rows; ++row) {
-        float *out = call.out + (tile.q[row] - call.q);
+        float *out = call.out + tile.place(call, row) * width;
         const float *sums = tile.sums + row * padded;
         const Floats total = set(tile.totals[row]);
         if (tile.totals[row] == 0.0f) std::memset(out, 0, static_cast<size_t>(width) * sizeof(float));

@@ -2,45 +2,20 @@
 #include "attend.h"
 
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/unique_ptr.h>
+
+#include <memory>
 
 #include "bind/arrays.h"
+#include "bind/handles.h"
 #include "bind/register.h"
-#include "cache.h"
 
 namespace nb = nanobind;
 using namespace haversack;
 
 namespace {
 
-// The four arrays of kernels/attend.py's CacheLayer.
-struct Layer {
-    Array keys, values, key_scales, value_scales;
-    Cache cache = {};
-    bool fits = false;
-
-    Layer(nb::handle keys_, nb::handle values_, nb::handle key_scales_, nb::handle value_scales_, Access access)
-        : keys(keys_, access), values(values_, access), key_scales(key_scales_, access), value_scales(value_scales_, access) {
-        const bool f32 = keys.of<float>(3) && values.of<float>(), f16 = keys.of<Half>(3) && values.of<Half>();
-        const bool int8 = keys.of<int8_t>(3) && values.of<int8_t>();
-        if ((!f32 && !f16 && !int8) || !values.same_shape(keys) || keys.numbers() == 0) return;
-        if (int8 ? !scales_fit(key_scales) || !scales_fit(value_scales) : !key_scales.none() || !value_scales.none()) return;
-        cache = {keys.data<void>(),
-                 values.data<void>(),
-                 key_scales.data<float>(),
-                 value_scales.data<float>(),
-                 keys.size(0),
-                 keys.size(1),
-                 keys.size(2),
-                 f32 ? CacheKind::f32 : f16 ? CacheKind::f16 : CacheKind::int8};
-        fits = true;
-    }
-    bool scales_fit(const Array &scales) const {
-        return scales.of<float>(2) && scales.size(0) == keys.size(0) && scales.size(1) == keys.size(1);
-    }
-    bool holds(int64_t start, int64_t count) const { return start >= 0 && count >= 0 && start <= cache.capacity - count; }
-    // [n, kv_heads, width]
-    bool takes(const Array &x) const { return x.of<float>(3) && x.size(1) == cache.kv_heads && x.size(2) == cache.width; }
-};
+using Layer = LayerHandle;
 
 bool attention(nb::handle q_, nb::handle keys, nb::handle values, nb::handle key_scales, nb::handle value_scales,
                int64_t length, nb::handle start_, nb::handle mask_, double scale, double softcap, nb::handle out_) {
@@ -114,6 +89,14 @@ bool rope_write(nb::handle q_, nb::handle k_, nb::handle v_, nb::handle cos_, nb
 }  // namespace
 
 HAVERSACK_BIND(attend) {
+    nb::class_<Layer>(module, "CacheLayer");
+    module.def(
+        "cache_layer",
+        [](nb::handle keys, nb::handle values, nb::handle key_scales, nb::handle value_scales) -> nb::object {
+            auto layer = std::make_unique<Layer>(keys, values, key_scales, value_scales, Access::write);
+            return layer->fits ? nb::cast(std::move(layer)) : nb::none();
+        },
+        nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg().none());
     const auto any = [] { return nb::arg().none(); };
     module.def("attention", &attention, any(), any(), any(), any(), any(), nb::arg(), any(), any(), nb::arg(), nb::arg(), any());
     module.def("cache_write", &cache_write, any(), any(), any(), any(), nb::arg(), any(), any());

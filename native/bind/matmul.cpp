@@ -4,6 +4,7 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 
+#include "bind/handles.h"
 #include "bind/register.h"
 
 namespace nb = nanobind;
@@ -15,11 +16,7 @@ using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::
 using Inputs = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Outputs = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
-// A matrix as the kernels take it; keeps the array that holds the bytes.
-struct Handle {
-    Weights weights;
-    nb::object owner;
-};
+using Handle = MatrixHandle;
 
 Handle handle(nb::object array, int kind, int64_t rows, int64_t columns, int64_t group, bool interleaved) {
     const Bytes bytes = nb::cast<Bytes>(array);

@@ -86,6 +86,17 @@ HAVERSACK_INLINE T larger_of(T a, T b) {
 
 namespace haversack::HAVERSACK_TARGET {
 
+// e^r for |r| <= ln 2 / 2.
+HAVERSACK_INLINE Floats exp_part(Floats r) {
+    Floats p = set(1.9875691500e-4f);
+    p = fma(p, r, set(1.3981999507e-3f));
+    p = fma(p, r, set(8.3334519073e-3f));
+    p = fma(p, r, set(4.1665795894e-2f));
+    p = fma(p, r, set(1.6666665459e-1f));
+    p = fma(p, r, set(5.0000001201e-1f));
+    return fma(p, r * r, r) + set(1.0f);
+}
+
 // e^v, relative error below 2e-7; 0 below -87.3, infinity above 88.7, NaN stays NaN.
 // v = k ln 2 + r with |r| <= ln 2 / 2, a Taylor-like polynomial for e^r, then k is added to the exponent in two halves.
 HAVERSACK_INLINE Floats exp(Floats v) {
@@ -93,13 +104,7 @@ HAVERSACK_INLINE Floats exp(Floats v) {
     const Floats k = round(clipped * set(1.44269504088896341f));
     Floats r = fma(k, set(-0.693359375f), clipped);
     r = fma(k, set(2.12194440e-4f), r);
-    Floats p = set(1.9875691500e-4f);
-    p = fma(p, r, set(1.3981999507e-3f));
-    p = fma(p, r, set(8.3334519073e-3f));
-    p = fma(p, r, set(4.1665795894e-2f));
-    p = fma(p, r, set(1.6666665459e-1f));
-    p = fma(p, r, set(5.0000001201e-1f));
-    p = fma(p, r * r, r) + set(1.0f);
+    const Floats p = exp_part(r);
     const Ints whole = to_ints(k);
     const Ints half = shift_right<1>(whole);
     const Floats first = as_floats(shift_left<23>(half + set_ints(127)));
@@ -107,6 +112,16 @@ HAVERSACK_INLINE Floats exp(Floats v) {
     const Floats result = p * first * second;
     const Floats finite = select(less(v, set(-87.3f)), zero(), select(less(set(88.72f), v), set(__builtin_inff()), result));
     return select(unordered(v), v, finite);
+}
+
+// exp(v) for v <= 0, with the bits of exp: a softmax needs no more.
+HAVERSACK_INLINE Floats exp_below(Floats v) {
+    const Floats clipped = max(set(-87.3f), v);
+    const Floats k = round(clipped * set(1.44269504088896341f));
+    Floats r = fma(k, set(-0.693359375f), clipped);
+    r = fma(k, set(2.12194440e-4f), r);
+    const Floats p = exp_part(r);
+    return select(less(v, set(-87.3f)), zero(), p * as_floats(shift_left<23>(to_ints(k) + set_ints(127))));
 }
 
 }  // namespace haversack::HAVERSACK_TARGET

@@ -62,6 +62,22 @@ def test_children_are_summed_also_those_that_ended(nothing_mib):
     assert 3 * nothing_mib + 38 < used < 3 * nothing_mib + 60
 
 
+def test_a_child_in_its_parents_memory_is_not_counted_twice(nothing_mib):
+    code = """
+import ctypes, os
+libc = ctypes.CDLL(None)
+held = bytearray(b"x") * (60 << 20)
+stack = ctypes.create_string_buffer(1 << 16)
+top = ctypes.c_void_p(ctypes.addressof(stack) + (1 << 15))
+CLONE_VM, CLONE_VFORK, SIGCHLD = 0x100, 0x4000, 17  # as vfork does; the child sleeps, then ends
+libc.clone.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p]
+sleep = ctypes.cast(libc.usleep, ctypes.c_void_p)
+child = libc.clone(sleep, top, CLONE_VM | CLONE_VFORK | SIGCHLD, 300_000)
+assert child > 0 and os.waitpid(child, 0)[0] == child
+"""
+    assert 59 < run(code).peak_mib - nothing_mib < 75
+
+
 def test_reading_a_file_costs_its_cached_pages(nothing_mib, file):
     code = f"import os, time; f = os.open({str(file)!r}, 0)\nwhile os.read(f, 1 << 20): pass\ntime.sleep(0.3)"
     assert 23 < run(code, files=[file]).peak_mib - nothing_mib < 30

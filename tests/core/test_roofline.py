@@ -38,6 +38,14 @@ def test_one_thread_has_its_own_bandwidth_and_a_core_s_arithmetic():
     assert seconds([Cost("m", 0, 100e9)], BOX, threads=64) == pytest.approx(1 + 2e-6)
 
 
+def test_huge_pages_have_their_own_bandwidth():
+    measured = dataclasses.replace(BOX, read_gb_s_huge=15.0)
+    assert [bandwidth(measured, n, huge=True) / 1e9 for n in (1, None)] == pytest.approx([6, 15])
+    assert seconds([Cost("m", 15e9, 0, huge=True)], measured) == pytest.approx(1 + 2e-6)
+    assert seconds([Cost("m", 15e9, 0)], measured) == pytest.approx(1.5 + 2e-6)
+    assert bandwidth(BOX, huge=True) == pytest.approx(1.17 * bandwidth(BOX))
+
+
 def test_bounds_say_what_to_improve():
     found = bounds(
         [

@@ -118,6 +118,8 @@ def test_time_is_bound_by_what_the_device_is_short_of():
     speed = times(board, big, found, activations="int8-dynamic", **how).tokens_per_s
     most = board.read_gb_s * 1e9 / (found.weights - 0)
     assert 0.5 * most < speed <= 1.05 * most  # a 1.1 B model reads all weights for each token
+    copied = times(board, big, found, activations="int8-dynamic", residency="copied", cache_type="f16")
+    assert 1.1 * speed < copied.tokens_per_s < 1.18 * speed  # 2 MiB pages
     streamed = times(board, big, found, activations="int8-dynamic", residency="streamed", cache_type="f16")
     assert streamed.tokens_per_s < board.storage_mb_s * 1e6 / sum(found.blocks)
     slow = times(board, big, found, activations="f32", **how)

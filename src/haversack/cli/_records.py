@@ -183,6 +183,7 @@ class DeviceRecord(_Record):
     storage_mib: float
     read_gb_s: float
     read_gb_s_one_thread: float
+    read_gb_s_huge: float
     storage_mb_s: float
     gops: dict[str, float]
     call_us: float

@@ -3,12 +3,14 @@
 The peak is the sum of `VmHWM` over a process and every process it started, plus the pages of the given files
 that sit in the page cache without being mapped by them (a file read with `read` costs memory too, a mapped
 one is in VmHWM already). `ru_maxrss` is not used: a child inherits its parent's figure at exec, so a small
-program started by a large one would report the large one's peak. Pages that forked processes share count once
-for each, which errs upwards.
+program started by a large one would report the large one's peak. A child that still runs in its parent's
+memory (between vfork and exec) counts for nothing; pages that forked processes share count once for each,
+which errs upwards.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 import mmap
@@ -30,6 +32,8 @@ MIB = 2**20
 POLL_S = 0.005
 _PRESENT = bytes(128) + b"\x01" * 128  # pagemap: the highest bit of an entry says that the page is mapped
 _RESIDENT = bytes([0, 1] * 128)  # mincore: the lowest bit says that the page is in the cache
+_KCMP = {"x86_64": 312, "aarch64": 272}.get(os.uname().machine)  # number of the system call
+_KCMP_MEMORY = 1
 
 
 @dataclass(frozen=True)
@@ -125,19 +129,23 @@ class MemoryWatch:
         """Take one sample; False when the root has no memory any more (it ended)."""
         with self._lock:
             tree = _tree(self._root, {key[0]: key[1] for key in self._highest})
-            processes = [pid for pid, _ in tree]
-            pages = [_pages(file, processes) for file in self._files] if files else []
             alive = False
-            for key in tree:
+            for key, parent in tree.items():
+                if key not in self._highest and key[0] != self._root and _same_memory(key[0], parent):
+                    continue  # until it runs a program of its own
                 high = _high_water(key[0])
                 if high is not None:
                     self._grown = self._grown or high > self._highest.get(key, 0)
                     self._highest[key] = max(high, self._highest.get(key, 0))
                     alive = alive or key[0] == self._root
             total = sum(self._highest.values())
-            if alive and files:  # the pages of a process that just ended look unmapped and say nothing
-                total += PAGE * sum(self._unmapped(i, *states) for i, states in enumerate(pages))
-                self._grown = False
+            if alive and files:
+                # After VmHWM: a page that is mapped meanwhile must not count in both.
+                processes = [pid for pid, _ in tree]
+                pages = [_pages(file, processes) for file in self._files]
+                if _high_water(self._root) is not None:  # the pages of one that just ended look unmapped
+                    total += PAGE * sum(self._unmapped(i, *states) for i, states in enumerate(pages))
+                    self._grown = False
             self._peak = max(self._peak, total)
             return alive
 
@@ -185,6 +193,12 @@ def reset_peak() -> bool:
     except OSError:
         return False
     return True
+
+
+def give_back_freed() -> None:
+    """Give freed memory back to the system, which the C library may put off (no-op where it cannot)."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def run_measured(
@@ -262,9 +276,10 @@ def drop_cached(files: Iterable[os.PathLike[str] | str]) -> None:
             os.close(descriptor)
 
 
-def _tree(root: int, known: Mapping[int, str]) -> list[tuple[int, str]]:
-    """(id, start time) of `root` and all its descendants, and of `known` processes that lost their parent."""
-    found: dict[int, str] = {}
+def _tree(root: int, known: Mapping[int, str]) -> dict[tuple[int, str], int]:
+    """(id, start time) of `root` and all its descendants, and of `known` processes that lost their parent;
+    for each the id of its parent."""
+    found: dict[int, tuple[str, int]] = {}
     waiting = [root, *known]
     while waiting:
         pid = waiting.pop()
@@ -276,9 +291,9 @@ def _tree(root: int, known: Mapping[int, str]) -> list[tuple[int, str]]:
             continue
         if known.get(pid, fields[19]) != fields[19]:
             continue  # the id was given to another process
-        found[pid] = fields[19]
+        found[pid] = fields[19], int(fields[1])
         waiting += _children(pid)
-    return list(found.items())
+    return {(pid, started): parent for pid, (started, parent) in found.items()}
 
 
 def _children(pid: int) -> list[int]:
@@ -302,6 +317,13 @@ def _parents() -> dict[int, int]:
             except OSError:
                 continue
     return parents
+
+
+def _same_memory(pid: int, other: int) -> bool:
+    """True when two processes share one address space; False also where the system does not say."""
+    if _KCMP is None or sys.platform != "linux":
+        return False
+    return bool(ctypes.CDLL(None).syscall(_KCMP, pid, other, _KCMP_MEMORY, 0, 0) == 0)
 
 
 def _high_water(pid: int) -> int | None:

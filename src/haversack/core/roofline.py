@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from haversack.core.device import PRECISIONS, Device
+from haversack.core.device import HUGE_SPEEDUP, PRECISIONS, Device
 from haversack.core.errors import UserError, not_allowed
 
 
 @dataclass(frozen=True)
 class Cost:
     """One kernel call, or `calls` alike: `bytes` of memory and `operations` (a multiply-add is two) of each,
-    the `precision` of the arithmetic (f32, f16, bf16, int8), and `storage_bytes` read past the page cache."""
+    the `precision` of the arithmetic (f32, f16, bf16, int8), and `storage_bytes` read past the page cache.
+    `huge`: the bytes lie in 2 MiB pages."""
 
     kernel: str
     bytes: float
@@ -25,6 +26,7 @@ class Cost:
     precision: str = "f32"
     calls: int = 1
     storage_bytes: float = 0.0
+    huge: bool = False
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -43,23 +45,25 @@ class Bound:
     by: str
 
 
-def bandwidth(device: Device, threads: int | None = None) -> float:
-    """Bytes of memory a second that `threads` read together (None: all cores); it grows with threads until
-    the device's whole bandwidth is reached."""
-    whole = device.read_gb_s * 1e9
-    return whole if threads is None else min(whole, max(1, threads) * device.read_gb_s_one_thread * 1e9)
+def bandwidth(device: Device, threads: int | None = None, *, huge: bool = False) -> float:
+    """Bytes of memory a second that `threads` read together (None: all cores), in 2 MiB pages when `huge`; it
+    grows with threads until the device's whole bandwidth is reached."""
+    one, whole = device.read_gb_s_one_thread * 1e9, device.read_gb_s * 1e9
+    if huge:
+        faster = device.read_gb_s_huge / device.read_gb_s or HUGE_SPEEDUP
+        one, whole = faster * one, faster * whole
+    return whole if threads is None else min(whole, max(1, threads) * one)
 
 
 def bounds(costs: Iterable[Cost], device: Device, threads: int | None = None) -> tuple[Bound, ...]:
     """Time and bound of every kernel name, the longest first. `threads` (None: all cores) are used by every
     call."""
     share = 1.0 if threads is None else min(max(1, threads), device.cores) / device.cores
-    speed = bandwidth(device, threads)
     seconds: dict[str, float] = {}
     by: dict[str, dict[str, float]] = {}
     for cost in costs:
         parts = {
-            "memory": cost.bytes / speed,
+            "memory": cost.bytes / bandwidth(device, threads, huge=cost.huge),
             "arithmetic": cost.operations / (device.rate(cost.precision) * share),
             "storage": cost.storage_bytes / (device.storage_mb_s * 1e6),
             "calls": device.call_us * 1e-6,

@@ -14,7 +14,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from haversack.core.memory import MIB, drop_cached, run_measured
 from haversack.core.progress import Progress
 from haversack.core.roofline import Cost, seconds
 from haversack.core.storage import DirectFile, aligned_buffer
-from haversack.kernels import Matrix, isa, matmul, pack_int4, pack_int8, set_threads, threads
+from haversack.kernels import Matrix, huge_copy, isa, matmul, pack_int4, pack_int8, set_threads, threads
 from haversack.kernels._native import native
 
 STEPS = 14
@@ -125,6 +125,7 @@ def measure_machine(
         storage_mib=round(shutil.disk_usage(folder or Path.cwd()).free / MIB, 1),
         read_gb_s=round(max(memory["read"]["4 KiB"].values()), 2),
         read_gb_s_one_thread=round(memory["read"]["4 KiB"]["one"], 2),
+        read_gb_s_huge=round(max(memory["read"]["2 MiB"].values()), 2),
         storage_mb_s=round(storage["mb_s"], 1),
         gops=rates,
         call_us=round(calls, 3),
@@ -235,20 +236,23 @@ def measure_storage(folder: Path, size_mib: int = 256) -> dict[str, Any]:
 def check_predictions(device: Device) -> tuple[Checked, ...]:
     """Matrix products as one token and many tokens need them: predicted from `device` and measured here.
 
-    Matrices lie in 4 KiB pages, as mapped weights do, and are larger than a processor's cache, so that each
-    call reads them from memory.
+    Matrices lie in 4 KiB pages, as mapped weights do, or in 2 MiB pages, as copied ones do; they are larger
+    than a processor's cache, so that each call reads them from memory.
     """
     found = []
     for kind, side in (("f32", 4096), ("int8", 8192), ("int4", 12288)):
         few, activations = _matrix(kind, side, _ROWS)
-        matrix = _repeated_in_small_pages(few, side // _ROWS)
+        mapped = _repeated_in_small_pages(few, side // _ROWS)
         precision = "f32" if kind == "f32" else "int8"
-        for tokens in (1, 64):
+        for tokens, huge in ((1, False), (1, True), (64, False)):
+            matrix = mapped if not huge else replace(mapped, data=huge_copy(mapped.data))
             x = _numbers(tokens, side)
             out = np.empty((tokens, side), np.float32)
             took = _fastest(partial(matmul, x, matrix, activations=activations, out=out), 0.3)
-            cost = Cost("matmul", matrix.nbytes + 8 * tokens * side, 2.0 * tokens * side * side, precision)
+            moved, operations = matrix.nbytes + 8 * tokens * side, 2.0 * tokens * side * side
+            cost = Cost("matmul", moved, operations, precision, huge=huge)
             what = f"{kind} matrix {side} x {side}, {tokens} token{'s' if tokens > 1 else ''}"
+            what += ", 2 MiB pages" if huge else ""
             found.append(Checked(what, round(seconds([cost], device) * 1e3, 3), round(took * 1e3, 3)))
     return tuple(found)
 

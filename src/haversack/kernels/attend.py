@@ -14,7 +14,7 @@ decoding its branches one token at a time, exactly.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,22 @@ class CacheLayer:
     values: Array
     key_scales: Array | None = None
     value_scales: Array | None = None
+    _handle: Any = field(default=None, init=False, repr=False, compare=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CacheLayer, (self.keys, self.values, self.key_scales, self.value_scales)
+
+    def handle(self) -> Any:
+        """The layer as a native program takes it, made once; None for arrays that do not fit each other.
+
+        Needs the native module.
+        """
+        if self._handle is None:
+            module = native()
+            assert module is not None
+            arrays = self.keys, self.values, self.key_scales, self.value_scales
+            object.__setattr__(self, "_handle", module.cache_layer(*arrays))
+        return self._handle
 
     @classmethod
     def empty(cls, kv_heads: int, capacity: int, head_dim: int, kind: str = "f32") -> CacheLayer:

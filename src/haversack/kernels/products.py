@@ -171,6 +171,13 @@ def matmul_many(
     return list(out)
 
 
+def matrix_handle(matrix: Matrix) -> Any:
+    """The matrix as a native program takes it. Needs the native module."""
+    module = native()
+    assert module is not None
+    return matrix._handle or _handle(module, matrix)
+
+
 def _handle(module: ModuleType, matrix: Matrix) -> Any:
     """The matrix as native kernels take it, made once."""
     group = matrix.group or (INT8_COLUMNS if matrix.kind == "int8" else 0)

@@ -47,11 +47,13 @@ def rope_table(positions: Array, inverse_frequencies: Array, scale: float = 1.0)
     module = native()
     if module is not None:
         table = np.empty((2, np.size(positions), np.size(inverse_frequencies)), np.float32)
+        if getattr(positions, "dtype", None) == np.int32:  # the kernel takes i64
+            positions = positions.astype(np.int64)
         if module.rope_table(positions, inverse_frequencies, scale, table):
             return table[0], table[1]
     check_array("rope_table", "positions", positions, (None,), ("int32", "int64"))
     check_array("rope_table", "inverse_frequencies", inverse_frequencies, (None,), ("float32", "float64"))
-    if module is not None:  # the kernel takes i64 and f64 only
+    if module is not None:  # the kernel takes f64, and contiguous arrays
         wide = np.ascontiguousarray(positions, np.int64)
         if module.rope_table(wide, np.ascontiguousarray(inverse_frequencies, np.float64), scale, table):
             return table[0], table[1]

@@ -170,7 +170,7 @@ class Bench:
 
     def reference(self) -> float:
         """Quality of the model as it came, computed in f32."""
-        return quality(self.source.path, None, self.evaluation, self.window)
+        return quality(self.source.path, None, self.evaluation, self.window, self.scratch)
 
     def pack(self, precision: str) -> Path:
         """The candidate pack of `precision`, written when first asked for."""
@@ -200,7 +200,8 @@ class Bench:
     def quality(self, plan: Plan) -> float:
         key = (plan.precision, plan.activations, plan.cache_type)
         if key not in self._qualities:
-            self._qualities[key] = quality(self.pack(plan.precision), plan, self.evaluation, self.window)
+            pack = self.pack(plan.precision)
+            self._qualities[key] = quality(pack, plan, self.evaluation, self.window, self.scratch)
         return self._qualities[key]
 
     def figures(self, plan: Plan) -> RunFigures:

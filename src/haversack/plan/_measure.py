@@ -8,11 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from haversack.core.errors import HaversackError
 from haversack.core.memory import run_measured
 from haversack.models._calibration import TokenText
-from haversack.models._evaluation import bits_per_byte
+from haversack.models._evaluation import windows
 from haversack.plan._candidates import Plan
+from haversack.run._sweep import target_bits, through_blocks
+from haversack.shrink._activations import Activations
+from haversack.shrink._rounding import F32
 
 if TYPE_CHECKING:
     from haversack.run import Engine
@@ -37,13 +42,15 @@ class RunFigures:
     ram_mib: float
 
 
-def open_engine(source: Path, plan: Plan | None) -> Engine:
-    """The pack or checkpoint at `source`, to be run as `plan` says (None: f32 throughout)."""
+def open_engine(source: Path, plan: Plan | None, residency: str) -> Engine:
+    """The pack or checkpoint at `source`, to be run as `plan` says (None: f32 throughout) but for the
+    residency.
+    """
     from haversack.run import Engine
 
     engine: Engine = Engine.open(
         source,
-        residency="mapped" if plan is None else plan.residency,
+        residency=residency,
         prefill="chunked",
         activations="f32" if plan is None else plan.activations,
         cache_type="f32" if plan is None else plan.cache_type,
@@ -51,15 +58,31 @@ def open_engine(source: Path, plan: Plan | None) -> Engine:
     return engine
 
 
-def quality(source: Path, plan: Plan | None, text: TokenText, window: int) -> float:
+def quality(source: Path, plan: Plan | None, text: TokenText, window: int, folder: Path) -> float:
     """Bits per byte of `text` by the pack or checkpoint at `source`, run as `plan` says (None: f32
     throughout).
 
     Windows of `window` tokens follow one another by three quarters, so that every token has a quarter before
-    it.
+    it. All of them pass one block before the next is read from storage, whatever the plan's residency (it
+    changes no bit): two blocks are in memory, and the windows' hidden states, or those in `folder`.
     """
-    with open_engine(source, plan) as engine:
-        return bits_per_byte(engine, text.tokens, text.byte_count, window, max(1, 3 * window // 4))
+    tokens = np.ascontiguousarray(text.tokens, np.int32)
+    views = list(windows(len(tokens), window, max(1, 3 * window // 4)))
+    texts = [tokens[view.start : view.stop - 1] for view in views]
+    longest = max(map(len, texts))
+    with (
+        open_engine(source, plan, "streamed:keep=0") as engine,
+        Activations(len(texts), longest, engine.architecture.width, folder, exact=True) as states,
+    ):
+        through_blocks(engine, texts, states)
+
+        def before_targets(index: int) -> F32:
+            view = views[index]
+            return states.read(index)[view.scored - 1 - view.start : view.stop - 1 - view.start]
+
+        targets = [tokens[view.scored : view.stop] for view in views]
+        costs = target_bits(engine, before_targets, targets)
+    return sum(float(each.sum()) for each in costs) / text.byte_count
 
 
 def run_figures(pack: Path, plan: Plan, prompt: str, tokens: int) -> RunFigures:
@@ -80,7 +103,7 @@ def run_figures(pack: Path, plan: Plan, prompt: str, tokens: int) -> RunFigures:
         said = (done.stdout.strip() or done.stderr.strip()).splitlines() or [f"exit {done.returncode}"]
         raise MeasuringError(f"a packed candidate ({plan.label}) did not run: {said[-1]}")
     record = json.loads(done.stdout)
-    with open_engine(pack, plan) as engine:
+    with open_engine(pack, plan, plan.residency) as engine:
         full = engine.memory_plan().total_mib
     more = max(0.0, full - float(record["ram_mib"]["planned"]))
     return RunFigures(float(record["tokens_per_s"]), float(record["first_token_ms"]), done.peak_mib + more)

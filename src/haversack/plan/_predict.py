@@ -25,7 +25,6 @@ LOSS_PER_NOISE = 4.0
 # Squared error over mean square: one scale for 32 or 64 inputs, one for a head's key or value.
 ACTIVATION_NOISE = {"f32": 0.0, "int8-dynamic": 2.5e-5}
 CACHE_NOISE = {"f32": 0.0, "f16": 2e-8, "int8": 4e-5}
-COPIED_SPEEDUP = 1.17  # huge pages against 4 KiB pages
 
 
 @dataclass(frozen=True)
@@ -78,23 +77,25 @@ def token_costs(
     Every matrix is read once a step; streamed blocks come from storage as well.
     """
     arithmetic = "f32" if activations == "f32" else "int8"
-    faster = COPIED_SPEEDUP if residency == "copied" else 1.0
+    huge = residency == "copied"
+    one_call = residency != "streamed"  # a block whose weights stay in memory: see run/_program.py
     costs = []
     for block, nbytes in zip(architecture.blocks, found.blocks, strict=True):
         linears = block.matrices()
         operations = 2.0 * tokens * sum(linear.inputs * linear.outputs for linear in linears)
-        calls = max(1, len(block.products()))
+        calls = 1 if one_call else max(1, len(block.products()))
         stored = nbytes / calls if residency == "streamed" else 0.0
-        costs.append(Cost("products", nbytes / calls / faster, operations / calls, arithmetic, calls, stored))
+        costs.append(Cost("products", nbytes / calls, operations / calls, arithmetic, calls, stored, huge))
         attention = block.attention
         if attention is not None:
             seen = held if attention.window is None else min(held, attention.window)
             products = 4.0 * tokens * seen * attention.heads * attention.head_width
             read = architecture.cache_nbytes(seen, cache_type) / len(architecture.blocks)
             costs.append(Cost("attention", read, products, "f32"))
-        costs.append(Cost("small", 16.0 * tokens * architecture.width, 0.0, "f32", SMALL_CALLS - 1))
+        small = 1 if one_call else SMALL_CALLS - 1
+        costs.append(Cost("small", 128.0 * tokens * architecture.width / small, 0.0, "f32", small))
     head = 2.0 * architecture.width * architecture.vocabulary
-    costs.append(Cost("output", found.output / faster, head, arithmetic))
+    costs.append(Cost("output", found.output, head, arithmetic, huge=huge))
     costs.append(Cost("sampling", 4.0 * architecture.vocabulary, 4.0 * architecture.vocabulary, "f32"))
     return costs
 

@@ -268,7 +268,7 @@ class Engine:
     def _through_blocks(self, ids: I32, positions: I32, mask: Mask | None, cache: Cache) -> F32:
         forward, held = self.forward, self.held
         cache.place(positions)
-        hidden = self._embed(ids)
+        hidden = self._embed(ids, positions)
         parts = split(cache, positions, mask, ROWS)
         for block in self.architecture.blocks:
             layer = cache.layers[block.index]
@@ -280,7 +280,7 @@ class Engine:
                         forward.advance(block, hidden[part], step, layer, weights)
         return hidden
 
-    def _embed(self, ids: I32) -> F32:
+    def _embed(self, ids: I32, positions: I32) -> F32:
         if len(ids) <= EMBED_ROWS:
             table, rows = self.held.rows(ids)
             return self.forward.embed(rows, table)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from haversack.kernels import CacheLayer, Matrix, matmul
 from haversack.models._architecture import Architecture, Attention, Block
 from haversack.run._products import F32, Scratch, Tap, normalize
+from haversack.run._program import Programs
 from haversack.run._step import Mask, Step
 from haversack.run._weights import FLOAT_KINDS, Weights, embedding_rows
 
@@ -77,6 +78,7 @@ class Forward:
         self.activations = activations
         self.attention = attention
         self.scratch = Scratch(rows)
+        self.programs = Programs(architecture, activations, attention)
         kinds = {branch.layer.kind for block in architecture.blocks for branch in block.branches}
         self._layers: dict[str, Any] = {
             kind: import_module(f"haversack.run.layers.{kind}").forward for kind in kinds
@@ -125,6 +127,8 @@ class Forward:
         tap: Tap | None = None,
     ) -> None:
         """Take `hidden` f32 [n, width] through `block` in place."""
+        if tap is None and self.programs.run(block, hidden, step, cache_layer, weights):
+            return
         call = Call(step, cache_layer, self.activations, self.attention, self.scratch, tap)
         n, width = hidden.shape
         entry = hidden.copy() if block.parallel else hidden

@@ -57,13 +57,13 @@ def multiply(
             adds = adds or [None] * len(linears)
             outs[index][...] = weights[linear.bias]
             adds[index] = outs[index]
-    types = {_type(matrix, activations) for matrix in matrices} if activations != "f32" else {"f32"}
+    types = {activations_of(matrix, activations) for matrix in matrices} if activations != "f32" else {"f32"}
     if len(types) == 1 and len(matrices) > 1:
         matmul_many(x, matrices, activations=types.pop(), out=outs, add=adds)
         return
     for index, matrix in enumerate(matrices):
         add = None if adds is None else adds[index]
-        matmul(x, matrix, activations=_type(matrix, activations), out=outs[index], add=add)
+        matmul(x, matrix, activations=activations_of(matrix, activations), out=outs[index], add=add)
 
 
 def multiply_add(
@@ -73,12 +73,12 @@ def multiply_add(
     if tap is not None:
         tap(linear.weight, x)
     matrix = weights[linear.weight]
-    matmul(x, matrix, activations=_type(matrix, activations), out=hidden, add=hidden)
+    matmul(x, matrix, activations=activations_of(matrix, activations), out=hidden, add=hidden)
     if linear.bias is not None:
         hidden += weights[linear.bias]
 
 
-def _type(matrix: Any, activations: str) -> str:
+def activations_of(matrix: Any, activations: str) -> str:
     """Float matrices take f32 activations, whatever the plan says of the packed ones."""
     return "f32" if matrix.kind in FLOAT_KINDS else activations
 

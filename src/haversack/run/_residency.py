@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from haversack.core.pack import TensorSource
 from haversack.kernels import Matrix
 from haversack.models._architecture import Architecture
-from haversack.run._weights import Bytes, Weights, bind
+from haversack.run._weights import Bytes, Steady, Weights, bind
 
 I32 = npt.NDArray[np.int32]
 Lines = tuple[tuple[str, int], ...]
@@ -59,8 +59,8 @@ class AllHeld:
         self.top: Weights = bind(source, architecture.top_tensors(), data)
         self._table: Matrix = self.top[architecture.embedding]
         self._head: Matrix = self.top[architecture.head.weight]
-        self._blocks: list[nullcontext[dict[str, Any]]] = [
-            nullcontext(bind(source, block.tensors(), data)) for block in architecture.blocks
+        self._blocks: list[nullcontext[Steady]] = [
+            nullcontext(Steady(bind(source, block.tensors(), data))) for block in architecture.blocks
         ]
 
     def weights(self, block: int, names: Sequence[str] = ()) -> AbstractContextManager[Weights]:

@@ -13,6 +13,7 @@ from haversack.models._rope import Rope
 from haversack.run._cache import Cache
 
 F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
 I32 = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
 
@@ -100,14 +101,14 @@ def rotary_tables(rope: Rope, positions: I32, horizon: int) -> tuple[F32, F32]:
     return cosine, sine
 
 
-_FREQUENCIES: dict[Rope, F32] = {}
+_FREQUENCIES: dict[Rope, F64] = {}
 
 
-def frequencies(rope: Rope) -> F32:
-    """The inverse frequencies of `rope` for texts within its context, computed once."""
+def frequencies(rope: Rope) -> F64:
+    """The inverse frequencies of `rope` for texts within its context, computed once, as kernels take them."""
     found = _FREQUENCIES.get(rope)
     if found is None:
-        _FREQUENCIES[rope] = found = rope.inverse_frequencies()
+        _FREQUENCIES[rope] = found = rope.inverse_frequencies().astype(np.float64)
     return found
 
 

@@ -24,6 +24,16 @@ FLOAT_KINDS = ("f32", "f16", "bf16")
 MATRIX_KINDS = ("f32", "f16", "bf16", "int8", "int4")
 
 
+class Steady(dict[str, Any]):
+    """A block's weights that stay where they are as long as this lives; holds what was made for them."""
+
+    __slots__ = ("programs",)
+
+    def __init__(self, weights: Weights) -> None:
+        super().__init__(weights)
+        self.programs: dict[Any, Any] = {}
+
+
 def check_tensors(source: TensorSource, architecture: Architecture) -> None:
     """Compare what a checkpoint holds with what its architecture needs.
 

@@ -23,22 +23,24 @@ LARGEST_F16 = 6e4
 class Activations:
     """`count` pieces f32 [length, width] that are read and replaced one at a time; a context manager.
 
-    Kept as f32 when all fit in `limit_mib`, as f16 when that fits, else in an unnamed file in `folder` whose
-    pages leave memory after each piece.
+    Kept as f32 when all fit in `limit_mib`, as f16 when that fits and they need not be `exact`, else in an
+    unnamed file in `folder` whose pages leave memory after each piece.
     """
 
     def __init__(
-        self, count: int, length: int, width: int, folder: Path, limit_mib: float = IN_MEMORY_MIB
+        self,
+        count: int,
+        length: int,
+        width: int,
+        folder: Path,
+        limit_mib: float = IN_MEMORY_MIB,
+        *,
+        exact: bool = False,
     ) -> None:
         self.shape = (count, length, width)
+        limit = limit_mib * 2**20
         numbers = count * length * width
-        self.kind = (
-            "f32"
-            if numbers * 4 <= limit_mib * 2**20
-            else "f16"
-            if numbers * 2 <= limit_mib * 2**20
-            else "disk"
-        )
+        self.kind = "f32" if numbers * 4 <= limit else "f16" if numbers * 2 <= limit and not exact else "disk"
         self._folder = folder
         self._file: Any = None
         self._memory: Any = None
@@ -70,14 +72,14 @@ class Activations:
         return np.frombuffer(data, np.float32).reshape(self.shape[1:])
 
     def write(self, index: int, piece: F32) -> None:
-        """Replace piece `index`.
+        """Replace piece `index`; one that is shorter replaces its beginning.
 
         Values beyond f16's range move everything to the file: nothing is clipped.
         """
         if self.kind == "f16" and float(np.abs(piece).max(initial=0.0)) > LARGEST_F16:
             self._spill()
         if self._memory is not None:
-            self._memory[index] = piece
+            self._memory[index, : len(piece)] = piece
             return
         with explain_write_errors(self._folder):
             os.pwrite(

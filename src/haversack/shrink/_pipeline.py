@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from haversack.core.budget import BudgetError, Failure
 from haversack.core.errors import UserError, not_allowed
-from haversack.core.memory import MemoryPlan
+from haversack.core.memory import MemoryPlan, give_back_freed
 from haversack.core.pack import PackWriter, TensorSource
 from haversack.core.progress import Progress
 from haversack.kernels import Matrix
@@ -267,6 +267,8 @@ def _compress_block(
             weights[name] = matrix = found[name].packed()
             _write_matrix(writer, name, found[name].kind, matrix)
             del plain[name]
+        del inputs, found, matrix
+        give_back_freed()
     for index in range(len(states)):
         after = walk.run(block, states.read(index), weights, None)
         if not np.isfinite(after).all():

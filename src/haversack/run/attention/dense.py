@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from haversack.core.method import Method
-from haversack.kernels import CacheLayer, attention
+from haversack.kernels import CacheLayer, Visible, attention
 from haversack.models._architecture import Attention
 from haversack.run._products import F32
 from haversack.run._step import Step
@@ -26,5 +26,9 @@ class Dense(Method):
 
     def attend(self, query: F32, cache: CacheLayer, step: Step, layer: Attention) -> F32:
         """query f32 [n, heads, head width] over the cache -> f32 [n, heads, head width]."""
-        out: F32 = attention(query, cache, step.visible(layer.window), layer.scale, layer.softcap)
+        out: F32 = attention(query, cache, self.visible(step, layer), layer.scale, layer.softcap)
         return out
+
+    def visible(self, step: Step, layer: Attention) -> Visible:
+        """What each token sees."""
+        return step.visible(layer.window)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from haversack.core.errors import UserError
 from haversack.core.method import Method, parameter
-from haversack.kernels import CacheLayer, attention
+from haversack.kernels import CacheLayer, Visible, attention
 from haversack.models._architecture import Attention
 from haversack.run._products import F32
 from haversack.run._step import Step
@@ -47,7 +47,10 @@ class Sliding(Method):
 
     def attend(self, query: F32, cache: CacheLayer, step: Step, layer: Attention) -> F32:
         """query f32 [n, heads, head width] over the cache -> f32 [n, heads, head width]."""
-        narrower = layer.window is not None and layer.window <= self.window
-        visible = step.visible(layer.window) if narrower else step.visible(self.window, self.sink)
-        out: F32 = attention(query, cache, visible, layer.scale, layer.softcap)
+        out: F32 = attention(query, cache, self.visible(step, layer), layer.scale, layer.softcap)
         return out
+
+    def visible(self, step: Step, layer: Attention) -> Visible:
+        """What each token sees."""
+        narrower = layer.window is not None and layer.window <= self.window
+        return step.visible(layer.window) if narrower else step.visible(self.window, self.sink)

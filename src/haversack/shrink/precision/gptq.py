@@ -45,6 +45,7 @@ from haversack.shrink._rounding import (
 
 F64 = NDArray[np.float64]
 PANEL = 128  # columns handled at once where no group says otherwise
+ROWS = 256  # rows compared at once with plain rounding
 
 
 def damped(hessian: F64, share: float) -> F64:
@@ -190,11 +191,15 @@ def gptq(weight: F32, feedback: Feedback, bits: int, group: int | None, choice: 
         unsorted = np.empty_like(codes)
         unsorted[order] = codes
         codes = unsorted
+    del weights, errors
     found = np.ascontiguousarray(codes.T), scales
-    plain_scales = choose_scales(grouped(weight, group), bits, choice, half=half)
-    plain = codes_of(grouped(weight, group), plain_scales[:, :, None], bits)
-    plain_codes = plain.reshape(rows, -1)[:, :columns].astype(np.int8)
-    never_worse(weight, found, (plain_codes, plain_scales), group, feedback)
+    for start in range(0, rows, ROWS):
+        part = slice(start, start + ROWS)
+        few = weight[part]
+        plain_scales = choose_scales(grouped(few, group), bits, choice, half=half)
+        plain = codes_of(grouped(few, group), plain_scales[:, :, None], bits)
+        plain_codes = plain.reshape(len(few), -1)[:, :columns].astype(np.int8)
+        never_worse(few, (found[0][part], scales[part]), (plain_codes, plain_scales), group, feedback)
     return found
 
 
