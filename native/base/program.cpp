@@ -58,14 +58,20 @@ void Program::run(const Step &step) const {
                 if (matrix.bias && matrix.add) add_rows(at(matrix.out), matrix.bias, n, matrix.weights.rows);
             break;
         case Operation::rope_write: {
-            const NewEntries entries = {x, at(op.y), at(op.z), n, op.heads, step.cos, step.sin, step.pairs,
-                                        op.interleaved, op.one, op.two, op.eps, op.offset};
-            cache().rope_write(step.cache, step.start, entries);
+            const NewEntries entries = {x,          at(op.y),       at(op.z), n,      op.heads, step.cos, step.sin,
+                                        step.pairs, op.interleaved, op.one,   op.two, op.eps,   op.offset};
+            if (step.runs)
+                write_runs(*step.runs, entries);
+            else
+                cache().rope_write(step.cache, step.start, entries);
             break;
         }
         case Operation::attention: {
             const Attention call = {x, out, n, op.heads, step.length, step.fresh, step.first, step.mask, op.scale, op.softcap};
-            attend().attention(step.cache, call);
+            if (step.runs)
+                attend_runs(*step.runs, call);
+            else
+                attend().attention(step.cache, call);
             break;
         }
         case Operation::gate: gates().gate(x, op.y ? at(op.y) : nullptr, out, size, op.activation); break;

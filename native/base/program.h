@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "attend.h"
+#include "base/pooled.h"
 #include "cache.h"
 #include "gates.h"
 #include "matmul.h"
@@ -42,6 +43,7 @@ struct Step {
     int64_t length, fresh;  // see Attention
     const int64_t *first;
     const uint8_t *mask;
+    const Runs *runs;  // of rows in several caches instead of `cache`; start, length, fresh and mask are not used then
 };
 
 struct Operation {
@@ -53,7 +55,7 @@ struct Operation {
         bool add;           // to what `out` holds
     };
     Kind kind;
-    int x = 0, y = 0, z = 0, out = 0;  // buffers
+    int x = 0, y = 0, z = 0, out = 0;            // buffers
     const float *one = nullptr, *two = nullptr;  // weight and bias of a norm; norms of the heads of queries and keys
     float eps = 0, offset = 0;
     std::vector<Matrix> matrices;

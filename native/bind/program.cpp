@@ -8,6 +8,7 @@
 
 #include "bind/arrays.h"
 #include "bind/handles.h"
+#include "bind/pooled.h"
 #include "bind/register.h"
 
 namespace nb = nanobind;
@@ -114,7 +115,38 @@ class Builder {
         return true;
     }
 
+    // For rows in several caches: `runs` i64 [count, 4] of the caches in `pool`.
+    bool run_pooled(nb::handle hidden_, nb::handle pool_, nb::handle cos_, nb::handle sin_, nb::handle runs_,
+                    nb::handle first_) const {
+        const Array hidden(hidden_, Access::write), cos(cos_, Access::read), sin(sin_, Access::read);
+        const Array first(first_, Access::read), given(runs_, Access::read);
+        if (!hidden.of<float>(2) || hidden.size(1) != width(0) || !caches_) return false;
+        Step step = {};
+        step.hidden = hidden.data<float>();
+        step.n = hidden.size(0);
+        if (step.n == 0) return true;
+        const PoolHandle *pool = nullptr;
+        if (!nb::try_cast(pool_, pool) || !pool || !pool->runs_fit(given, step.n)) return false;
+        if (pool->whole.kv_heads != kv_heads_ || pool->whole.width != head_width_) return false;
+        if (!tables_fit(cos, sin, step.n) || (!first.none() && !(first.of<int64_t>(1) && first.size(0) == step.n)))
+            return false;
+        const Runs runs = pool->runs(given);
+        step.cos = cos.data<float>();
+        step.sin = sin.data<float>();
+        step.pairs = cos.none() ? 0 : cos.size(1);
+        step.first = first.data<int64_t>();
+        step.runs = &runs;
+        const Unlocked unlocked;
+        program_.run(step);
+        return true;
+    }
+
   private:
+    bool tables_fit(const Array &cos, const Array &sin, int64_t n) const {
+        if (cos.none() || sin.none()) return cos.none() == sin.none();
+        return cos.of<float>(2) && sin.of<float>(2) && sin.same_shape(cos) && cos.size(0) == n && cos.size(1) >= 1 &&
+               2 * cos.size(1) <= head_width_;
+    }
     Operation made(Operation::Kind kind, int x, int out) const {
         check(x);
         check(out);
@@ -167,6 +199,8 @@ HAVERSACK_BIND(program) {
         .def("gate", &Builder::gate, nb::arg("x"), nb::arg("up"), nb::arg("out"), nb::arg("kind"))
         .def("add", &Builder::add, nb::arg("x"), nb::arg("out"))
         .def("copy", &Builder::copy, nb::arg("x"), nb::arg("out"))
+        .def("run_pooled", &Builder::run_pooled, nb::arg("hidden").none(), nb::arg("pool").none(), nb::arg("cos").none(),
+             nb::arg("sin").none(), nb::arg("runs").none(), nb::arg("first").none())
         .def("run", &Builder::run, nb::arg("hidden").none(), nb::arg("layer").none(), nb::arg("cos").none(),
              nb::arg("sin").none(), nb::arg("start"), nb::arg("length"), nb::arg("first").none(), nb::arg("mask").none());
 }

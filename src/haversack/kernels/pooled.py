@@ -9,7 +9,7 @@ together equal texts read one by one, exactly.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,15 @@ class PoolLayer:
     values: Array
     key_scales: Array | None = None
     value_scales: Array | None = None
+    _handle: Any = field(default=None, init=False, repr=False, compare=False)
+
+    def handle(self) -> Any:
+        """The pool as a native program takes it, made once; needs the native module."""
+        if self._handle is None:
+            module = native()
+            assert module is not None
+            object.__setattr__(self, "_handle", module.pool_layer(*self._arrays()))
+        return self._handle
 
     @classmethod
     def empty(cls, slots: int, kv_heads: int, capacity: int, head_dim: int, kind: str = "f32") -> PoolLayer:

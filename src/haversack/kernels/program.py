@@ -29,7 +29,7 @@ class Program:
     x, out, q, k, v are numbers of buffers. Raises ValueError for what does not fit.
     """
 
-    __slots__ = ("_native", "run")
+    __slots__ = ("_native", "run", "run_pooled")
 
     def __init__(self, space: Any, kv_heads: int, head_width: int) -> None:
         module = native()
@@ -38,6 +38,9 @@ class Program:
         self.run = self._native.run
         """run(hidden, layer, cos, sin, start, length, first, mask): hidden f32 [n, width of buffer 0] in
         place, the rest as in `rope_write` and `Visible`; False for what does not fit."""
+        self.run_pooled = self._native.run_pooled
+        """run_pooled(hidden, pool, cos, sin, runs, first): the same for rows in several caches, see
+        kernels/pooled.py."""
 
     def norm(
         self, x: int, out: int, weight: Array, bias: Array | None, eps: float, offset: float, layer: bool

@@ -147,14 +147,19 @@ class PooledAttention:
     def __init__(self, method: Any) -> None:
         self.method = method
         self._one_call = type(method) is Dense or (type(method) is Sliding and method.sink == 0)
+        self.visible = self._first_seen if self._one_call else None
+
+    def _first_seen(self, step: PooledStep, layer: Attention) -> I64 | None:
+        """The first entry each row sees, i64 [rows]; None: all. A model's own, narrower window holds."""
+        windows = [w for w in (layer.window, getattr(self.method, "window", None)) if w is not None]
+        return step.first_seen(min(windows, default=None))
 
     def attend(self, query: F32, cache: CacheLayer, step: Step, layer: Attention) -> F32:
         """query f32 [n, heads, head width] over the slots of the step -> f32 [n, heads, head width]."""
         pool: Any = cache
         pooled: Any = step
         if self._one_call:
-            windows = [w for w in (layer.window, getattr(self.method, "window", None)) if w is not None]
-            start = pooled.first_seen(min(windows, default=None))
+            start = self._first_seen(pooled, layer)
             out: F32 = pool_attention(query, pool, pooled.runs, layer.scale, layer.softcap, start=start)
             return out
         out = np.empty(query.shape, np.float32)

@@ -13,7 +13,7 @@ from dataclasses import fields
 from functools import cache
 from typing import Any
 
-from haversack.kernels import CacheLayer
+from haversack.kernels import CacheLayer, PoolLayer
 from haversack.kernels.program import Program, workspace
 from haversack.models._architecture import Architecture, Attention, Block, Branch, FeedForward, Linear, Norm
 from haversack.run._products import F32, activations_of
@@ -57,7 +57,8 @@ class Programs:
         """
         if self._space is None or self._visible is None:
             return False
-        if type(weights) is not Steady or type(step) is not Step:
+        pooled = type(layer) is PoolLayer
+        if type(weights) is not Steady or (type(step) is not Step and not pooled):
             return False
         program = weights.programs.get(self)
         if program is None:
@@ -65,10 +66,14 @@ class Programs:
         attention = block.attention
         if attention is None:
             return bool(program.run(hidden, None, None, None, 0, 0, None, None))
-        if layer is None or type(layer) is not CacheLayer:
+        if not pooled and type(layer) is not CacheLayer:
             return False
+        assert layer is not None
         cosine, sine = (None, None) if attention.rope is None else step.tables(attention.rope)
         seen = self._visible(step, attention)
+        if pooled:
+            runs: Any = getattr(step, "runs", None)
+            return bool(program.run_pooled(hidden, layer.handle(), cosine, sine, runs, seen))
         return bool(
             program.run(hidden, layer.handle(), cosine, sine, step.start, seen.length, seen.start, seen.mask)
         )

@@ -46,7 +46,7 @@ def _row(name: str, claim: str, bar: Bar, *, unit: str = "correlation", quick: b
 def _compared(interpreter: Path, gguf: Path, prompt: Any, ours: Any) -> tuple[float, bool]:
     """Correlation of llama.cpp's last logits with `ours`, and whether the likeliest token is the same."""
     with llama_cpp.worker(interpreter) as worker:
-        worker.ask("open", model=str(gguf), mmap=True, flash=False, threads=1, context=CONTEXT)
+        worker.ask("open", model=str(gguf), load="mapped", flash=False, threads=1, context=CONTEXT)
         worker.ask("prefill", tokens=[int(token) for token in prompt])
         theirs = np.asarray(worker.ask("logits")["logits"])[: len(ours)]
     return float(np.corrcoef(theirs, ours)[0, 1]), bool(theirs.argmax() == ours.argmax())
@@ -296,7 +296,7 @@ def _same_cuts(interpreter: Path, gguf: Path, texts: list[str]) -> Outcome:
 
     own = tokenizer(GgufFile.open(gguf))
     with llama_cpp.worker(interpreter) as worker:
-        opening = {"mmap": True, "flash": False, "threads": 1, "context": 64, "vocab_only": True}
+        opening = {"load": "mapped", "flash": False, "threads": 1, "context": 64, "vocab_only": True}
         worker.ask("open", model=str(gguf), **opening)
         theirs = worker.ask("tokenize", texts=texts)["tokens"]
     differing = [one for one, tokens in zip(texts, theirs, strict=True) if own.encode(one) != tokens]
@@ -365,7 +365,7 @@ def speed(run: Run) -> Outcomes:
     tokens = token_ids(PROMPT + DECODED, Shape())
     argv = [sys.executable, "-m", "haversack.bench._engine_worker"]
     sides: dict[str, tuple[Any, dict[str, Any]]] = {
-        "llama.cpp": (lambda: llama_cpp.worker(interpreter), {"mmap": True, "flash": True}),
+        "llama.cpp": (lambda: llama_cpp.worker(interpreter), {"load": "mapped", "flash": True}),
         "haversack": (lambda: Worker(argv), {"residency": None, "cache_type": "f16"}),
     }
     values: dict[str, dict[str, list[float]]] = {
