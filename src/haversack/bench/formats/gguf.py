@@ -37,6 +37,10 @@ STRINGS = 1000
 VOCABULARY = 2000
 WATCHED = (*FORMATS_FILES, "bench/peers/*", "models/*.py")
 PROMPT, DECODED, CONTEXT = 128, 32, 256
+TOKENS = token_ids(PROMPT + DECODED, Shape())
+METRICS = ("decode", "prefill", "first", "memory")
+QUICK_SPEED = ("decode", "memory")
+Values = dict[str, dict[str, list[float]]]
 
 
 def _row(name: str, claim: str, bar: Bar, *, unit: str = "correlation", quick: bool = False) -> Row:
@@ -348,7 +352,14 @@ def tokenizers(run: Run) -> Outcomes:
 
 @bench.measure(
     *[
-        Row(f"gguf-{name}", f"from one Q4_0 file, two threads: {claim} than llama.cpp", unit, kind, bar)
+        Row(
+            f"gguf-{name}",
+            f"from one Q4_0 file, two threads: {claim} than llama.cpp",
+            unit,
+            kind,
+            bar,
+            quick=name in QUICK_SPEED,
+        )
         for name, claim, unit, kind, bar in (
             ("decode", "decodes faster", "tokens/s", "time", Bar(">=", 1.0)),
             ("prefill", "reads a prompt faster", "tokens/s", "time", Bar(">=", 1.0)),
@@ -356,36 +367,52 @@ def tokenizers(run: Run) -> Outcomes:
             ("memory", "holds less memory at its peak", "MiB", "memory", Bar("<=", 0.8)),
         )
     ],
-    seconds=240,
+    seconds=150,
+    quick_seconds=25,
     watches=WATCHED,
 )
 def speed(run: Run) -> Outcomes:
-    interpreter = llama_cpp.python(run.say)
+    """A fresh process a side and round; quickly: one process a side, decoding in turns."""
+    interpreter = llama_cpp.python(run.say, build=not run.quick)
     gguf = llama_cpp.model(interpreter, "Q8_0")
-    tokens = token_ids(PROMPT + DECODED, Shape())
-    argv = [sys.executable, "-m", "haversack.bench._engine_worker"]
-    sides: dict[str, tuple[Any, dict[str, Any]]] = {
-        "llama.cpp": (lambda: llama_cpp.worker(interpreter), {"load": "mapped", "flash": True}),
-        "haversack": (lambda: Worker(argv), {"residency": None, "cache_type": "f16"}),
-    }
-    values: dict[str, dict[str, list[float]]] = {
-        name: {metric: [] for metric in ("decode", "prefill", "first", "memory")} for name in sides
-    }
-    for turn in range(MIN_PAIRS):
-        run.say(f"a Q4_0 file beside llama.cpp: round {turn + 1} of {MIN_PAIRS}")
-        for name, (spawn, opening) in list(sides.items())[:: 1 if turn % 2 == 0 else -1]:
-            with spawn() as worker:
-                worker.ask("open", model=str(gguf), threads=2, context=CONTEXT, **opening)
-                worker.ask("prefill", tokens=tokens[:PROMPT])
-                values[name]["first"].append(worker.since_start())
-                seconds = worker.ask("decode", tokens=tokens[PROMPT:])["seconds"]
-                values[name]["decode"].append(DECODED / float(seconds))
-                seconds = worker.ask("prefill", tokens=tokens[:PROMPT])["seconds"]
+    values: Values = {name: {metric: [] for metric in METRICS} for name in ("llama.cpp", "haversack")}
+    for turn in range(1 if run.quick else MIN_PAIRS):
+        run.say(f"a Q4_0 file beside llama.cpp: round {turn + 1}")
+        names = ("llama.cpp", "haversack")[:: 1 if turn % 2 == 0 else -1]
+        started: dict[str, Worker] = {}
+        try:
+            for name in names:
+                started[name] = _started(name, interpreter, gguf)
+                values[name]["first"].append(started[name].since_start())
+            for pair in range(MIN_PAIRS if run.quick else 1):
+                for name in names[:: 1 if pair % 2 == 0 else -1]:
+                    _decode(started[name], values[name], 12 if run.quick else DECODED)
+            for name in names:
+                seconds = started[name].ask("prefill", tokens=TOKENS[:PROMPT])["seconds"]
                 values[name]["prefill"].append(PROMPT / float(seconds))
-                values[name]["memory"].append(MemoryWatch(worker.process.pid, [gguf]).peak_mib)
+                values[name]["memory"].append(MemoryWatch(started[name].process.pid, [gguf]).peak_mib)
+        finally:
+            for worker in started.values():
+                worker.close()
     return {
         f"gguf-{metric}": Outcome.of(
             {name: taken[metric] for name, taken in values.items()}, ours="haversack", baseline="llama.cpp"
         )
-        for metric in ("decode", "prefill", "first", "memory")
+        for metric in (QUICK_SPEED if run.quick else METRICS)
     }
+
+
+def _started(name: str, interpreter: Path, gguf: Path) -> Worker:
+    """A worker of one side that has read the prompt."""
+    own = name == "haversack"
+    argv = [sys.executable, "-m", "haversack.bench._engine_worker"]
+    worker = Worker(argv) if own else llama_cpp.worker(interpreter)
+    opening = {"residency": None, "cache_type": "f16"} if own else {"load": "mapped", "flash": True}
+    worker.ask("open", model=str(gguf), threads=2, context=CONTEXT, **opening)
+    worker.ask("prefill", tokens=TOKENS[:PROMPT])
+    return worker
+
+
+def _decode(worker: Worker, taken: dict[str, list[float]], count: int) -> None:
+    seconds = worker.ask("decode", tokens=TOKENS[PROMPT : PROMPT + count])["seconds"]
+    taken["decode"].append(count / float(seconds))
