@@ -10,9 +10,8 @@ from typing import Any
 from haversack.core.errors import UserError
 from haversack.core.pack import TensorSource
 
-_TAKEN = frozenset(
-    "model input prompt json embed pair lines truncate top_k ram_mib residency activations threads".split()
-)
+_OF_ALL = ("model", "input", "prompt", "json", "top_k", "ram_mib", "residency", "activations", "threads")
+_TAKEN = frozenset((*_OF_ALL, "embed", "pair", "lines", "truncate"))
 """Options of `haversack run` that encoders have too."""
 
 

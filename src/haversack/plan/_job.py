@@ -28,8 +28,8 @@ from haversack.models._calibration import TokenText, segments, token_text
 from haversack.models._checkpoint import checkpoint
 from haversack.models._gguf import is_gguf
 from haversack.models._hub_cache import hub_origin
-from haversack.models.tokenizers import can_be_made, tokenizer_json
 from haversack.models.language import is_encoder
+from haversack.models.tokenizers import can_be_made, tokenizer_json
 from haversack.plan._candidates import OBJECTIVES, Candidate, Plan
 from haversack.plan._enumerate import Space, create_precision, predicted
 from haversack.plan._gguf_job import GgufJob, Origin

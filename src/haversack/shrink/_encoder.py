@@ -24,8 +24,8 @@ I32 = NDArray[np.int32]
 class EncoderWalk:
     """The `Walk` of shrink/_pipeline.py over an encoder.
 
-    Positions, token types, norms, biases and the matrix of a few classes stay f32: together they are small.
-    The words' embedding is stored as an output matrix is, tied to one or not.
+    Positions, token types and the matrix of a few classes are stored as what lies outside the blocks is; the
+    words' embedding as an output matrix is, tied to one or not.
     """
 
     def __init__(self, architecture: EncoderArchitecture, source: TensorSource) -> None:
@@ -33,6 +33,7 @@ class EncoderWalk:
         self.blocks = len(architecture.blocks) + 1
         self.width = architecture.width
         self.embedding = architecture.embedding
+        self.first: tuple[str, ...] = (self.embedding,)
         self.shapes = architecture.tensors()
         head = architecture.head
         words = head is not None and head.kind == "masked-language"
@@ -45,7 +46,7 @@ class EncoderWalk:
             name for linear in self._last_linears.values() for name, _ in linear.tensors()
         )
         taken = {self.embedding, self.output, *self._last_names}
-        self.last = tuple(name for name in architecture.top_tensors() if name not in taken)
+        self.last: tuple[str, ...] = tuple(name for name in architecture.top_tensors() if name not in taken)
         self._matrices = {linear.weight for linear in architecture.matrices()} - set(self.last)
         self._source = source
         self._forward = EncoderForward(architecture)
@@ -72,7 +73,7 @@ class EncoderWalk:
         """True for what multiplies activations, False for norms and biases."""
         return name in self._matrices
 
-    def embed(self, tokens: I32, embedding: F32) -> F32:
+    def embed(self, tokens: I32, weights: Mapping[str, Any]) -> F32:
         """Hidden states f32 [n, width] of `tokens` [n], all of token type 0."""
         if not self._top:
             one = self.architecture
@@ -81,7 +82,7 @@ class EncoderWalk:
             for name, _ in one.embedding_norm.tensors():
                 self._top[name] = read_tensor(self._source, name)
         text = Tokens(tokens, np.zeros(len(tokens), np.int32), positions_of(self.architecture, tokens))
-        return self._forward.embed([text], {**self._top, self.embedding: Matrix.from_array(embedding)})
+        return self._forward.embed([text], {**self._top, **weights})
 
     def run(self, block: int, hidden: F32, weights: Mapping[str, Any], tap: Tap | None) -> F32:
         """Hidden states f32 [n, width] after `block`, the n tokens being a text of their own."""
