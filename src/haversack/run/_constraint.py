@@ -177,7 +177,7 @@ def one_of(texts: Sequence[str], tokenizer: Any, end_tokens: Sequence[int]) -> T
         raise UserError("a choice takes at least one text, none of them empty.", field="choice")
 
     def compiled(terms: Terms) -> Term:
-        root = terms.choice([terms.literal(text) for text in texts])
+        root = terms.one_of(text.encode() for text in texts)
         terms.settle()
         return root
 
