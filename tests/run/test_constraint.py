@@ -57,6 +57,62 @@ def test_every_text_of_drawn_schemas_is_valid(part: int, tokenizer: Tokenizer) -
             check(schema, written(constraint.fresh(), tokenizer, seed + room, room))
 
 
+def fallback_tokenizer() -> Tokenizer:
+    """A vocabulary with a token for each byte and some pieces, as SentencePiece makes them."""
+    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2, **{f"<0x{byte:02X}>": byte + 3 for byte in range(256)}}
+    for piece in (
+        "\u2581",
+        "\u2581{",
+        '"',
+        "{",
+        '\u2581"',
+        '":',
+        '",',
+        "name",
+        "\u2581the",
+        "1",
+        "12",
+        "é",
+        "日",
+    ):
+        vocabulary[piece] = len(vocabulary)
+    special = [
+        {
+            "id": number,
+            "content": text,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
+        for text, number in list(vocabulary.items())[:3]
+    ]
+    steps = [
+        {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+        {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+    ]
+    model = {"type": "BPE", "vocab": vocabulary, "merges": [], "unk_token": "<unk>", "byte_fallback": True}
+    document = {
+        "version": "1.0",
+        "added_tokens": special,
+        "decoder": {"type": "Sequence", "decoders": steps},
+        "model": model,
+    }
+    return Tokenizer.of_bytes(json.dumps(document).encode())
+
+
+def test_vocabularies_with_tokens_for_bytes() -> None:
+    tokenizer = fallback_tokenizer()
+    for seed in range(12):
+        schema = drawn_schema(seed)
+        constraint = json_schema(schema, tokenizer, [2])
+        assert not constraint.allowed()[[0, 1]].any()
+        check(schema, written(constraint, tokenizer, seed, int(constraint.least) + 40))
+
+
 CASES: list[tuple[Any, list[str], list[str]]] = [
     (
         True,

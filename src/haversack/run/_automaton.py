@@ -173,6 +173,7 @@ class Automaton:
         self.number(frozenset())  # number 0: dead
         self._table[DEAD] = DEAD
         self.start = frozenset([self._push(self.root, self._bottom)])
+        self.number(self.start)  # beginning a text changes nothing then
 
     def relieved(self, number: int) -> int:
         """The number of the configuration `number`, after forgetting all that is kept when it is too much."""
