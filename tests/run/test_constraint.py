@@ -299,6 +299,24 @@ def test_an_answer_that_cannot_fit_is_refused(tokenizer: Tokenizer) -> None:
     assert (refused.value.given, refused.value.nearest) == (20, 52)
 
 
+def test_the_engine_refuses_it_too(folder: Path) -> None:
+    with Engine.open(folder, context_length=40) as engine:
+        tokenizer = engine.model.tokenizer()
+        for schema, most in (
+            ({"type": "string", "minLength": 9}, 8),
+            ({"type": "string", "minLength": 60}, 99),
+        ):
+            with pytest.raises(UserError, match="room for"):
+                generate(
+                    engine,
+                    "the one",
+                    Limits(max_tokens=most),
+                    None,
+                    tokenizer,
+                    json_schema(schema, tokenizer, [END]),
+                )
+
+
 def test_json_mode_expressions_and_choices(tokenizer: Tokenizer) -> None:
     for seed in range(5):
         assert isinstance(json.loads(written(json_object(tokenizer, [END]), tokenizer, seed)), dict)

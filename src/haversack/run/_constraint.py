@@ -37,6 +37,9 @@ class Constraint(Protocol):
     def advance(self, token: int) -> None:
         """`token` was drawn."""
 
+    def require_room(self, tokens: int) -> None:
+        """Raises UserError when `tokens` are not enough for the shortest text."""
+
 
 class TokenConstraint:
     """A `Constraint` by an automaton. Made by `json_schema`, `regular_expression` and `one_of`."""
