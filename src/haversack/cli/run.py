@@ -23,7 +23,10 @@ def command(
         Path | None,
         typer.Argument(metavar="[INPUT]", help="a text file to complete (- or none: standard input)"),
     ] = None,
-    prompt: Annotated[str | None, typer.Option(help="the text to complete, instead of INPUT")] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="the text to complete, instead of INPUT; without either, on a terminal: a chat"),
+    ] = None,
     max_tokens: Annotated[int, typer.Option(help="end after so many tokens")] = 128,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token")] = 0.0,
     top_k: Annotated[int, typer.Option(help="draw from the k likeliest tokens; 0: from all")] = 0,
@@ -44,6 +47,19 @@ def command(
     log_probabilities: Annotated[
         bool, typer.Option("--log-probabilities", help="print each token's natural log-probability")
     ] = False,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="the text is what a user says; the model answers it")
+    ] = False,
+    system: Annotated[str | None, typer.Option(help="chat: what the model is told first")] = None,
+    tools: Annotated[
+        Path | None, typer.Option(help="chat: a JSON file of the functions the model may call")
+    ] = None,
+    chat_template: Annotated[
+        Path | None, typer.Option(help="chat: a Jinja file instead of the model's own template")
+    ] = None,
+    schema: Annotated[
+        Path | None, typer.Option(help="a JSON schema that the answer satisfies, by construction")
+    ] = None,
     residency: Annotated[
         str | None,
         typer.Option(help="where weights live: mapped, copied or streamed (default: the pack's plan)"),
@@ -68,32 +84,18 @@ def command(
     ram_mib: Annotated[
         float | None, typer.Option(help="budget: peak memory in MiB; refused before loading")
     ] = None,
-    chat: Annotated[
-        bool, typer.Option("--chat", help="the text is what a user says; the model answers it")
-    ] = False,
-    system: Annotated[str | None, typer.Option(help="chat: what the model is told first")] = None,
-    tools: Annotated[
-        Path | None, typer.Option(help="chat: a JSON file of the functions the model may call")
-    ] = None,
-    chat_template: Annotated[
-        Path | None, typer.Option(help="chat: a Jinja file instead of the model's own template")
-    ] = None,
-    schema: Annotated[
-        Path | None, typer.Option(help="a JSON schema that the answer satisfies, by construction")
-    ] = None,
     json: Json = False,
 ) -> None:
-    """Complete a text: PROMPT, the file INPUT, or what standard input holds.
-
-    On a terminal and without a text it is a chat: history, streamed answers, /commands. A model without a
-    chat template completes one text after the other instead.
-    """
+    """Complete a text: PROMPT, the file INPUT, or what standard input holds."""
     from threading import Thread
 
     from haversack.core.budget import Budget
     from haversack.run._source import open_model
 
     opened = open_model(model)
+    tokenizer: list[Any] = []
+    reading = Thread(target=_attempt, args=(opened.tokenizer, tokenizer))
+    reading.start()  # beside the imports below and the weights' copy
     terminal = prompt is None and input is None and not json and _is_terminal()
     talk = None
     if terminal or chat or system is not None or any((tools, chat_template, schema)):
@@ -109,9 +111,6 @@ def command(
             chat_template=chat_template,
             schema=schema,
         )
-    tokenizer: list[Any] = []
-    reading = Thread(target=_attempt, args=(opened.tokenizer, tokenizer))
-    reading.start()  # beside the imports below and the weights' copy
     from haversack.run._engine import Engine
     from haversack.run._generate import Limits, generate, prompt_tokens
     from haversack.run._sampler import Sampler
