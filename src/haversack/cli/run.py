@@ -31,7 +31,10 @@ def command(
             help="a text file to complete (- or none: standard input); an encoder takes a text here as well",
         ),
     ] = None,
-    prompt: Annotated[str | None, typer.Option(help="the text to complete, instead of INPUT")] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="the text to complete, instead of INPUT; without either, on a terminal: a chat"),
+    ] = None,
     max_tokens: Annotated[int, typer.Option(help="end after so many tokens")] = 128,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token")] = 0.0,
     top_k: Annotated[int, typer.Option(help="draw from the k likeliest tokens; 0: from all")] = 0,
@@ -52,6 +55,19 @@ def command(
     log_probabilities: Annotated[
         bool, typer.Option("--log-probabilities", help="print each token's natural log-probability")
     ] = False,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="the text is what a user says; the model answers it")
+    ] = False,
+    system: Annotated[str | None, typer.Option(help="chat: what the model is told first")] = None,
+    tools: Annotated[
+        Path | None, typer.Option(help="chat: a JSON file of the functions the model may call")
+    ] = None,
+    chat_template: Annotated[
+        Path | None, typer.Option(help="chat: a Jinja file instead of the model's own template")
+    ] = None,
+    schema: Annotated[
+        Path | None, typer.Option(help="a JSON schema that the answer satisfies, by construction")
+    ] = None,
     residency: Annotated[
         str | None,
         typer.Option(help="where weights live: mapped, copied or streamed (default: the pack's plan)"),
@@ -84,26 +100,11 @@ def command(
     truncate: Annotated[
         bool, typer.Option("--truncate", help="encoders: read the beginning of a text that is too long")
     ] = False,
-    chat: Annotated[
-        bool, typer.Option("--chat", help="the text is what a user says; the model answers it")
-    ] = False,
-    system: Annotated[str | None, typer.Option(help="chat: what the model is told first")] = None,
-    tools: Annotated[
-        Path | None, typer.Option(help="chat: a JSON file of the functions the model may call")
-    ] = None,
-    chat_template: Annotated[
-        Path | None, typer.Option(help="chat: a Jinja file instead of the model's own template")
-    ] = None,
-    schema: Annotated[
-        Path | None, typer.Option(help="a JSON schema that the answer satisfies, by construction")
-    ] = None,
     json: Json = False,
 ) -> None:
-    """Complete a text: PROMPT, the file INPUT, or what standard input holds.
-
-    An encoder does what follows from its head: it prints an embedding, fills masked words in, classifies, or
-    labels every token. On a terminal and without a text, a model that writes is a chat: history, streamed
-    answers, /commands; one without a chat template completes one text after the other.
+    """Complete a text: PROMPT, the file INPUT, or what standard input holds. On a terminal and without a
+    text it is a chat. An encoder does what follows from its head: it prints an embedding, fills masked words
+    in, classifies, or labels every token.
     """
     from threading import Thread
 
@@ -136,6 +137,9 @@ def command(
             "--embed, --pair, --lines and --truncate are for encoders.", field="model", given=model
         )
     opened = open_model(source)
+    tokenizer: list[Any] = []
+    reading = Thread(target=_attempt, args=(opened.tokenizer, tokenizer))
+    reading.start()  # beside the imports below and the weights' copy
     terminal = prompt is None and input is None and not json and _is_terminal()
     talk = None
     if terminal or chat or system is not None or any((tools, chat_template, schema)):
@@ -151,9 +155,6 @@ def command(
             chat_template=chat_template,
             schema=schema,
         )
-    tokenizer: list[Any] = []
-    reading = Thread(target=_attempt, args=(opened.tokenizer, tokenizer))
-    reading.start()  # beside the imports below and the weights' copy
     from haversack.run._engine import Engine
     from haversack.run._generate import Limits, generate, prompt_tokens
     from haversack.run._sampler import Sampler

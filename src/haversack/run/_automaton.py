@@ -69,14 +69,17 @@ class Vocabulary:
             self.levels.append((nodes, nodes + len(found)))
             nodes += len(found)
         self.bytes = np.concatenate(values)
-        self.parents = np.concatenate(parents)
-        self.children = np.bincount(self.parents[1:], minlength=nodes).astype(np.int64)
-        self.first = np.cumsum(self.children) - self.children + 1
-        self.node_of = np.zeros(self.size, np.int64)
+        self.parents = np.concatenate(parents).astype(np.int32)
+        self.children = np.bincount(self.parents[1:], minlength=nodes).astype(np.int32)
+        self.first = np.cumsum(self.children, dtype=np.int32) - self.children + 1
+        self.node_of = np.zeros(self.size, np.int32)
         self.node_of[numbers] = at
         single = {data[0] for _, data in known if len(data) == 1}
         self.usable = sum(1 << byte for byte in single)
         self._texts = {data for _, data in known}
+        self._longest_with = [0] * 256
+        for text in self._texts:
+            self._longest_with[text[0]] = max(self._longest_with[text[0]], len(text))
         self.tokens = tokens
         self.kept: dict[Any, Any] = {}
 
@@ -98,9 +101,11 @@ class Vocabulary:
         """Tokens of the greedy split of `text`: the longest token that fits, again and again."""
         count = at = 0
         while at < len(text):
-            for length in range(min(self.longest, len(text) - at), 0, -1):
+            for length in range(min(self._longest_with[text[at]], len(text) - at), 1, -1):
                 if text[at : at + length] in self._texts:
                     break
+            else:
+                length = 1  # the caller made sure that every byte is a token
             at += length
             count += 1
         return count
@@ -153,7 +158,7 @@ class Automaton:
             key = (alone, *(mask >> byte & 1 for mask in ordered))
             self.class_of[byte] = known.setdefault(key, len(known))
         self.class_count = len(known)
-        self._node_class = self.class_of[self.vocabulary.bytes]
+        self._node_class = self.class_of.astype(np.int16)[self.vocabulary.bytes]
 
     def _reset(self) -> None:
         self.generation += 1
@@ -168,6 +173,7 @@ class Automaton:
         self.number(frozenset())  # number 0: dead
         self._table[DEAD] = DEAD
         self.start = frozenset([self._push(self.root, self._bottom)])
+        self.number(self.start)  # beginning a text changes nothing then
 
     def relieved(self, number: int) -> int:
         """The number of the configuration `number`, after forgetting all that is kept when it is too much."""
@@ -294,21 +300,26 @@ class Automaton:
 
     def _saturated(self, node: Node) -> Node:
         """`node` with counters that no single token can exhaust made equal."""
-        if node.saturated is None:
-            if node.term is None or node.rest is None:
-                node.saturated = node
-            else:
-                rest, term = self._saturated(node.rest), node.term
-                if term.kind == REPEAT:
-                    low, high = term.value
-                    far = self.vocabulary.longest + 1
-                    if high is not None and high > far:
-                        high = None
-                    elif high is not None and low == 0:
-                        high = max(step for step in STEPS if step <= high) if high else 0
-                    term = self.terms.repeat(term.parts[0], min(low, far) if high is None else low, high)
-                node.saturated = self._push(term, rest)
-        return node.saturated
+        above = []
+        while node.saturated is None and node.rest is not None:
+            above.append(node)
+            node = node.rest
+        found = node.saturated or node
+        for one in reversed(above):
+            assert one.term is not None
+            found = one.saturated = self._push(self._far(one.term), found)
+        return found
+
+    def _far(self, term: Term) -> Term:
+        """A repetition with its counts made equal to those of others like it; any other term as it is."""
+        if term.kind != REPEAT:
+            return term
+        (low, high), far = term.value, self.vocabulary.longest + 1
+        if high is None or high > far:
+            return self.terms.repeat(term.parts[0], min(low, far), None)
+        if low:
+            return term
+        return self.terms.repeat(term.parts[0], 0, max(step for step in STEPS if step <= high))
 
     def allowed(self, number: int) -> Allowed:
         """What may follow the configuration `number`."""
@@ -367,7 +378,7 @@ class Automaton:
         found: I32 = states[vocabulary.node_of]
         return found
 
-    def _follow(self, at: I32, kinds: npt.NDArray[np.int64]) -> I32:
+    def _follow(self, at: I32, kinds: npt.NDArray[np.int16]) -> I32:
         where = at * np.int64(self.class_count) + kinds
         found: I32 = self._table.reshape(-1).take(where)
         if found.min() == UNKNOWN:

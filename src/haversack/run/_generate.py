@@ -255,4 +255,6 @@ def generate(
         raise UserError(
             "a stop text would cut a constrained answer short; give one or the other.", field="stop"
         )
+    if constraint is not None:
+        constraint.require_room(min(limits.max_tokens, engine.context_length - len(tokens) + 1))
     return Generation(engine, tokens, limits, sampler or Sampler(), tokenizer, constraint, prefix)
