@@ -237,6 +237,10 @@ def test_the_tokens_that_end_a_turn() -> None:
     for index, name in enumerate(names):
         data["added_tokens"].append({**data["added_tokens"][0], "id": 5120 + index, "content": name})
     tokenizer = Tokenizer.of_bytes(json.dumps(data).encode())
+    plain = tokenizer.stream()
+    assert "".join(map(plain.add, [5121, *tokenizer.encode("on"), 5122])) == "on"
+    shown = tokenizer.stream((5121,))
+    assert "".join(map(shown.add, [5121, *tokenizer.encode("on"), 5122])) == "<|eot_id|>on"
     wanted = {"qwen": 0, "smollm": 0, "llama3": 1, "gemma": 2, "phi3": 3, "mistral": 4}
     for family, index in wanted.items():
         template = ChatTemplate({"default": TEMPLATES.ALL[family]}, SPECIALS)

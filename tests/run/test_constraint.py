@@ -57,6 +57,62 @@ def test_every_text_of_drawn_schemas_is_valid(part: int, tokenizer: Tokenizer) -
             check(schema, written(constraint.fresh(), tokenizer, seed + room, room))
 
 
+def fallback_tokenizer() -> Tokenizer:
+    """A vocabulary with a token for each byte and some pieces, as SentencePiece makes them."""
+    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2, **{f"<0x{byte:02X}>": byte + 3 for byte in range(256)}}
+    for piece in (
+        "\u2581",
+        "\u2581{",
+        '"',
+        "{",
+        '\u2581"',
+        '":',
+        '",',
+        "name",
+        "\u2581the",
+        "1",
+        "12",
+        "é",
+        "日",
+    ):
+        vocabulary[piece] = len(vocabulary)
+    special = [
+        {
+            "id": number,
+            "content": text,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
+        for text, number in list(vocabulary.items())[:3]
+    ]
+    steps = [
+        {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+        {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+    ]
+    model = {"type": "BPE", "vocab": vocabulary, "merges": [], "unk_token": "<unk>", "byte_fallback": True}
+    document = {
+        "version": "1.0",
+        "added_tokens": special,
+        "decoder": {"type": "Sequence", "decoders": steps},
+        "model": model,
+    }
+    return Tokenizer.of_bytes(json.dumps(document).encode())
+
+
+def test_vocabularies_with_tokens_for_bytes() -> None:
+    tokenizer = fallback_tokenizer()
+    for seed in range(12):
+        schema = drawn_schema(seed)
+        constraint = json_schema(schema, tokenizer, [2])
+        assert not constraint.allowed()[[0, 1]].any()
+        check(schema, written(constraint, tokenizer, seed, int(constraint.least) + 40))
+
+
 CASES: list[tuple[Any, list[str], list[str]]] = [
     (
         True,
@@ -241,6 +297,24 @@ def test_an_answer_that_cannot_fit_is_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(UserError, match="52") as refused:
         constraint.require_room(20)
     assert (refused.value.given, refused.value.nearest) == (20, 52)
+
+
+def test_the_engine_refuses_it_too(folder: Path) -> None:
+    with Engine.open(folder, context_length=40) as engine:
+        tokenizer = engine.model.tokenizer()
+        for schema, most in (
+            ({"type": "string", "minLength": 9}, 8),
+            ({"type": "string", "minLength": 60}, 99),
+        ):
+            with pytest.raises(UserError, match="room for"):
+                generate(
+                    engine,
+                    "the one",
+                    Limits(max_tokens=most),
+                    None,
+                    tokenizer,
+                    json_schema(schema, tokenizer, [END]),
+                )
 
 
 def test_json_mode_expressions_and_choices(tokenizer: Tokenizer) -> None:

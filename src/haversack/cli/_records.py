@@ -89,8 +89,16 @@ class LogProbability(_Record):
     log_probability: float
 
 
+class ToolCall(_Record):
+    """A function that the model asks to call."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
 class RunOutput(_Record):
-    """`haversack run`. `stop`: max-tokens, end-of-text, stop-text or context."""
+    """`haversack run`. `stop`: max-tokens, end-of-text, stop-text or context. `tool_calls`: with --tools;
+    `valid`: with --schema, that the answer is complete and satisfies it."""
 
     text: str
     tokens: Count
@@ -103,6 +111,8 @@ class RunOutput(_Record):
     seed: int
     machine: dict[str, Any]
     log_probabilities: list[LogProbability] | msgspec.UnsetType = msgspec.UNSET
+    tool_calls: list[ToolCall] | msgspec.UnsetType = msgspec.UNSET
+    valid: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 class ServeOutput(_Record):

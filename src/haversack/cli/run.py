@@ -11,6 +11,8 @@ from haversack.cli._output import Json
 from haversack.core.errors import UserError
 
 if TYPE_CHECKING:
+    from haversack.cli._talk import Talk
+    from haversack.run._constraint import TokenConstraint
     from haversack.run._generate import Generation
 
 
@@ -25,7 +27,10 @@ def command(
             help="a text file to complete (- or none: standard input); an encoder takes a text here as well",
         ),
     ] = None,
-    prompt: Annotated[str | None, typer.Option(help="the text to complete, instead of INPUT")] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="the text to complete, instead of INPUT; without either, on a terminal: a chat"),
+    ] = None,
     max_tokens: Annotated[int, typer.Option(help="end after so many tokens")] = 128,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token")] = 0.0,
     top_k: Annotated[int, typer.Option(help="draw from the k likeliest tokens; 0: from all")] = 0,
@@ -46,6 +51,19 @@ def command(
     log_probabilities: Annotated[
         bool, typer.Option("--log-probabilities", help="print each token's natural log-probability")
     ] = False,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="the text is what a user says; the model answers it")
+    ] = False,
+    system: Annotated[str | None, typer.Option(help="chat: what the model is told first")] = None,
+    tools: Annotated[
+        Path | None, typer.Option(help="chat: a JSON file of the functions the model may call")
+    ] = None,
+    chat_template: Annotated[
+        Path | None, typer.Option(help="chat: a Jinja file instead of the model's own template")
+    ] = None,
+    schema: Annotated[
+        Path | None, typer.Option(help="a JSON schema that the answer satisfies, by construction")
+    ] = None,
     residency: Annotated[
         str | None,
         typer.Option(help="where weights live: mapped, copied or streamed (default: the pack's plan)"),
@@ -138,6 +156,21 @@ def command(
     tokenizer: list[Any] = []
     reading = Thread(target=_attempt, args=(opened.tokenizer, tokenizer))
     reading.start()  # beside the imports below and the weights' copy
+    terminal = prompt is None and input is None and not json and _is_terminal()
+    talk = None
+    if terminal or chat or system is not None or any((tools, chat_template, schema)):
+        from haversack.cli._talk import talk_of
+
+        talk = talk_of(
+            opened,
+            model,
+            chat=chat,
+            interactive=terminal,
+            system=system,
+            tools=tools,
+            chat_template=chat_template,
+            schema=schema,
+        )
     from haversack.run._engine import Engine
     from haversack.run._generate import Limits, generate, prompt_tokens
     from haversack.run._sampler import Sampler
@@ -145,12 +178,26 @@ def command(
     limits = Limits(max_tokens, tuple(stop or ()), () if ignore_end else None)
     sampler = Sampler(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     budget = Budget(ram_mib=ram_mib)
-    text = _text(prompt, input)
+    text = "" if terminal else _text(prompt, input)
     reading.join()
     if isinstance(tokenizer[0], BaseException):
         raise tokenizer[0]
-    tokens = prompt_tokens(opened, tokenizer[0], text)
-    size = (len(tokens), max_tokens)
+    tokens, constraint, size = None, None, None
+    if talk is not None:
+        limits = talk.limits(limits, opened, tokenizer[0])
+        constraint = talk.constraint(tokenizer[0], opened.end_of_text if limits.end is None else limits.end)
+    if not terminal:
+        chatting = talk is not None and talk.template is not None
+        asked = talk.prompt(text) if talk is not None else text
+        tokens = prompt_tokens(opened, tokenizer[0], asked, special=not chatting)
+        size = (len(tokens), max_tokens)
+        if constraint is not None:
+            room = (context_length or opened.architecture.context) - len(tokens) + 1
+            constraint.require_room(min(max_tokens, room))
+    else:
+        from haversack.cli._talk import CHAT_CONTEXT
+
+        context_length = context_length or min(CHAT_CONTEXT, opened.architecture.context)
     engine = Engine.open(
         opened,
         residency=residency,
@@ -167,13 +214,25 @@ def command(
         tokens=size,
     )
     with engine:
-        answer = generate(engine, tokens, limits, sampler, tokenizer[0])
+        if tokens is None or size is None:
+            from haversack.cli._repl import talk_on_a_terminal
+
+            assert talk is not None
+            talk_on_a_terminal(engine, talk, limits, sampler, tokenizer[0])
+            return
+        answer = generate(engine, tokens, limits, sampler, tokenizer[0], constraint)
         if json:
             for _ in answer:
                 pass
-            _print_record(answer, size, seed, log_probabilities)
+            _print_record(answer, size, seed, log_probabilities, talk, constraint)
         else:
             _print_text(answer, size, text, log_probabilities)
+
+
+def _is_terminal() -> bool:
+    import sys
+
+    return sys.stdin.isatty()
 
 
 def _attempt(make: Any, results: list[Any]) -> None:
@@ -235,7 +294,14 @@ def _print_text(answer: Generation, size: tuple[int, int], text: str, log_probab
     )
 
 
-def _print_record(answer: Generation, size: tuple[int, int], seed: int, log_probabilities: bool) -> None:
+def _print_record(
+    answer: Generation,
+    size: tuple[int, int],
+    seed: int,
+    log_probabilities: bool,
+    talk: Talk | None = None,
+    constraint: TokenConstraint | None = None,
+) -> None:
     from haversack.cli._output import print_json
     from haversack.core.measurement import machine
     from haversack.core.memory import peak_mib
@@ -261,4 +327,8 @@ def _print_record(answer: Generation, size: tuple[int, int], seed: int, log_prob
             {"token": token, "log_probability": round(value, 6)}
             for token, value in zip(answer.tokens, answer.log_probabilities, strict=True)
         ]
+    if talk is not None and talk.tools is not None:
+        record["text"], record["tool_calls"] = talk.calls(answer.text)
+    if constraint is not None:
+        record["valid"] = constraint.complete
     print_json(record)

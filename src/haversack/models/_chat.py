@@ -64,8 +64,7 @@ class ChatTemplate:
         source = getattr(source, "source", source)  # a run's Model holds its pack or folder
         own = getattr(source, "chat_template", None)
         if isinstance(own, str) and own:
-            specials = getattr(source, "special_tokens", {})
-            return cls({DEFAULT: own}, dict(specials), getattr(source, "path", "chat template"))
+            return cls({DEFAULT: own}, _own_specials(source), getattr(source, "path", "chat template"))
         files = _Files(source)
         config = files.json("tokenizer_config.json")
         specials = _specials(files.json("special_tokens_map.json")) | _specials(config)
@@ -96,7 +95,7 @@ class ChatTemplate:
                 f"the chat template {file} cannot be read: {why}.", field="chat_template", given=str(file)
             ) from error
         inner = getattr(source, "source", source)
-        specials: dict[str, str] = dict(getattr(inner, "special_tokens", {}))
+        specials = _own_specials(inner)
         if inner is not None and not specials:
             files = _Files(inner)
             specials = _specials(files.json("special_tokens_map.json"))
@@ -435,6 +434,19 @@ def _specials(config: Mapping[str, Any]) -> dict[str, str]:
         value = value.get("content") if isinstance(value, dict) else value
         if isinstance(value, str):
             found[name] = value
+    return found
+
+
+def _own_specials(source: Any) -> dict[str, str]:
+    """Texts of the special tokens that a GGUF file's metadata names by number."""
+    metadata = getattr(getattr(source, "file_format", None), "metadata", None) or {}
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    found = {}
+    keys = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+    for name, key in keys.items():
+        number = metadata.get(f"tokenizer.ggml.{key}_token_id")
+        if number is not None and tokens is not None and 0 <= int(number) < len(tokens):
+            found[name] = str(tokens[int(number)])
     return found
 
 

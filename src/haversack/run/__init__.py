@@ -9,11 +9,14 @@ from typing import Any
 
 _PUBLIC = {
     "Cache": "_cache",
+    "Conversation": "_conversation",
     "Engine": "_engine",
     "Forward": "_forward",
     "Limits": "_generate",
     "Sampler": "_sampler",
+    "embed": "_embed",
     "generate": "_generate",
+    "json_schema": "_constraint",
 }
 
 __all__ = list(_PUBLIC)

@@ -38,6 +38,9 @@ DEEPEST = 64
 MOST_CONFIGURATIONS = 30_000
 MASKS_NBYTES = 32 << 20
 DEAD, UNKNOWN = 0, -1
+STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+"""Counts to the end of a repetition that are told apart: between them, a token that would go on to the very
+end is left to shorter ones."""
 
 
 class Vocabulary:
@@ -54,6 +57,7 @@ class Vocabulary:
         self.longest = int(lengths.max(initial=0))
         at = np.zeros(len(known), np.int64)
         parents, values = [np.zeros(1, np.int64)], [np.zeros(1, np.uint8)]
+        self.levels: list[tuple[int, int]] = []
         nodes = 1
         for level in range(self.longest):
             going = np.flatnonzero(lengths > level)
@@ -62,15 +66,20 @@ class Vocabulary:
             at[going] = nodes + where
             parents.append(found >> 8)
             values.append((found & 255).astype(np.uint8))
+            self.levels.append((nodes, nodes + len(found)))
             nodes += len(found)
         self.bytes = np.concatenate(values)
-        self.children = np.bincount(np.concatenate(parents)[1:], minlength=nodes).astype(np.int64)
-        self.first = np.cumsum(self.children) - self.children + 1
-        self.node_of = np.zeros(self.size, np.int64)
+        self.parents = np.concatenate(parents).astype(np.int32)
+        self.children = np.bincount(self.parents[1:], minlength=nodes).astype(np.int32)
+        self.first = np.cumsum(self.children, dtype=np.int32) - self.children + 1
+        self.node_of = np.zeros(self.size, np.int32)
         self.node_of[numbers] = at
         single = {data[0] for _, data in known if len(data) == 1}
         self.usable = sum(1 << byte for byte in single)
         self._texts = {data for _, data in known}
+        self._longest_with = [0] * 256
+        for text in self._texts:
+            self._longest_with[text[0]] = max(self._longest_with[text[0]], len(text))
         self.tokens = tokens
         self.kept: dict[Any, Any] = {}
 
@@ -92,9 +101,11 @@ class Vocabulary:
         """Tokens of the greedy split of `text`: the longest token that fits, again and again."""
         count = at = 0
         while at < len(text):
-            for length in range(min(self.longest, len(text) - at), 0, -1):
+            for length in range(min(self._longest_with[text[at]], len(text) - at), 1, -1):
                 if text[at : at + length] in self._texts:
                     break
+            else:
+                length = 1  # the caller made sure that every byte is a token
             at += length
             count += 1
         return count
@@ -115,13 +126,15 @@ class Node:
         self.saturated: Node | None = None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Allowed:
     """What may follow a configuration: `mask` bool [tokens], read-only; `growth`: the most by which a token
-    raises the tokens that are needed to complete the text."""
+    raises the tokens that are needed to complete the text; `grown`: by how much each one does, f32 [tokens],
+    infinite where it is not allowed, made when first asked for."""
 
     mask: Mask
     growth: float
+    grown: npt.NDArray[np.float32] | None = None
 
 
 class Automaton:
@@ -145,7 +158,7 @@ class Automaton:
             key = (alone, *(mask >> byte & 1 for mask in ordered))
             self.class_of[byte] = known.setdefault(key, len(known))
         self.class_count = len(known)
-        self._node_class = self.class_of[self.vocabulary.bytes]
+        self._node_class = self.class_of.astype(np.int16)[self.vocabulary.bytes]
 
     def _reset(self) -> None:
         self.generation += 1
@@ -160,6 +173,7 @@ class Automaton:
         self.number(frozenset())  # number 0: dead
         self._table[DEAD] = DEAD
         self.start = frozenset([self._push(self.root, self._bottom)])
+        self.number(self.start)  # beginning a text changes nothing then
 
     def relieved(self, number: int) -> int:
         """The number of the configuration `number`, after forgetting all that is kept when it is too much."""
@@ -286,18 +300,26 @@ class Automaton:
 
     def _saturated(self, node: Node) -> Node:
         """`node` with counters that no single token can exhaust made equal."""
-        if node.saturated is None:
-            if node.term is None or node.rest is None:
-                node.saturated = node
-            else:
-                rest, term = self._saturated(node.rest), node.term
-                if term.kind == REPEAT:
-                    low, high = term.value
-                    far = self.vocabulary.longest + 1
-                    high = None if high is not None and high > far else high
-                    term = self.terms.repeat(term.parts[0], min(low, far) if high is None else low, high)
-                node.saturated = self._push(term, rest)
-        return node.saturated
+        above = []
+        while node.saturated is None and node.rest is not None:
+            above.append(node)
+            node = node.rest
+        found = node.saturated or node
+        for one in reversed(above):
+            assert one.term is not None
+            found = one.saturated = self._push(self._far(one.term), found)
+        return found
+
+    def _far(self, term: Term) -> Term:
+        """A repetition with its counts made equal to those of others like it; any other term as it is."""
+        if term.kind != REPEAT:
+            return term
+        (low, high), far = term.value, self.vocabulary.longest + 1
+        if high is None or high > far:
+            return self.terms.repeat(term.parts[0], min(low, far), None)
+        if low:
+            return term
+        return self.terms.repeat(term.parts[0], 0, max(step for step in STEPS if step <= high))
 
     def allowed(self, number: int) -> Allowed:
         """What may follow the configuration `number`."""
@@ -317,10 +339,12 @@ class Automaton:
 
     def completing(self, number: int, left: float) -> Mask:
         """The tokens after which at most `left` more complete the text, bool [tokens]."""
-        alike = self._alike(number)
-        after = self._walk(alike)
-        needed = self._least[after] - self._least[alike] + self._least[number]
-        mask: Mask = (after > DEAD) & (needed <= left)
+        found = self.allowed(number)
+        if found.grown is None:
+            alike = self._alike(number)
+            found.grown = (self._least[self._walk(alike)] - self._least[alike]).astype(np.float32)
+            self._masks_nbytes += found.grown.nbytes
+        mask: Mask = found.grown <= left - self._least[number]
         return mask
 
     def _alike(self, number: int) -> int:
@@ -331,24 +355,34 @@ class Automaton:
         vocabulary = self.vocabulary
         states = np.zeros(len(vocabulary.bytes), np.int32)
         front, at = np.zeros(1, np.int64), np.full(1, number, np.int32)
-        while front.size:
+        for begin, end in vocabulary.levels:
             counts = vocabulary.children[front]
-            ends = np.cumsum(counts)
-            if not ends[-1]:
+            ends = counts.cumsum()
+            total = int(ends[-1])
+            if not total:
                 break
-            nodes = np.arange(ends[-1]) + np.repeat(vocabulary.first[front] - (ends - counts), counts)
-            at = self._follow(np.repeat(at, counts), self._node_class[nodes])
-            alive = at > DEAD
-            front, at = nodes[alive], at[alive]
-            states[front] = at
+            if 2 * total > end - begin:  # most of the level: look at all of it
+                level = slice(begin, end)
+                before = states[vocabulary.parents[level]] if begin > 1 else at.repeat(end - begin)
+                at = states[level] = self._follow(before, self._node_class[level])
+                front = at.nonzero()[0]
+                at, front = at[front], front + begin
+            else:
+                nodes: Any = np.arange(total) + (vocabulary.first[front] - (ends - counts)).repeat(counts)
+                at = self._follow(at.repeat(counts), self._node_class[nodes])
+                alive = at.nonzero()[0]
+                front, at = nodes[alive], at[alive]
+                states[front] = at
+            if not front.size:
+                break
         found: I32 = states[vocabulary.node_of]
         return found
 
-    def _follow(self, at: I32, kinds: npt.NDArray[np.int64]) -> I32:
-        found: I32 = self._table[at, kinds]
-        missing = found == UNKNOWN
-        if missing.any():
-            for pair in np.unique(at[missing] * np.int64(self.class_count) + kinds[missing]).tolist():
+    def _follow(self, at: I32, kinds: npt.NDArray[np.int16]) -> I32:
+        where = at * np.int64(self.class_count) + kinds
+        found: I32 = self._table.reshape(-1).take(where)
+        if found.min() == UNKNOWN:
+            for pair in np.unique(where[found == UNKNOWN]).tolist():
                 self._step(*divmod(pair, self.class_count))
-            found = self._table[at, kinds]
+            found = self._table.reshape(-1).take(where)
         return found

@@ -37,6 +37,9 @@ class Constraint(Protocol):
     def advance(self, token: int) -> None:
         """`token` was drawn."""
 
+    def require_room(self, tokens: int) -> None:
+        """Raises UserError when `tokens` are not enough for the shortest text."""
+
 
 class TokenConstraint:
     """A `Constraint` by an automaton. Made by `json_schema`, `regular_expression` and `one_of`."""
@@ -177,7 +180,7 @@ def one_of(texts: Sequence[str], tokenizer: Any, end_tokens: Sequence[int]) -> T
         raise UserError("a choice takes at least one text, none of them empty.", field="choice")
 
     def compiled(terms: Terms) -> Term:
-        root = terms.choice([terms.literal(text) for text in texts])
+        root = terms.one_of(text.encode() for text in texts)
         terms.settle()
         return root
 

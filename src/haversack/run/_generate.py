@@ -5,17 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from haversack.core.errors import UserError
 from haversack.models._tokenizer import Tokenizer
-from haversack.run._constraint import Constraint
 from haversack.run._engine import Engine
-from haversack.run._prefix import Prefix
 from haversack.run._sampler import Sampler, Session
+
+if TYPE_CHECKING:
+    from haversack.run._constraint import Constraint
+    from haversack.run._prefix import Prefix
 
 I32 = npt.NDArray[np.int32]
 MOST_STOPS = 64
@@ -182,13 +184,14 @@ class Generation:
             yield Token(None, rest, None)
 
 
-def prompt_tokens(engine: Any, tokenizer: Tokenizer, prompt: str) -> I32:
+def prompt_tokens(engine: Any, tokenizer: Tokenizer, prompt: str, *, special: bool = True) -> I32:
     """The tokens of a prompt, i32 [n], n >= 1: an empty prompt is the token that begins a text.
 
-    `engine` is anything with `architecture` and `model`. Raises UserError, with both lengths, for a prompt
-    that leaves no room in the context, and for an empty one where the model has no such token.
+    `engine` is anything with `architecture` and `model`. `special=False` for a text that a chat template
+    made. Raises UserError, with both lengths, for a prompt that leaves no room in the context, and for an
+    empty one where the model has no such token.
     """
-    tokens = tokenizer.encode(prompt)
+    tokens = tokenizer.encode(prompt, special=special)
     if not tokens:
         begins = engine.architecture.start_of_text
         first = [begins] if begins is not None else list(engine.model.end_of_text[:1])
@@ -252,4 +255,6 @@ def generate(
         raise UserError(
             "a stop text would cut a constrained answer short; give one or the other.", field="stop"
         )
+    if constraint is not None:
+        constraint.require_room(min(limits.max_tokens, engine.context_length - len(tokens) + 1))
     return Generation(engine, tokens, limits, sampler or Sampler(), tokenizer, constraint, prefix)

@@ -86,6 +86,8 @@ class Compiler:
             terms.settle()
         except TooLargeError as error:
             raise refusal(f"is too large: {error}", "#") from error
+        except PatternError as error:
+            raise refusal(f"has patterns that cannot be enforced together: {error}", "#") from error
         except RecursionError as error:
             raise refusal("nests too deeply", "#") from error
         if root.least == float("inf"):
@@ -147,7 +149,7 @@ class Compiler:
         kept = [value for value in values if all(self.reader.holds(atom, value) for atom in atoms)]
         if not kept:
             return self.terms.never(f"none of the values at {listed.place} satisfies {places}")
-        return self.terms.choice(self.terms.literal(self._written(value, listed.place)) for value in kept)
+        return self.terms.one_of(self._written(value, listed.place) for value in kept)
 
     @staticmethod
     def _written(value: Any, place: str) -> bytes:

@@ -39,6 +39,7 @@ class Prefix:
         if not self._sharable(engine):
             shared = 0
         self._cache.truncate(shared)
+        self._tokens = prompt[:shared].copy()  # what holds even if reading the rest is interrupted
         self.reused = shared
         return self._cache, prompt[shared:]
 

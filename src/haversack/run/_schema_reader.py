@@ -36,6 +36,8 @@ REFUSED = named("""
     dependencies unevaluatedProperties unevaluatedItems $dynamicRef $recursiveRef nullable
 """)
 MOST_ALTERNATIVES = 256
+MOST_WORK = 100_000
+"""Looks at a part of the schema, all together."""
 LARGEST = 1 << 20
 Placed = tuple[str, Any]
 
@@ -79,6 +81,7 @@ class Atom:
 
     def __init__(self, place: str, keywords: Mapping[str, Any]) -> None:
         self.place, self._keywords = place, keywords
+        self._listed: set[str] | None = None
 
     def has(self, name: str) -> bool:
         return name in self._keywords
@@ -111,6 +114,15 @@ class Atom:
         if not isinstance(listed, list) or not listed:
             raise refusal("has an enum that is no list of values", self.place)
         return listed
+
+    def lists(self, value: Any) -> bool:
+        """True when `value` is one of the values of `enum` or `const`, or there are none."""
+        values = self.values()
+        if values is None:
+            return True
+        if self._listed is None:
+            self._listed = {canonical(one) for one in values}
+        return canonical(value) in self._listed
 
     def count(self, name: str) -> int | None:
         """A keyword that counts, None without it."""
@@ -175,6 +187,7 @@ class Reader:
             raise UserError(
                 "a schema is a JSON object, or true or false.", field="schema", given=show(schema)
             )
+        self._work = 0
         try:
             text = json.dumps(schema)
             self.root: Any = json.loads(text)
@@ -200,6 +213,7 @@ class Reader:
 
     def _ways(self, placed: Placed, trail: tuple[str, ...]) -> list[list[Atom]]:
         place, schema = placed
+        self._count(place)
         if schema is True:
             return [[]]
         if schema is False:
@@ -227,6 +241,11 @@ class Reader:
             if len(found) > MOST_ALTERNATIVES:
                 raise refusal(f"has more than {MOST_ALTERNATIVES} combinations of alternatives", place)
         return found
+
+    def _count(self, place: str) -> None:
+        self._work += 1
+        if self._work > MOST_WORK:
+            raise refusal("takes too much work to read", place)
 
     @staticmethod
     def _list(place: str, schema: Mapping[str, Any], keyword: str) -> list[Placed]:
@@ -276,11 +295,11 @@ class Reader:
 
     def holds(self, atom: Atom, value: Any) -> bool:
         """True when `value` satisfies the keywords of `atom`."""
+        self._count(atom.place)
         kind = kind_of(value)
         if kind not in atom.kinds():
             return False
-        values = atom.values()
-        if values is not None and not any(same(value, one) for one in values):
+        if not atom.lists(value):
             return False
         if kind in ("integer", "fraction"):
             return self._number_holds(atom, value)
@@ -384,6 +403,7 @@ class Reader:
         )
 
     def _conflict(self, first: Sequence[Atom], second: Sequence[Atom], depth: int) -> bool:
+        self._count("#")
         kinds = set(KINDS)
         for atom in (*first, *second):
             kinds &= atom.kinds()
@@ -450,15 +470,17 @@ def kind_of(value: Any) -> str:
     return next((name for kind, name in names if isinstance(value, kind)), "object")
 
 
-def same(one: Any, two: Any) -> bool:
-    """JSON equality: numbers by value, true is not 1."""
-    if isinstance(one, bool) or isinstance(two, bool):
-        return one is two
-    if isinstance(one, list) and isinstance(two, list):
-        return len(one) == len(two) and all(same(a, b) for a, b in zip(one, two, strict=True))
-    if isinstance(one, dict) and isinstance(two, dict):
-        return one.keys() == two.keys() and all(same(one[name], two[name]) for name in one)
-    return bool(one == two)
+def canonical(value: Any) -> str:
+    """A text that equal JSON values share: numbers by value, true is not 1."""
+
+    def plain(one: Any) -> Any:
+        if isinstance(one, float) and one.is_integer():
+            return int(one)
+        if isinstance(one, list):
+            return [plain(each) for each in one]
+        return {name: plain(each) for name, each in one.items()} if isinstance(one, dict) else one
+
+    return json.dumps(plain(value), sort_keys=True)
 
 
 def _escaped(name: str) -> str:

@@ -14,7 +14,9 @@ from typing import Any
 
 EMPTY, NEVER, BYTES, LITERAL, SEQUENCE, CHOICE, REPEAT, NAME, NEST, LEAVE = range(10)
 ALL_BYTES = (1 << 256) - 1
-MOST_TERMS = 200_000
+MOST_TERMS = 100_000
+CHUNK = 64
+"""Bytes of a literal; a longer text is a sequence of them."""
 
 
 class TooLargeError(Exception):
@@ -75,7 +77,28 @@ class Terms:
     def literal(self, text: bytes | str) -> Term:
         """Exactly this text."""
         data = text.encode() if isinstance(text, str) else text
+        if len(data) > CHUNK:
+            pieces = [self.literal(data[at : at + CHUNK]) for at in range(0, len(data), CHUNK)]
+            return self._term(SEQUENCE, tuple(pieces), None)
         return self._term(LITERAL, (), data) if data else self.empty
+
+    def one_of(self, texts: Iterable[bytes]) -> Term:
+        """One of some texts, their common beginnings written once."""
+        return self._branches(sorted(set(texts)))
+
+    def _branches(self, texts: list[bytes]) -> Term:
+        """One of `texts`, which are sorted and differ."""
+        first, last = texts[0], texts[-1]
+        if len(texts) == 1:
+            return self.literal(first)
+        shared = next((n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), None)
+        if shared is None:
+            shared = min(len(first), len(last))
+        groups: dict[bytes, list[bytes]] = {}
+        for text in texts:
+            groups.setdefault(text[shared : shared + 1], []).append(text[shared:])
+        found = [self._branches(group) for group in groups.values()]
+        return self.sequence(self.literal(first[:shared]), self.choice(found))
 
     def sequence(self, *parts: Term) -> Term:
         """One after the other."""
@@ -85,7 +108,8 @@ class Terms:
             for one in inner:
                 if one.kind == NEVER:
                     return one
-                if flat and one.kind == LITERAL and flat[-1].kind == LITERAL:
+                joins = flat and one.kind == LITERAL == flat[-1].kind
+                if joins and len(one.value) + len(flat[-1].value) <= CHUNK:
                     flat[-1] = self.literal(flat[-1].value + one.value)
                 elif one.kind != EMPTY:
                     flat.append(one)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
-import numpy as np
-
 from haversack.bench._harness import MIN_PAIRS, Run
-from haversack.bench._rows import Bar, Outcome, Outcomes, Row, Side, Unavailable
+from haversack.bench._rows import Bar, Outcome, Outcomes, Row, Unavailable
 from haversack.bench.serving._bench import bench
 from haversack.bench.serving._schemas import drawn_schema
 
@@ -25,7 +24,7 @@ VALID_FILES = (
     "bench/serving/_schemas.py",
     "bench/serving/constrained.py",
 )
-SCHEMAS, QUICK_SCHEMAS = 500, 60
+SCHEMAS, QUICK_SCHEMAS = 500, 30
 ROOM = 200
 PROMPT = "# The record as JSON\nrecord = "
 RECORD: dict[str, Any] = {
@@ -41,12 +40,12 @@ RECORD: dict[str, Any] = {
             "additionalProperties": False,
         },
         "score": {"type": "number", "minimum": 0, "maximum": 1},
-        "notes": {"type": "string", "minLength": 200, "maxLength": 2000},
+        "notes": {"type": "string", "minLength": 20, "maxLength": 2000},
     },
     "required": ["title", "year", "tags", "author", "score", "notes"],
     "additionalProperties": False,
 }
-TOKENS = 120
+TOKENS = 160
 
 
 def _judge(schema: dict[str, Any]) -> Any:
@@ -70,7 +69,7 @@ def _judge(schema: dict[str, Any]) -> Any:
         quick=True,
     ),
     seconds=180,
-    quick_seconds=25,
+    quick_seconds=10,
     watches=VALID_FILES,
 )
 def constrained_valid(run: Run) -> Outcomes:
@@ -126,10 +125,9 @@ def _seconds(engine: Any, tokenizer: Any, constraint: Any, seed: int) -> float:
         "model left free",
         "ratio",
         "time",
-        quick=True,
     ),
     seconds=60,
-    quick_seconds=20,
+    quick_seconds=15,
 )
 def constrained_slowdown(run: Run) -> Outcomes:
     from haversack.run import Engine
@@ -151,8 +149,6 @@ def constrained_slowdown(run: Run) -> Outcomes:
             return 1e3 * _seconds(engine, tokenizer, constraint, run.seed + next(numbers))
 
         def cold() -> float:
-            import time
-
             vocabulary.kept.clear()
             begun = time.perf_counter()
             constraint = json_schema(RECORD, tokenizer, ends)
@@ -162,12 +158,10 @@ def constrained_slowdown(run: Run) -> Outcomes:
             )
 
         warm()
-        taken = run.interleave({"free": free, "again": warm, "first": cold}, MIN_PAIRS)
-        # `cold` empties what `warm` reuses: fill it again, then take the pairs that are judged
-        warm()
-        pairs = run.interleave({"free": free, "again": warm}, MIN_PAIRS)
-    note = f"{TOKENS} tokens at temperature 1, milliseconds a token"
-    first = Outcome(Side("first answer", tuple(taken["first"])), Side("free", tuple(taken["free"])), note)
-    again = Outcome(Side("constrained", tuple(pairs["again"])), Side("free", tuple(pairs["free"])), note)
-    assert np.isfinite(taken["again"]).all()
-    return {"constrained-first": first, "constrained-slowdown": again}
+        pairs = run.interleave({"free": free, "constrained": warm}, MIN_PAIRS)
+        note = f"{TOKENS} tokens at temperature 1, milliseconds a token"
+        found = {"constrained-slowdown": Outcome.of(pairs, baseline="free", ours="constrained", note=note)}
+        if not run.quick:
+            taken = run.interleave({"free": free, "first answer": cold}, MIN_PAIRS)
+            found["constrained-first"] = Outcome.of(taken, baseline="free", ours="first answer", note=note)
+    return found
