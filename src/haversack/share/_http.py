@@ -186,7 +186,9 @@ class Bodies:
         except BaseException as error:
             self.held -= sum(map(len, pieces))
             if isinstance(error, TimeoutError):
-                raise ApiError(408, "the body did not arrive in time.", code="timeout") from error
+                raise ApiError(
+                    408, "the body did not arrive in time.", code="timeout", headers=_LAST
+                ) from error
             raise
         try:
             yield b"".join(pieces)
@@ -211,8 +213,13 @@ class Bodies:
                 return
 
 
+_LAST = {"Connection": "close"}
+"""What follows on this connection is the rest of a body that nobody reads."""
+
+
 def _too_large(limits: Limits) -> ApiError:
-    return ApiError(413, f"the body is longer than {limits.body_bytes} bytes.", code="body_too_large")
+    sentence = f"the body is longer than {limits.body_bytes} bytes."
+    return ApiError(413, sentence, code="body_too_large", headers=_LAST)
 
 
 async def cut_slow_readers(writing: set[Writing], limits: Limits) -> None:

@@ -13,7 +13,7 @@ from haversack.run._residency import Residency
 from haversack.run._source import Model
 from haversack.run._weights import nbytes
 
-SERVER_MIB = 40.0
+SERVER_MIB = 28.0
 """FastAPI, uvicorn, the metrics and their imports, over the command line's own."""
 DEFAULT_CONTEXTS = 8
 DEFAULT_PREFIX_MIB = 64.0

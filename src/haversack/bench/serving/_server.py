@@ -112,18 +112,19 @@ async def ask(port: int, request: bytes) -> tuple[bytes, float]:
     return data, first
 
 
+async def together(port: int, requests: Sequence[bytes]) -> list[tuple[bytes, float]]:
+    """`ask` for all of `requests` at the same time."""
+    return await asyncio.gather(*(ask(port, request) for request in requests))
+
+
 def tokens_per_s(served: Served, clients: int, tokens: int, seed: int, *, stream: bool = True) -> float:
     """Tokens a second of `clients` that each ask for one answer of `tokens` tokens at the same time."""
     requests = [
         served.request(PROMPTS[i % len(PROMPTS)], tokens, stream=stream, temperature=0.8, seed=seed + i)
         for i in range(clients)
     ]
-
-    async def all_at_once() -> list[tuple[bytes, float]]:
-        return await asyncio.gather(*(ask(served.port, request) for request in requests))
-
     began = time.perf_counter()
-    answers = asyncio.run(all_at_once())
+    answers = asyncio.run(together(served.port, requests))
     seconds = time.perf_counter() - began
     for data, _ in answers:
         whole = data.count(b'"finish_reason":"length"') == 1
