@@ -172,6 +172,7 @@ class Engine:
             residency=self.slots.residency,
             cache_type=self.cache_type,
             context=min(capacity, self.context_length),
+            tokenizer_nbytes=getattr(source, "tokenizer_nbytes", None),
             prompt=self.slots.prefill.most_at_once(prompt),
             files=len(source.files),
             limit=limit,
