@@ -19,17 +19,27 @@ HAVERSACK_INLINE Floats activated(Floats x) {
     return max(zero(), x);
 }
 
-template <Activation activation>
-void run(const float *gate, const float *up, float *out, int64_t size) {
+// body(i, n) for the numbers i .. i + n - 1, sixteen or fewer at a time, over the threads.
+template <typename Body>
+void each(int64_t size, Body body) {
     constexpr int64_t piece = 4096;  // numbers; large enough to be worth a thread, and a whole number of vectors
     parallel((size + piece - 1) / piece, 1, [&](int64_t begin, int64_t end) {
         const int64_t first = begin * piece, last = end * piece < size ? end * piece : size;
-        sixteens(last - first, [&](int64_t at, int64_t n) {
-            const int64_t i = first + at;
-            const Floats y = activated<activation>(load_n(gate + i, n));
-            store_n(out + i, up ? y * load_n(up + i, n) : y, n);
-        });
+        sixteens(last - first, [&](int64_t at, int64_t n) { body(first + at, n); });
     });
+}
+
+template <Activation activation>
+void run(const float *gate, const float *up, float *out, int64_t size) {
+    each(size, [&](int64_t i, int64_t n) {
+        const Floats y = activated<activation>(load_n(gate + i, n));
+        store_n(out + i, up ? y * load_n(up + i, n) : y, n);
+    });
+}
+
+void softcap(const float *x, float *out, int64_t size, float cap) {
+    const Floats bound = set(cap);
+    each(size, [&](int64_t i, int64_t n) { store_n(out + i, bound * tanh(load_n(x + i, n) / bound), n); });
 }
 
 void gate(const float *gate, const float *up, float *out, int64_t size, Activation activation) {
@@ -43,6 +53,6 @@ void gate(const float *gate, const float *up, float *out, int64_t size, Activati
 
 }  // namespace
 
-HAVERSACK_TABLE(GateKernels, gates) = {gate};
+HAVERSACK_TABLE(GateKernels, gates) = {gate, softcap};
 
 }  // namespace haversack::HAVERSACK_TARGET

@@ -68,6 +68,14 @@ bool gate(nb::handle gate_, nb::handle up_, int kind, nb::handle out_) {
     return true;
 }
 
+bool softcap(nb::handle x_, double cap, nb::handle out_) {
+    const Array x(x_, Access::read), out(out_, Access::write);
+    if (!x.of<float>() || !out.of<float>() || !out.same_shape(x) || !(cap > 0)) return false;
+    const Unlocked unlocked;
+    gates().softcap(x.data<float>(), out.data<float>(), x.numbers(), static_cast<float>(cap));
+    return true;
+}
+
 template <typename Kernel>
 bool rows_of(nb::handle x_, nb::handle out_, Kernel kernel) {
     const Array x(x_, Access::read), out(out_, Access::write);
@@ -86,6 +94,7 @@ HAVERSACK_BIND(rows) {
     module.def("rope_table", &rope_table, any(), any(), nb::arg(), any());
     module.def("rope", &rope, any(), any(), any(), nb::arg());
     module.def("gate", &gate, any(), any(), nb::arg(), any());
+    module.def("softcap", &softcap, any(), nb::arg(), any());
     module.def(
         "softmax", [](nb::handle x, nb::handle out) { return rows_of(x, out, probabilities().softmax); }, any(), any());
     module.def(

@@ -140,6 +140,26 @@ HAVERSACK_TEST(gates_equal_their_definitions_whatever_the_rows) {
     }
 }
 
+HAVERSACK_TEST(softcaps_equal_their_definition_whatever_the_rows) {
+    Random random(7);
+    for (const float cap : {0.5f, 30.0f}) {
+        std::vector<float> x, got;
+        for (float v = -8 * cap; v <= 8 * cap; v += 0.00137f * cap) x.push_back(v);
+        got.resize(x.size());
+        gates().softcap(x.data(), got.data(), static_cast<int64_t>(x.size()), cap);
+        for (size_t i = 0; i < x.size(); ++i) {
+            const double wanted = cap * std::tanh(static_cast<double>(x[i]) / cap);
+            CHECK_NEAR(got[i], wanted, 4e-7 * std::fabs(wanted));
+        }
+        for (const int64_t width : widths) {
+            const auto logits = normal(random, rows * width, 3 * cap);
+            CHECK(invariant(rows, width, [&](int64_t first, int64_t n, float *out) {
+                gates().softcap(logits.data() + first * width, out, n * width, cap);
+            }));
+        }
+    }
+}
+
 HAVERSACK_TEST(probabilities_equal_their_definitions_whatever_the_rows) {
     Random random(4);
     for (const int64_t width : widths) {

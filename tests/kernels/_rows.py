@@ -42,6 +42,7 @@ def row_kernels(rng: np.random.Generator, width: int) -> None:
         "gelu": lambda a, b: kernels.gate(x[a:b], up[a:b], "gelu"),
         "gelu-tanh": lambda a, b: kernels.gate(x[a:b], up[a:b], "gelu-tanh"),
         "relu": lambda a, b: kernels.gate(x[a:b], up[a:b], "relu"),
+        "softcap": lambda a, b: kernels.softcap(x[a:b], 2.5),
     }
     for name, call in calls.items():
         compare((name, width), call)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from haversack import kernels
 from haversack.core.errors import UserError
-from haversack.kernels.gates import KINDS, activation_twin, gate_twin
+from haversack.kernels.gates import KINDS, activation_twin, gate_twin, softcap_twin
 
 EVERYWHERE = np.concatenate(
     [
@@ -79,6 +79,24 @@ def test_a_number_has_the_same_bits_anywhere_in_a_row(kind):
             assert np.array_equal(part[0], kernels.gate(values[None], None, kind)[0, start : start + width])
 
 
+@pytest.mark.parametrize("cap", [0.3, 1.0, 50.0])
+def test_softcap(cap):
+    got = kernels.softcap(EVERYWHERE, cap)
+    exact = softcap_twin(EVERYWHERE, cap).astype(np.float64)
+    assert np.all(np.abs(got - exact) <= 4e-7 * np.abs(exact) + 1e-36)
+    into = EVERYWHERE.copy()
+    assert kernels.softcap(into, cap, out=into) is into and np.array_equal(into, got)
+    odd = kernels.softcap(np.array([[np.inf, -np.inf, np.nan]], np.float32), cap)[0]
+    assert odd[0] == np.float32(cap) and odd[1] == -np.float32(cap) and math.isnan(odd[2])
+
+
+def test_softcap_has_the_same_bits_anywhere_in_a_row():
+    values = np.random.default_rng(3).standard_normal(37).astype(np.float32) * 4
+    whole = kernels.softcap(values[None], 2.0)[0]
+    for start in range(20):
+        assert np.array_equal(kernels.softcap(values[None, start : start + 17], 2.0)[0], whole[start:][:17])
+
+
 X = np.zeros((2, 8), np.float32)
 
 
@@ -92,6 +110,9 @@ X = np.zeros((2, 8), np.float32)
         (lambda: kernels.gate(X, X[:1]), r"gate: up must be f32\[2, 8\], got f32\[1, 8\]"),
         (lambda: kernels.gate(X.astype(np.float16), X), "gate must be f32"),
         (lambda: kernels.gate(X, X, out=X[0]), r"out must be f32\[2, 8\]"),
+        (lambda: kernels.softcap(X, 0.0), "cap=0.0 must be above 0"),
+        (lambda: kernels.softcap(X.astype(np.float64), 1.0), "softcap: x must be f32"),
+        (lambda: kernels.softcap(X, 1.0, out=X[0]), r"out must be f32\[2, 8\]"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_words(call, words):

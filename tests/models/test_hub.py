@@ -156,8 +156,12 @@ def test_run_fetches_what_it_needs_and_no_more(hub: Any, client: Client, files: 
         assert json.loads(offline.stdout)["text"] == said["text"], offline.stderr
         assert ("using owner/tiny from the cache" in offline.stderr) == told
     hub.requests.clear()
-    offline = client.command(*line, HF_HUB_OFFLINE="1")
-    assert json.loads(offline.stdout)["text"] == said["text"] and not hub.requests
+    pinned = ("run", f"owner/tiny@{hub.repositories['owner/tiny'].commit}", *line[2:])
+    for done in (client.command(*line, HF_HUB_OFFLINE="1"), client.command(*pinned)):
+        again = json.loads(done.stdout)
+        assert again["text"] == said["text"] and not hub.requests
+        assert again["ram_mib"]["measured"] < said["ram_mib"]["measured"] - 10  # the library stays out
+    assert said["ram_mib"]["measured"] <= said["ram_mib"]["planned"]
 
 
 def test_a_revision_is_recorded_in_the_pack(

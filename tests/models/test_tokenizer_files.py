@@ -111,6 +111,7 @@ def test_sentencepiece_models_encode_as_sentencepiece(tmp_path: Path, kind: str,
     reference = sentencepiece.SentencePieceProcessor(model_proto=model)
     texts = [*strings(1, 1500), *(["a<tool>b", "<tool><tool> x\t\ty"] if "user" in name else [])]
     assert not differing(own, reference.encode, texts)
+    assert Tokenizer.open(tmp_path / "m" / "tokenizer.json").encode("a b") == own.encode("a b")
     assert own.size == reference.get_piece_size()
     for text in texts[:200] if name in ("llama", "gemma") else []:
         assert own.decode(own.encode(text)) == text.replace("▁", " ")

@@ -367,6 +367,8 @@ def test_the_command(drawn: Any, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main([*line[:3], "onx", *line[4:]]) == 2 and "did you mean onnx" in capsys.readouterr().err
     assert main([*line[:-1], str(tmp_path / "no" / "out")]) == 2
     assert "does not exist" in capsys.readouterr().err
+    itself = ["export", str(folder), "--to", "safetensors", "-o", str(folder), "--overwrite"]
+    assert main(itself) == 2 and "is the model itself" in capsys.readouterr().err
     (tmp_path / "file").write_text("mine")
     assert main([*line[:-1], str(tmp_path / "file"), "--overwrite"]) == 2
     assert (tmp_path / "file").read_text() == "mine"

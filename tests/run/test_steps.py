@@ -13,7 +13,7 @@ from haversack.run import Cache, Engine
 TEXT = np.random.default_rng(7).integers(3, 280, 60).astype(np.int32)
 FAMILIES = [
     *("llama", "llama-dynamic", "mistral", "qwen2", "qwen3", "smollm3-window"),
-    *("gemma2", "gemma3", "phi-norms", "phi3-long", "stablelm-parallel", "gpt2", "opt-350m"),
+    *("gemma2", "gemma3", "phi-norms", "phi3-partial", "stablelm-parallel", "gpt2", "opt-350m"),
 ]
 
 
@@ -46,6 +46,28 @@ def test_every_family_is_row_invariant(name: str, family: Any) -> None:
         plain, _ = in_parts(engine, TEXT, [1], horizon=50)
         assert np.array_equal(in_parts(engine, TEXT, [8], horizon=50)[0], plain)
         assert np.array_equal(in_parts(engine, TEXT, [50, 1], horizon=50)[0], plain)
+
+
+def test_a_text_that_outgrows_its_frequencies(family: Any) -> None:
+    """LongRoPE: whatever the steps, and wherever a text is cut back to, the bits are those of one by one."""
+    beyond = 32
+    with Engine.open(family("phi3-switch")) as engine:
+        assert engine.architecture.changes_at == beyond
+        plain, _ = in_parts(engine, TEXT, [1])
+        for sizes in ([8], [60], [31, 1], [32, 28], [33, 1]):
+            assert np.array_equal(in_parts(engine, TEXT, sizes)[0], plain), sizes
+        announced, cache = in_parts(engine, TEXT, [60], horizon=60)
+        assert np.array_equal(announced[beyond:], plain[beyond:])
+        assert not np.array_equal(announced[:beyond], plain[:beyond])
+        for back, until in ((30, 60), (20, 40), (31, 60), (40, 50), (10, 60)):
+            cache.horizon = 0
+            cache.truncate(back)
+            again, _ = engine.step(TEXT[back:until], cache=cache, want="all")
+            assert again is not None and np.array_equal(again, plain[back:until]), (back, until)
+        cache.truncate(40)
+        cache.gather([*range(10), *range(20, 40)])
+        assert cache.tokens is not None
+        assert cache.tokens[:30].tolist() == [*TEXT[:10], *TEXT[20:40]]
 
 
 def test_steps_longer_than_a_part(folder: Any) -> None:

@@ -36,6 +36,7 @@ _PUBLIC = {
     "log_softmax": "probabilities",
     "softmax": "probabilities",
     "gate": "gates",
+    "softcap": "gates",
     "CacheLayer": "attend",
     "Visible": "attend",
     "attention": "attend",

@@ -64,6 +64,7 @@ def rows_of(tokens: int) -> Iterator[tuple[str, Call, Call]]:
             lambda kind=kind: gates.gate(gate, up, kind),  # type: ignore[misc]
             lambda kind=kind: gates.gate_twin(gate, up, kind),  # type: ignore[misc]
         )
+    yield "softcap", lambda: gates.softcap(scores, 30.0), lambda: gates.softcap_twin(scores, 30.0)
     yield (
         "rope_table",
         lambda: rotary.rope_table(positions, frequencies),

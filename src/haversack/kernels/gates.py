@@ -1,4 +1,4 @@
-"""Gates of feed-forward blocks: out = activation(gate) * up."""
+"""Gates of feed-forward blocks, out = activation(gate) * up, and bounds of logits, cap * tanh(x / cap)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from haversack.core.errors import not_allowed
+from haversack.core.errors import UserError, not_allowed
 from haversack.kernels._arguments import check_array, check_out, check_rows, placed, refuse_arrays
 from haversack.kernels._matrix import Array
 from haversack.kernels._native import native
@@ -62,3 +62,28 @@ def gate(gate: Array, up: Array | None, kind: str = "silu", *, out: Array | None
     if module is not None:
         refuse_arrays("gate")
     return placed(gate_twin(gate, up, kind), out)
+
+
+def softcap_twin(x: Array, cap: float) -> Array:
+    """The definition of `softcap`."""
+    result: Array = (cap * np.tanh(x.astype(np.float64) / cap)).astype(np.float32)
+    return result
+
+
+def softcap(x: Array, cap: float, *, out: Array | None = None) -> Array:
+    """x f32[..., d] -> cap * tanh(x / cap), f32 of x's shape; `out` may be `x`.
+
+    Raises UserError for a shape or type that does not fit and for a `cap` that is not above 0.
+    """
+    module = native()
+    if module is not None:
+        out = np.empty(np.shape(x), np.float32) if out is None else out
+        if module.softcap(x, cap, out):
+            return out
+    if not cap > 0:
+        raise UserError(f"softcap: cap={cap} must be above 0", field="cap", given=cap)
+    check_rows("softcap", "x", x)
+    check_out("softcap", out, x.shape)
+    if module is not None:
+        refuse_arrays("softcap")
+    return placed(softcap_twin(x, cap), out)

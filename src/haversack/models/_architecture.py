@@ -266,6 +266,14 @@ class Architecture:
         """True when the output matrix is the embedding."""
         return self.head.weight == self.embedding
 
+    @cached_property
+    def changes_at(self) -> int | None:
+        """The length beyond which a text has other rotary frequencies throughout; None when it never has."""
+        attentions = (block.attention for block in self.blocks)
+        ropes = [attention.rope for attention in attentions if attention is not None]
+        found = [rope.changes_at() for rope in ropes if rope is not None and rope.changes_once()]
+        return min((length for length in found if length is not None), default=None)
+
     @property
     def embedding_width(self) -> int:
         """Width of the embedding."""

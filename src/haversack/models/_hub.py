@@ -4,7 +4,8 @@ Names, sizes and hashes come from the hub (through huggingface_hub, imported onl
 beside the cache's blobs, goes on where a killed download stopped, and takes its name when its SHA-256 (files
 in large-file storage) or git hash (small ones) is what the hub says. The cache is the hub's own, so that what
 other programs fetched is used and what is fetched here is theirs too. With a warm cache the hub need not
-answer. Pickles and programs are never fetched.
+answer, and a name with its whole commit is found there without asking and without importing the library.
+Pickles and programs are never fetched.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from haversack import __version__
 from haversack.core._files import write_atomically
 from haversack.core.errors import DamagedFileError, MissingExtraError, UserError, nearest_name
 from haversack.core.progress import progress
-from haversack.models._hub_cache import COMMIT, Cache, HubFile, fetch_file, need_space
+from haversack.models._hub_cache import COMMIT, Cache, HubFile, cache_root, fetch_file, need_space, offline
 from haversack.models.tokenizers import TOKENIZER_SOURCES
 
 NAME = re.compile(r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*)(@(?P<revision>[\w./-]+))?")
@@ -70,16 +71,18 @@ def fetch(name: str) -> Path:
     a full disk; DamagedFileError for a file that is not what the hub says (it is removed).
     """
     repository, revision = split_name(name)
+    cache = Cache.of(repository)
+    if offline():
+        return _cached(name, cache, revision, "HF_HUB_OFFLINE is set")
+    if COMMIT.fullmatch(revision) and (cache.snapshot(revision) / "config.json").is_file():
+        return cache.snapshot(revision)  # config.json is fetched last, and a commit never changes
     # Read once, when huggingface_hub is imported: our progress line is the only one, nothing is told.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
-        from huggingface_hub import constants
+        import huggingface_hub  # noqa: F401
     except ImportError as error:
         raise MissingExtraError(f"fetching {name}", "huggingface_hub", "hub") from error
-    cache = Cache.of(repository)
-    if constants.HF_HUB_OFFLINE:
-        return _cached(name, cache, revision, "HF_HUB_OFFLINE is set")
     try:
         commit, files = _ask(repository, revision)
     except Exception as error:
@@ -238,11 +241,9 @@ def _explain(name: str, error: Exception) -> UserError:
 
 def known_names() -> list[str]:
     """Names that need no hub: bundled models and what the cache holds."""
-    from huggingface_hub import constants
-
     from haversack.models._bundled import bundled_names
 
-    folder = Path(constants.HF_HUB_CACHE)
+    folder = cache_root()
     found = folder.glob("models--*") if folder.is_dir() else ()
     return [*bundled_names(), *(path.name.removeprefix("models--").replace("--", "/", 1) for path in found)]
 

@@ -25,6 +25,23 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 _CHUNK = 1 << 20
 
 
+def cache_root() -> Path:
+    """Where the hub's library keeps what it fetched, by the same variables; found without importing it."""
+    named = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
+    if named:
+        return Path(os.path.expandvars(named)).expanduser()
+    home = os.environ.get("HF_HOME")
+    if not home:
+        home = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")  # noqa: PTH118
+    return Path(os.path.expandvars(home)).expanduser() / "hub"
+
+
+def offline() -> bool:
+    """Whether the person asked for no network (HF_HUB_OFFLINE)."""
+    said = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
+    return said.upper() in ("1", "ON", "YES", "TRUE")
+
+
 @dataclass(frozen=True)
 class HubFile:
     """One file of a repository: `digest` is its SHA-256 (`large`) or its git blob hash."""
@@ -43,9 +60,7 @@ class Cache:
 
     @classmethod
     def of(cls, repository: str) -> Cache:
-        from huggingface_hub import constants
-
-        return cls(Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}")
+        return cls(cache_root() / f"models--{repository.replace('/', '--')}")
 
     def snapshot(self, commit: str) -> Path:
         return self.folder / "snapshots" / commit

@@ -45,11 +45,17 @@ class Tokenizer:
 
     @classmethod
     def open(cls, path: str | Path) -> Tokenizer:
-        """The tokenizer of the file `path`.
+        """The tokenizer of the file `path`; where a checkpoint folder lacks its tokenizer.json, one made in
+        memory of the older files there (models/tokenizers/).
 
-        Raises UserError when it cannot be read, DamagedFileError when it is no tokenizer.json.
+        Raises UserError when it cannot be read or made, DamagedFileError when it is no tokenizer.json.
         """
         file = Path(path)
+        if file.name == "tokenizer.json" and not file.exists():
+            from haversack.models.tokenizers import can_be_made, tokenizer_json
+
+            if can_be_made(file.parent):
+                return cls.of_bytes(tokenizer_json(file.parent), file.parent)
         try:
             if file.stat().st_size > LARGEST:
                 raise DamagedFileError(file, f"it is larger than {LARGEST >> 20} MiB")
@@ -62,15 +68,13 @@ class Tokenizer:
 
     @classmethod
     def of_folder(cls, folder: Path) -> Tokenizer:
-        """The tokenizer of a checkpoint folder: its tokenizer.json, or one made of older files in memory.
-
-        Raises UserError when the folder has none, DamagedFileError when it does not hold.
-        """
-        if (folder / "tokenizer.json").is_file():
-            return cls.open(folder / "tokenizer.json")
+        """The tokenizer of a checkpoint folder. Raises as `open`; the sentence for a folder without one says
+        what makes one."""
         from haversack.models.tokenizers import tokenizer_json
 
-        return cls.of_bytes(tokenizer_json(folder), folder)
+        if not (folder / "tokenizer.json").exists():
+            return cls.of_bytes(tokenizer_json(folder), folder)
+        return cls.open(folder / "tokenizer.json")
 
     @classmethod
     def of_bytes(cls, data: bytes, path: object = "tokenizer.json") -> Tokenizer:

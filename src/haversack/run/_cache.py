@@ -21,7 +21,9 @@ class Cache:
 
     `length` entries are held, `positions` i32 [capacity] says where each stood. `horizon` is the length of
     the text that is being read (0: unknown); rotary scalings that depend on the length of a text take it from
-    here, so that a prompt gives the same bits in one piece or in many.
+    here, so that a prompt gives the same bits in one piece or in many. Models that read a text again when it
+    outgrows a length (see `_switch`) find its `tokens` i32 [capacity] here; `long` says which frequencies the
+    entries have.
     """
 
     def __init__(self, architecture: Architecture, capacity: int, kind: str = "f32") -> None:
@@ -40,6 +42,8 @@ class Cache:
         self.horizon = 0
         self.linear = True
         self.positions: I32 = np.zeros(capacity, np.int32)
+        self.tokens: I32 | None = np.full(capacity, -1, np.int32) if architecture.changes_at else None
+        self.long = False
         self.layers: list[CacheLayer | None] = [
             None
             if block.attention is None
@@ -62,9 +66,11 @@ class Cache:
                 nearest=self.length + count,
             )
 
-    def place(self, positions: I32) -> None:
-        """Note where the next entries stand, positions [n], before a step writes them."""
+    def place(self, positions: I32, tokens: I32) -> None:
+        """Note where the next entries stand, positions [n], and what they are, before a step writes them."""
         self.positions[self.length : self.length + len(positions)] = positions
+        if self.tokens is not None:
+            self.tokens[self.length : self.length + len(tokens)] = tokens
 
     def append(self, count: int, linear: bool) -> None:
         """Count the `count` entries that a step has written; `linear`: each stands at its own index."""
@@ -101,6 +107,8 @@ class Cache:
                 if layer is not None:
                     cache_gather(layer, first, kept[first:])
             self.positions[first : len(kept)] = self.positions[kept[first:]]
+            if self.tokens is not None:
+                self.tokens[first : len(kept)] = self.tokens[kept[first:]]
         self.length = len(kept)
         self._check_linear()
 

@@ -23,10 +23,11 @@ from haversack.core.method import Method
 from haversack.core.pack import Pack, TensorSource
 from haversack.run._cache import CACHE_TYPES, Cache
 from haversack.run._forward import ROWS, Forward
-from haversack.run._memory import planned_memory
+from haversack.run._memory import planned_memory, program_mib
 from haversack.run._slots import Slots, choose
 from haversack.run._source import Model, open_model
 from haversack.run._step import Mask, checked_positions, is_linear, split
+from haversack.run._switch import read_across
 from haversack.run._units import aside_nbytes
 from haversack.run._weights import F32, check_tensors, nbytes
 
@@ -171,6 +172,7 @@ class Engine:
             top=nbytes(source, architecture.top_tensors()),
             residency=self.slots.residency,
             cache_type=self.cache_type,
+            base_mib=program_mib(),
             context=min(capacity, self.context_length),
             tokenizer_nbytes=getattr(source, "tokenizer_nbytes", None),
             prompt=self.slots.prefill.most_at_once(prompt),
@@ -264,13 +266,16 @@ class Engine:
             if positions.shape != ids.shape:
                 raise UserError(f"{n} tokens stand at {positions.size} positions.", field="positions")
         checked_positions(positions, mask, self.architecture.positions)
-        hidden = self._through_blocks(ids, positions, mask, cache)
-        cache.append(n, is_linear(cache, positions))
+        beyond = self.architecture.changes_at
+        if beyond is None:
+            hidden = self._read(ids, positions, mask, cache)
+        else:
+            hidden = read_across(self._read, beyond, ids, positions, mask, cache)
         return self._outputs(hidden, want)
 
-    def _through_blocks(self, ids: I32, positions: I32, mask: Mask | None, cache: Cache) -> F32:
+    def _read(self, ids: I32, positions: I32, mask: Mask | None, cache: Cache) -> F32:
         forward, held = self.forward, self.held
-        cache.place(positions)
+        cache.place(positions, ids)
         hidden = self._embed(ids, positions)
         parts = split(cache, positions, mask, ROWS)
         for block in self.architecture.blocks:
@@ -281,6 +286,7 @@ class Engine:
                 else:
                     for part, step in parts:
                         forward.advance(block, hidden[part], step, layer, weights)
+        cache.append(len(ids), is_linear(cache, positions))
         return hidden
 
     def _embed(self, ids: I32, positions: I32) -> F32:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from haversack.kernels import CacheLayer, Matrix, matmul
+from haversack.kernels import softcap as bounded
 from haversack.models._architecture import Architecture, Attention, Block
 from haversack.run._products import F32, Scratch, Tap, multiply, normalize
 from haversack.run._step import Mask, Step
@@ -186,9 +187,7 @@ class Forward:
             logits += bias
         softcap = self.architecture.logit_softcap
         if softcap is not None:
-            logits /= np.float32(softcap)
-            np.tanh(logits, out=logits)
-            logits *= np.float32(softcap)
+            bounded(logits, softcap, out=logits)
         return logits
 
 

@@ -4,6 +4,7 @@ engine.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from haversack.core.memory import MIB, MemoryPlan
@@ -13,11 +14,18 @@ from haversack.run._residency import Residency
 
 BASE_MIB = 46.0
 """Interpreter, numpy, the native module, the command line and their imports."""
+HUB_MIB = 22.0
+"""The hub's library, where a model was fetched by its name."""
 TOKENIZER_MIB = 7.5
 TOKENIZER_BYTES_A_TOKEN = 450
 """The tokenizers library, and what one token of a byte-level vocabulary with merges takes while it is
 read.
 """
+
+
+def program_mib() -> float:
+    """What this process's program takes: more where it fetched a model from the hub."""
+    return BASE_MIB + (HUB_MIB if "huggingface_hub" in sys.modules else 0.0)
 
 
 def predicted_tokenizer_nbytes(vocabulary: int) -> int:

@@ -72,6 +72,7 @@ def _small_operations(rng: np.random.Generator) -> Iterator[Pair]:
             lambda k=kind: kernels.gate(x, up, k),  # type: ignore[misc]
             lambda k=kind: gates.gate_twin(x, up, k),  # type: ignore[misc]
         )
+    yield "softcap", lambda: kernels.softcap(x, 2.5), lambda: gates.softcap_twin(x, 2.5)
     heads = _numbers(rng, 7, 6, 64)
     frequencies = 1.0 / 10000 ** (np.arange(32) / 32)
     cos, sin = rotary.rope_table_twin(np.arange(7, dtype=np.int32), frequencies)

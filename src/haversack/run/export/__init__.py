@@ -102,6 +102,8 @@ def export(
         if activations not in allowed:
             raise not_allowed("activations", activations, allowed)
         model = replace(model, activations=activations)
+    if goal.exists() and model.path.exists() and goal.samefile(model.path):
+        raise UserError(f"{goal} is the model itself; choose another -o.", field="output", given=str(goal))
     _check_goal(goal, format, overwrite)
     begun = time.monotonic()
     if isinstance(model.source, Pack):

@@ -10,6 +10,9 @@ MatMulNBits (domain com.microsoft), which keeps every integer and scale. `f32` a
 need operators of ONNX alone (opset 18). Packed matrices take the type of activations of the pack's plan, or
 the one asked for: `f32` computes on the numbers that the integers stand for, `int8-dynamic` lets ONNX Runtime
 round the inputs of each product to int8, which it does much faster. All other arithmetic is in f32.
+
+Limit: where rotary frequencies depend on the length of the text (dynamic, longrope), they follow the highest
+position of each call; a text that outgrows the first context while it is decoded has to be given again whole.
 """
 
 from __future__ import annotations
@@ -170,10 +173,16 @@ def _refuse_unknown(architecture: Architecture) -> None:
     waiting: list[Any] = [architecture]
     while waiting:
         record = waiting.pop()
-        written = _WRITTEN.get(type(record), "").split()
+        if type(record) not in _WRITTEN:
+            raise UserError(
+                f"this {architecture.family} has a {type(record).__name__}, which has no form in ONNX here.",
+                field="architecture",
+                given=type(record).__name__,
+            )
+        written = _WRITTEN[type(record)].split()
         for field in dataclasses.fields(record):
             held = getattr(record, field.name)
-            if type(record) in _WRITTEN and field.name not in written and held != field.default:
+            if field.name not in written and held != field.default:
                 raise UserError(
                     f"{type(record).__name__}.{field.name}={held!r:.60} of this {architecture.family} has no "
                     "form in ONNX here.",
