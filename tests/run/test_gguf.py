@@ -410,3 +410,21 @@ def test_a_large_vocabulary_is_in_the_plan(tmp_path: Path) -> None:
     done = run_measured(line)
     assert done.returncode == 0, done.stderr
     assert done.peak_mib <= json.loads(done.stdout)["ram_mib"]["planned"]
+
+
+def test_the_command_exports_and_tells_what_changed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from haversack.cli import main
+
+    goal = tmp_path / "code.gguf"
+    assert main(["export", "code", "--to", "gguf", "-o", str(goal), "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["nbytes"] == goal.stat().st_size and record["to"] == "gguf"
+    assert any("no name for how it cuts" in note for note in record["notes"])
+    assert main(["export", "code", "--to", "gguf", "-o", str(goal), "--json"]) == 2
+    assert "--overwrite" in json.loads(capsys.readouterr().out)["error"]
+    assert main(["run", str(goal), "--prompt", "def f(", "--max-tokens", "4", "--json"]) == 0
+    ours = json.loads(capsys.readouterr().out)
+    assert main(["run", "code", "--prompt", "def f(", "--max-tokens", "4", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["text"] == ours["text"]
