@@ -42,7 +42,8 @@ void interleave_blocks(const uint8_t *from, int64_t rows, int64_t columns, int b
                 const uint8_t *p = row < rows ? from + (order ? order[row] : row) * groups * stored : nullptr;
                 for (int64_t g = 0; g < groups; ++g, at += out) {
                     if (!p) {
-                        for (int64_t i = 0; i < weights / 64; ++i) std::memset(at + 64 * i + 4 * lane, bits == 4 ? 0x88 : 0x80, 4);
+                        for (int64_t i = 0; i < weights / 64; ++i)
+                            std::memset(at + 64 * i + 4 * lane, bits == 4 ? 0x88 : 0x80, 4);
                         std::memset(at + weights + 2 * lane, 0, 2);
                         continue;
                     }

@@ -372,3 +372,59 @@ def test_a_run_holds_no_more_than_planned(tmp_path: Path, kind: str) -> None:
     assert done.peak_mib <= record["ram_mib"]["planned"]
     weights = (tmp_path / "x.gguf").stat().st_size / 2**20
     assert done.peak_mib < 70 + weights  # no second copy
+
+
+def test_a_large_vocabulary_is_in_the_plan(tmp_path: Path) -> None:
+    """The tokenizer is rebuilt from metadata: 60,000 tokens with as many merges."""
+    from haversack.models._tokenizer import byte_of_character
+
+    folder = write_folder(tmp_path / "m", {**BASE, "vocab_size": 60_000, "hidden_size": 32})
+    write_gguf(open_model(folder), tmp_path / "small.gguf")
+    file = GgufModel.open(tmp_path / "small.gguf").file_format
+    texts = list(byte_of_character())
+    merges = []
+    for first in texts[33:126]:
+        for second in texts[33:126]:
+            merges.append(f"{first} {second}")
+    pairs = [merge.replace(" ", "") for merge in merges]
+    triples = [f"{pair} {third}" for pair in pairs for third in texts[97:110]]
+    merges = (merges + triples)[: 60_000 - len(texts)]
+    texts += [merge.replace(" ", "") for merge in merges]
+    names = {bool: "bool", str: "string", int: "u32", float: "f32"}
+    metadata: dict[str, Any] = {
+        key: (names[type(value)], value) for key, value in file.metadata.items() if type(value) in names
+    }
+    metadata.pop("tokenizer.huggingface.json", None)
+    metadata |= {
+        "tokenizer.ggml.tokens": ("[string]", texts),
+        "tokenizer.ggml.merges": ("[string]", merges),
+        "tokenizer.ggml.token_type": ("[i32]", [1] * len(texts)),
+    }
+    tensors = [
+        TensorOut(name, entry.kind, entry.shape, lambda name=name: [file.bytes(name)])
+        for name, entry in file.tensors.items()
+    ]
+    path = tmp_path / "large.gguf"
+    write_gguf_file(path, metadata, tensors)
+    line = [*COMMAND, "run", str(path), "--prompt", "the end", "--json", "--max-tokens", "4"]
+    done = run_measured(line)
+    assert done.returncode == 0, done.stderr
+    assert done.peak_mib <= json.loads(done.stdout)["ram_mib"]["planned"]
+
+
+def test_the_command_exports_and_tells_what_changed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from haversack.cli import main
+
+    goal = tmp_path / "code.gguf"
+    assert main(["export", "code", "--to", "gguf", "-o", str(goal), "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["nbytes"] == goal.stat().st_size and record["to"] == "gguf"
+    assert any("no name for how it cuts" in note for note in record["notes"])
+    assert main(["export", "code", "--to", "gguf", "-o", str(goal), "--json"]) == 2
+    assert "--overwrite" in json.loads(capsys.readouterr().out)["error"]
+    assert main(["run", str(goal), "--prompt", "def f(", "--max-tokens", "4", "--json"]) == 0
+    ours = json.loads(capsys.readouterr().out)
+    assert main(["run", "code", "--prompt", "def f(", "--max-tokens", "4", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["text"] == ours["text"]

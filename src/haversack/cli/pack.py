@@ -17,7 +17,8 @@ def command(
     model: Annotated[
         str,
         typer.Argument(
-            help="a bundled model (code), a checkpoint folder (./NAME) or a hub name (owner/name[@revision])"
+            help="a bundled model (code), a checkpoint folder (./NAME), a GGUF file (NAME.gguf) or a "
+            "hub name (owner/name[@revision])"
         ),
     ],
     device: Annotated[

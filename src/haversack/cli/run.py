@@ -21,7 +21,8 @@ def command(
         str,
         typer.Argument(
             metavar="PACK",
-            help="a pack, a checkpoint folder, a bundled model (code) or a hub name (owner/name[@revision])",
+            help="a pack, a checkpoint folder, a GGUF file, a bundled model (code) or a hub name "
+            "(owner/name[@revision])",
         ),
     ],
     input: Annotated[

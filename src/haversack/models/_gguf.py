@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 from haversack.core.errors import DamagedFileError, UserError, nearest_name
 from haversack.core.pack import TensorEntry
 from haversack.formats._gguf_types import PLAIN, STORED
-from haversack.formats.gguf import GgufFile
+from haversack.formats.gguf import GgufArray, GgufFile
 from haversack.models._architecture import Architecture
 from haversack.models._gguf_config import read_config
 from haversack.models._gguf_names import Place, places
@@ -278,6 +278,22 @@ class GgufModel:
         from haversack.models._gguf_tokenizer import tokenizer
 
         return tokenizer(self.file_format)
+
+    @property
+    def tokenizer_nbytes(self) -> int:
+        """Bytes that rebuilding the tokenizer takes at its peak, its library included: from the metadata's
+        own, as measured; pieces with scores have their merges found first."""
+        found = self.file_format.metadata
+        arrays = [found.get(f"tokenizer.ggml.{key}") for key in ("tokens", "merges")]
+        listed = [array for array in arrays if isinstance(array, GgufArray)]
+        pieces = found.get("tokenizer.ggml.model") == "llama"
+        whole = found.get("tokenizer.huggingface.json")
+        return (
+            (8 << 20)
+            + sum(array.nbytes for array in listed) * (40 if pieces else 14)
+            + (200 * listed[0].count if listed else 0)
+            + (10 * len(whole) if isinstance(whole, str) else 0)
+        )
 
     @cached_property
     def chat_template(self) -> str | None:

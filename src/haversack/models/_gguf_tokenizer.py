@@ -9,7 +9,7 @@ normalization that the file does not mention is added.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from haversack.core.errors import DamagedFileError, UserError, nearest_name
@@ -25,6 +25,7 @@ KINDS = ("gpt2", "llama")
 SPACE = "▁"
 _PREFIX = "tokenizer.ggml."
 TOKENS_MOST = 1 << 22
+TOGETHER = 4096
 
 
 def tokenizer(file: GgufFile) -> Tokenizer:
@@ -97,8 +98,23 @@ def _texts(file: GgufFile) -> Iterator[str]:
         yield text or f"[EMPTY_{index}]"
 
 
-def _vocabulary(file: GgufFile) -> str:
-    return ",".join(f"{json.dumps(text)}:{index}" for index, text in enumerate(_texts(file)))
+def _vocabulary(file: GgufFile) -> Iterator[str]:
+    return (f"{json.dumps(text)}:{index}" for index, text in enumerate(_texts(file)))
+
+
+def _listed(items: Iterable[str]) -> bytes:
+    """`items` with commas between, as UTF-8. They are joined by thousands: a vocabulary and its merges as so
+    many objects would be most of the memory that a run takes."""
+    parts: list[bytes] = []
+    few: list[str] = []
+    for item in items:
+        few.append(item)
+        if len(few) == TOGETHER:
+            parts.append(",".join(few).encode())
+            few.clear()
+    if few:
+        parts.append(",".join(few).encode())
+    return b",".join(parts)
 
 
 def _added(file: GgufFile, types: Any) -> list[dict[str, Any]]:
@@ -128,7 +144,7 @@ def _byte_level(file: GgufFile, types: Any) -> bytes:
         for pattern in pre.patterns
     ]
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    pairs = ",".join(_merge(file, text) for text in file.texts(f"{_PREFIX}merges"))
+    pairs = (_merge(file, text) for text in file.texts(f"{_PREFIX}merges"))
     return _assembled(
         added=_added(file, types),
         normalizer=None,
@@ -213,7 +229,7 @@ def _pieces(file: GgufFile, count: int, types: Any) -> bytes:
             "ignore_merges": False,
         },
         vocabulary=_vocabulary(file),
-        merges=",".join(json.dumps(pair) for pair in merges_of(table, scores)),
+        merges=(json.dumps(pair) for pair in merges_of(table, scores)),
     )
 
 
@@ -284,10 +300,10 @@ def _assembled(
     post_processor: Any,
     decoder: Any,
     model: dict[str, Any],
-    vocabulary: str,
-    merges: str,
+    vocabulary: Iterable[str],
+    merges: Iterable[str],
 ) -> bytes:
-    """The JSON, its two long tables already in text."""
+    """The JSON, its two long tables item by item."""
     head = json.dumps(
         {
             "version": "1.0",
@@ -301,5 +317,5 @@ def _assembled(
         }
     )
     inner = json.dumps(model)
-    text = f'{head[:-1]},"model":{inner[:-1]},"vocab":{{{vocabulary}}},"merges":[{merges}]}}}}'
-    return text.encode()
+    opening = f'{head[:-1]},"model":{inner[:-1]},"vocab":{{'.encode()
+    return b"".join((opening, _listed(vocabulary), b'},"merges":[', _listed(merges), b"]}}"))

@@ -174,6 +174,7 @@ class Engine:
             cache_type=self.cache_type,
             base_mib=program_mib(),
             context=min(capacity, self.context_length),
+            tokenizer_nbytes=getattr(source, "tokenizer_nbytes", None),
             prompt=self.slots.prefill.most_at_once(prompt),
             files=len(source.files),
             limit=limit,
