@@ -61,6 +61,43 @@ def test_equals_its_twin(kind, rows, columns, n, group, activations, seed):
     assert np.abs(got - expected).max() <= 1e-5 * max(float(np.abs(expected).max()), 0.2 * float(size))
 
 
+@pytest.mark.parametrize("kind", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (15, 7), (16, 33), (40, 96), (70, 257)])
+def test_interleaved_rows_hold_the_same_matrix(kind, rows, columns):
+    rng = np.random.default_rng(4)
+    matrix = random_matrix(rng, kind, rows, columns)
+    ready = kernels.interleave_rows(matrix)
+    assert (ready.layout, ready.kind, ready.nbytes) == ("rows16-1", "f32", -(-rows // 16) * 64 * columns)
+    assert np.array_equal(kernels.unpack(ready), kernels.unpack(matrix))
+    assert np.array_equal(kernels.unpack(pickle.loads(pickle.dumps(ready))), kernels.unpack(matrix))
+    for n in (1, 5, 12, 29):
+        x = rng.standard_normal((n, columns)).astype(np.float32)
+        add = rng.standard_normal((n, rows)).astype(np.float32)
+        assert close(kernels.matmul(x, ready, add=add), matmul_twin(x, ready) + add)
+        assert close(kernels.matmul(x, ready), kernels.matmul(x, matrix))
+
+
+def test_an_interleaved_row_is_one_chain_of_fused_sums():
+    """In the order of the inputs, exactly: what makes its bits independent of everything else."""
+    rng = np.random.default_rng(5)
+    matrix = kernels.interleave_rows(random_matrix(rng, "f32", 33, 70))
+    x = rng.standard_normal((14, 70)).astype(np.float32)
+    chain = np.zeros((14, 33), np.float32)
+    for column, weights in enumerate(kernels.unpack(matrix).T):
+        # f64 holds the product of two f32 exactly; one rounding to f32 follows, as in a fused operation.
+        chain = (x[:, column, None].astype(np.float64) * weights + chain).astype(np.float32)
+    same = kernels.matmul(x, matrix) == chain
+    assert same.mean() > 0.999  # f64 rounds the sum before f32 does, once in 2^29
+
+
+def test_interleaved_rows_of_another_kind_are_refused():
+    matrix = kernels.pack_int8(np.zeros((16, 32), np.int8), np.ones(16))
+    with pytest.raises(UserError):
+        kernels.Matrix("f16", 16, 32, None, "rows16-1", matrix.data)
+    with pytest.raises(UserError):
+        kernels.Matrix("f32", 16, 32, None, "rows16-1", matrix.data)
+
+
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_f32_activations_equal_the_dequantized_product(kind):
     rng = np.random.default_rng(1)
