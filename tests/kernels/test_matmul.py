@@ -340,3 +340,33 @@ def test_strided_inputs_and_outputs_are_served():
     assert np.array_equal(kernels.matmul(x, matrix, out=out), expected)
     assert np.array_equal(out, expected)
     assert kernels.matmul(x[:0], matrix).shape == (0, 24)
+
+
+@pytest.mark.parametrize("kind", ["f32", "bf16", "interleaved", "int8", "int4"])
+@pytest.mark.parametrize("rows", [1, 16, 37, 70])
+def test_a_bias_is_added_last(kind, rows):
+    rng = np.random.default_rng(6)
+    matrix = random_matrix(rng, "f32" if kind == "interleaved" else kind, rows, 96)
+    matrix = kernels.interleave_rows(matrix) if kind == "interleaved" else matrix
+    bias = rng.standard_normal(rows).astype(np.float32)
+    for n in (1, 7, 25):
+        x = rng.standard_normal((n, 96)).astype(np.float32)
+        add = rng.standard_normal((n, rows)).astype(np.float32)
+        plain = kernels.matmul(x, matrix)
+        assert np.array_equal(kernels.matmul(x, matrix, bias=bias), plain + bias)
+        assert np.array_equal(kernels.matmul(x, matrix, add=add, bias=bias), plain + add + bias)
+        both = kernels.matmul_many(x, [matrix, matrix], bias=[None, bias])
+        assert np.array_equal(both[0], plain) and np.array_equal(both[1], plain + bias)
+        assert close(matmul_twin(x, matrix) + bias, both[1])
+
+
+@pytest.mark.parametrize(
+    "bias", [np.zeros(15, np.float32), np.zeros(16), np.zeros((1, 16), np.float32), [0.0] * 16]
+)
+def test_a_bias_that_does_not_fit_is_refused(bias):
+    matrix = random_matrix(np.random.default_rng(7), "f32", 16, 32)
+    x = np.zeros((2, 32), np.float32)
+    with pytest.raises(UserError, match="bias"):
+        kernels.matmul(x, matrix, bias=bias)
+    with pytest.raises(UserError, match="bias"):
+        kernels.matmul_many(x, [matrix], bias=[bias, bias])
