@@ -30,13 +30,16 @@ struct Weights {
         if (kind == Kind::int8_grouped) return groups() * (group * 16 + 32);
         return 16 * columns * (kind == Kind::f32 ? 4 : 2);
     }
-    int64_t bytes() const { return packed() || interleaved ? blocks() * block_bytes() : rows * columns * (kind == Kind::f32 ? 4 : 2); }
+    int64_t bytes() const {
+        return packed() || interleaved ? blocks() * block_bytes() : rows * columns * (kind == Kind::f32 ? 4 : 2);
+    }
 };
 
 struct Product {
     Weights weights;
-    float *out;        // [n, rows]
-    const float *add;  // [n, rows] or nullptr; may be out
+    float *out;                   // [n, rows]
+    const float *add;             // [n, rows] or nullptr; may be out
+    const float *bias = nullptr;  // [rows] or nullptr; added last
 };
 
 struct MatmulKernels {

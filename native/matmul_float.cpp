@@ -51,8 +51,9 @@ HAVERSACK_INLINE void tile(const Product &product, const float *x, int64_t token
     for (int t = 0; t < T; ++t)
         for (int r = 0; r < Rows; ++r) {
             const int64_t at = (token + t) * product.weights.rows + row + r;
-            const float value = sum(sums[r][t]);
-            product.out[at] = product.add ? value + product.add[at] : value;
+            float value = sum(sums[r][t]);
+            if (product.add) value += product.add[at];
+            product.out[at] = product.bias ? value + product.bias[row + r] : value;
         }
 }
 

@@ -42,8 +42,10 @@ void panel_blocks(const Product &product, const Tiles &tiles, int64_t first_bloc
                     if (blocks == 1) {
                         tile<1, T>(product, w, x, token, block * 16);
                     } else if constexpr (T == 1) {
-                        if (blocks == 4) tile<4, T>(product, w, x, token, block * 16);
-                        else tile<panel_blocks_at_once, T>(product, w, x, token, block * 16);
+                        if (blocks == 4)
+                            tile<4, T>(product, w, x, token, block * 16);
+                        else
+                            tile<panel_blocks_at_once, T>(product, w, x, token, block * 16);
                     } else {
                         tile<panel_blocks_at_once, T>(product, w, x, token, block * 16);
                     }

@@ -125,9 +125,13 @@ HAVERSACK_INLINE void walk_floats(const Product &product, const Tiles &tiles, in
 HAVERSACK_INLINE void finish(const Product &product, int64_t token, int64_t row, Floats sums) {
     const int64_t at = token * product.weights.rows + row, left = product.weights.rows - row;
     if (left >= lanes) {
-        store(product.out + at, product.add ? sums + load(product.add + at) : sums);
+        if (product.add) sums = sums + load(product.add + at);
+        if (product.bias) sums = sums + load(product.bias + row);
+        store(product.out + at, sums);
     } else {
-        store_part(product.out + at, product.add ? sums + load_part(product.add + at, left) : sums, left);
+        if (product.add) sums = sums + load_part(product.add + at, left);
+        if (product.bias) sums = sums + load_part(product.bias + row, left);
+        store_part(product.out + at, sums, left);
     }
 }
 

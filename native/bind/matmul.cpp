@@ -14,6 +14,7 @@ namespace {
 
 using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Inputs = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Bias = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Outputs = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 using Handle = MatrixHandle;
@@ -42,20 +43,23 @@ bool fits(const Inputs &x, const Handle &matrix, const Outputs &out, const Input
 }
 
 bool one(const Inputs &x, const Handle &matrix, const Outputs &out, const std::optional<Inputs> &add, int activations,
-         float static_scale) {
+         float static_scale, const std::optional<Bias> &bias) {
     const Activations how = static_cast<Activations>(activations);
     if (!sensible(how, static_scale) || !fits(x, matrix, out, add ? &*add : nullptr, how)) return false;
-    const Product product = {matrix.weights, out.data(), add ? add->data() : nullptr};
+    if (bias && static_cast<int64_t>(bias->size()) != matrix.weights.rows) return false;
+    const Product product = {matrix.weights, out.data(), add ? add->data() : nullptr, bias ? bias->data() : nullptr};
     const Unlocked unlocked;
     matmul().products(x.data(), static_cast<int64_t>(x.shape(0)), &product, 1, how, static_scale);
     return true;
 }
 
-bool many(const Inputs &x, nb::list matrices, nb::list outs, nb::object adds, int activations, float static_scale) {
+bool many(const Inputs &x, nb::list matrices, nb::list outs, nb::object adds, int activations, float static_scale,
+          nb::object biases) {
     const Activations how = static_cast<Activations>(activations);
     const size_t count = matrices.size();
     if (!sensible(how, static_scale) || count > most_products || outs.size() != count) return false;
     if (!adds.is_none() && nb::len(adds) != count) return false;
+    if (!biases.is_none() && nb::len(biases) != count) return false;
     Product products[most_products];
     for (size_t i = 0; i < count; ++i) {
         const Handle &matrix = nb::cast<const Handle &>(matrices[i]);
@@ -71,7 +75,17 @@ bool many(const Inputs &x, nb::list matrices, nb::list outs, nb::object adds, in
             }
         }
         if (!fits(x, matrix, out, nullptr, how)) return false;
-        products[i] = {matrix.weights, out.data(), added};
+        const float *bias = nullptr;
+        if (!biases.is_none()) {
+            const nb::object entry = biases[i];
+            if (!entry.is_none()) {
+                Bias values;
+                if (!nb::try_cast<Bias>(entry, values, false) || static_cast<int64_t>(values.size()) != matrix.weights.rows)
+                    return false;
+                bias = values.data();
+            }
+        }
+        products[i] = {matrix.weights, out.data(), added, bias};
     }
     const Unlocked unlocked;
     matmul().products(x.data(), static_cast<int64_t>(x.shape(0)), products, static_cast<int>(count), how, static_scale);
@@ -86,7 +100,8 @@ HAVERSACK_BIND(matmul) {
     module.def("matrix", &handle, nb::arg("data"), nb::arg("kind"), nb::arg("rows"), nb::arg("columns"), nb::arg("group"),
                nb::arg("interleaved") = false);
     module.def("matmul", &one, nb::arg("x").noconvert(), nb::arg("matrix"), nb::arg("out").noconvert(),
-               nb::arg("add").noconvert().none(), nb::arg("activations"), nb::arg("static_scale"));
+               nb::arg("add").noconvert().none(), nb::arg("activations"), nb::arg("static_scale"),
+               nb::arg("bias").noconvert().none() = nb::none());
     module.def("matmul_many", &many, nb::arg("x").noconvert(), nb::arg("matrices"), nb::arg("outs"), nb::arg("adds").none(),
-               nb::arg("activations"), nb::arg("static_scale"));
+               nb::arg("activations"), nb::arg("static_scale"), nb::arg("biases").none() = nb::none());
 }

@@ -13,6 +13,7 @@ from haversack import kernels
 def matrices(rng: np.random.Generator, rows: int, columns: int) -> list[kernels.Matrix]:
     values = rng.standard_normal((rows, columns)).astype(np.float32)
     made = [kernels.Matrix.from_array(values, kind) for kind in ("f32", "f16", "bf16")]
+    made += [kernels.interleave_rows(matrix) for matrix in made[:2]]
     scales = rng.random(rows).astype(np.float32) * 0.02
     made.append(kernels.pack_int8(rng.integers(-128, 128, (rows, columns)), scales))
     each = rng.random((rows, -(-columns // 32))) * 0.02
@@ -44,7 +45,16 @@ def main() -> None:
                         part = x[start : start + n]
                         got = kernels.matmul(part, matrix, activations=activations, static_scale=scale)
                         same = np.array_equal(got.view(np.uint32), whole[start : start + n].view(np.uint32))
-                        assert same, (matrix.kind, matrix.group, rows, columns, activations, threads, n)
+                        assert same, (
+                            matrix.kind,
+                            matrix.layout,
+                            matrix.group,
+                            rows,
+                            columns,
+                            activations,
+                            threads,
+                            n,
+                        )
     print(kernels.isa(), digest.hexdigest())
 
 

@@ -64,6 +64,43 @@ def test_equals_its_twin(kind, rows, columns, n, group, activations, seed):
     assert np.abs(got - expected).max() <= 1e-5 * max(float(np.abs(expected).max()), 0.2 * float(size))
 
 
+@pytest.mark.parametrize("kind", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (15, 7), (16, 33), (40, 96), (70, 257)])
+def test_interleaved_rows_hold_the_same_matrix(kind, rows, columns):
+    rng = np.random.default_rng(4)
+    matrix = random_matrix(rng, kind, rows, columns)
+    ready = kernels.interleave_rows(matrix)
+    assert (ready.layout, ready.kind, ready.nbytes) == ("rows16-1", "f32", -(-rows // 16) * 64 * columns)
+    assert np.array_equal(kernels.unpack(ready), kernels.unpack(matrix))
+    assert np.array_equal(kernels.unpack(pickle.loads(pickle.dumps(ready))), kernels.unpack(matrix))
+    for n in (1, 5, 12, 29):
+        x = rng.standard_normal((n, columns)).astype(np.float32)
+        add = rng.standard_normal((n, rows)).astype(np.float32)
+        assert close(kernels.matmul(x, ready, add=add), matmul_twin(x, ready) + add)
+        assert close(kernels.matmul(x, ready), kernels.matmul(x, matrix))
+
+
+def test_an_interleaved_row_is_one_chain_of_fused_sums():
+    """In the order of the inputs, exactly: what makes its bits independent of everything else."""
+    rng = np.random.default_rng(5)
+    matrix = kernels.interleave_rows(random_matrix(rng, "f32", 33, 70))
+    x = rng.standard_normal((14, 70)).astype(np.float32)
+    chain = np.zeros((14, 33), np.float32)
+    for column, weights in enumerate(kernels.unpack(matrix).T):
+        # f64 holds the product of two f32 exactly; one rounding to f32 follows, as in a fused operation.
+        chain = (x[:, column, None].astype(np.float64) * weights + chain).astype(np.float32)
+    same = kernels.matmul(x, matrix) == chain
+    assert same.mean() > 0.999  # f64 rounds the sum before f32 does, once in 2^29
+
+
+def test_interleaved_rows_of_another_kind_are_refused():
+    matrix = kernels.pack_int8(np.zeros((16, 32), np.int8), np.ones(16))
+    with pytest.raises(UserError):
+        kernels.Matrix("f16", 16, 32, None, "rows16-1", matrix.data)
+    with pytest.raises(UserError):
+        kernels.Matrix("f32", 16, 32, None, "rows16-1", matrix.data)
+
+
 @pytest.mark.parametrize("kind", PACKED)
 def test_f32_activations_equal_the_dequantized_product(kind):
     rng = np.random.default_rng(1)
@@ -311,3 +348,33 @@ def test_strided_inputs_and_outputs_are_served():
     assert np.array_equal(kernels.matmul(x, matrix, out=out), expected)
     assert np.array_equal(out, expected)
     assert kernels.matmul(x[:0], matrix).shape == (0, 24)
+
+
+@pytest.mark.parametrize("kind", ["f32", "bf16", "interleaved", "int8", "int4"])
+@pytest.mark.parametrize("rows", [1, 16, 37, 70])
+def test_a_bias_is_added_last(kind, rows):
+    rng = np.random.default_rng(6)
+    matrix = random_matrix(rng, "f32" if kind == "interleaved" else kind, rows, 96)
+    matrix = kernels.interleave_rows(matrix) if kind == "interleaved" else matrix
+    bias = rng.standard_normal(rows).astype(np.float32)
+    for n in (1, 7, 25):
+        x = rng.standard_normal((n, 96)).astype(np.float32)
+        add = rng.standard_normal((n, rows)).astype(np.float32)
+        plain = kernels.matmul(x, matrix)
+        assert np.array_equal(kernels.matmul(x, matrix, bias=bias), plain + bias)
+        assert np.array_equal(kernels.matmul(x, matrix, add=add, bias=bias), plain + add + bias)
+        both = kernels.matmul_many(x, [matrix, matrix], bias=[None, bias])
+        assert np.array_equal(both[0], plain) and np.array_equal(both[1], plain + bias)
+        assert close(matmul_twin(x, matrix) + bias, both[1])
+
+
+@pytest.mark.parametrize(
+    "bias", [np.zeros(15, np.float32), np.zeros(16), np.zeros((1, 16), np.float32), [0.0] * 16]
+)
+def test_a_bias_that_does_not_fit_is_refused(bias):
+    matrix = random_matrix(np.random.default_rng(7), "f32", 16, 32)
+    x = np.zeros((2, 32), np.float32)
+    with pytest.raises(UserError, match="bias"):
+        kernels.matmul(x, matrix, bias=bias)
+    with pytest.raises(UserError, match="bias"):
+        kernels.matmul_many(x, [matrix], bias=[bias, bias])

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from haversack.core.errors import UserError
 from haversack.models import read_architecture, read_encoder
@@ -229,6 +231,32 @@ def test_what_is_not_computed_is_refused(changes: dict[str, Any], field: str) ->
     with pytest.raises(UserError) as error:
         read_encoder({**record_encoders.CASES["bert"], **changes})
     assert error.value.field == field
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 2**40) | st.floats() | st.text(max_size=12),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(
+    st.sampled_from(["bert-sequence", "roberta-masked", "xlm-roberta-token"]),
+    st.dictionaries(
+        st.sampled_from([*record_encoders.CASES["bert-token"], "problem_type", "num_labels", "is_decoder"]),
+        values,
+        max_size=3,
+    ),
+)
+def test_any_config_is_read_or_refused(name: str, changes: dict[str, Any]) -> None:
+    """Whatever stands in a config: an architecture, or one sentence."""
+    config = {**record_encoders.CASES[name], **changes, "model_type": name.rpartition("-")[0]}
+    if isinstance(config.get("num_hidden_layers"), int):
+        config["num_hidden_layers"] = min(config["num_hidden_layers"], 20)
+    try:
+        assert read_encoder(config).tensors()
+    except UserError as error:
+        assert str(error) and "\n" not in str(error)
 
 
 def test_a_decoder_is_asked_of_no_encoder() -> None:

@@ -180,4 +180,23 @@ def test_files_of_pooling_that_do_not_hold(damage: dict[str, str], plain: Path) 
 def test_every_pooling_of_a_record_comes_back() -> None:
     for mode in MODES:
         pooling = Pooling((mode,), True, 77)
-        assert Pooling.of_record(json.loads(json.dumps(pooling.record())), 8) == pooling
+        assert Pooling.of_record(json.loads(json.dumps(pooling.record()))) == pooling
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        3,
+        [],
+        {},
+        {"modes": "mean", "normalize": True},
+        {"modes": ["sum"], "normalize": True},
+        {"modes": [[]], "normalize": True},
+        {"modes": ["mean"], "normalize": 1},
+        {"modes": ["mean"], "normalize": True, "longest": "all"},
+        {"modes": ["mean"], "normalize": True, "longest": -1},
+    ],
+)
+def test_a_pooling_that_no_pack_holds_is_refused(record: Any) -> None:
+    with pytest.raises(UserError):
+        Pooling.of_record(record)

@@ -90,8 +90,10 @@ def matmul(
     static_scale: float | None = None,
     out: Array | None = None,
     add: Array | None = None,
+    bias: Array | None = None,
 ) -> Array:
-    """x f32[n, columns] times `matrix` -> f32[n, rows]; into `out` and plus `add` [n, rows] where given.
+    """x f32[n, columns] times `matrix` -> f32[n, rows]; into `out`, plus `add` [n, rows] and then plus `bias`
+    [rows] where given.
 
     `add` may be `out` itself; `x` may not. UserError for a shape, type or activation type that does not fit.
     """
@@ -101,7 +103,7 @@ def matmul(
             to = np.empty((len(x), matrix.rows), np.float32) if out is None else out
             code = _CODES[activations]
             if (code == 2) == (static_scale is not None) and module.matmul(
-                x, matrix._handle or _handle(module, matrix), to, add, code, static_scale or 0.0
+                x, matrix._handle or _handle(module, matrix), to, add, code, static_scale or 0.0, bias
             ):
                 return to
         except (TypeError, KeyError):  # not what the kernel takes: made so below, or refused
@@ -113,6 +115,7 @@ def matmul(
         static_scale=static_scale,
         out=None if out is None else [out],
         add=None if add is None else [add],
+        bias=None if bias is None else [bias],
     )[0]
 
 
@@ -124,6 +127,7 @@ def matmul_many(
     static_scale: float | None = None,
     out: Sequence[Array] | None = None,
     add: Sequence[Array | None] | None = None,
+    bias: Sequence[Array | None] | None = None,
 ) -> list[Array]:
     """Several matrices that share their inputs: inputs are quantized once, threads are woken once.
 
@@ -137,20 +141,23 @@ def matmul_many(
             code = _CODES[activations]
             handles = [m._handle or _handle(module, m) for m in matrices]
             adds = None if add is None else list(add)
+            biases = None if bias is None else list(bias)
             if (code == 2) == (static_scale is not None) and module.matmul_many(
-                x, handles, to, adds, code, static_scale or 0.0
+                x, handles, to, adds, code, static_scale or 0.0, biases
             ):
                 return to
         except (TypeError, KeyError):  # as in matmul
             pass
     _check(x, matrices, activations, static_scale, out, add)
+    _check_bias(matrices, bias)
     if out is None:
         out = [np.empty((len(x), matrix.rows), np.float32) for matrix in matrices]
     if module is None:
         for i, matrix in enumerate(matrices):
             result = matmul_twin(x, matrix, activations, static_scale)
-            addend = None if add is None else add[i]
-            out[i][...] = result if addend is None else result + addend
+            for addend in (None if add is None else add[i], None if bias is None else bias[i]):
+                result = result if addend is None else result + addend
+            out[i][...] = result
         return list(out)
     x = np.ascontiguousarray(x)
     for begin in range(0, len(matrices), module.MOST_PRODUCTS):
@@ -165,6 +172,7 @@ def matmul_many(
             None if add is None else [a if a is None else np.ascontiguousarray(a) for a in add[part]],
             _CODES[activations],
             static_scale or 0.0,
+            None if bias is None else [b if b is None else np.ascontiguousarray(b) for b in bias[part]],
         )
         assert fitted, "checked above"
         for array, target in zip(out[part], targets, strict=True):
@@ -239,6 +247,20 @@ def _check(
                 raise UserError(
                     f"matmul: {name} must be f32 of shape {expected}, got {_described(array)}", field=name
                 )
+
+
+def _check_bias(matrices: Sequence[Matrix], bias: Sequence[Any] | None) -> None:
+    if bias is None:
+        return
+    if len(bias) != len(matrices):
+        raise UserError(f"matmul: {len(matrices)} matrices but {len(bias)} in bias", field="bias")
+    for array, matrix in zip(bias, matrices, strict=True):
+        if array is not None and (
+            not isinstance(array, np.ndarray) or array.dtype != np.float32 or array.shape != (matrix.rows,)
+        ):
+            raise UserError(
+                f"matmul: bias must be f32 of shape ({matrix.rows},), got {_described(array)}", field="bias"
+            )
 
 
 def _described(value: Any) -> str:

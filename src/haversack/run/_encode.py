@@ -134,9 +134,8 @@ class EncoderForward:
             tap(linear.weight, x)
         matrix: Any = weights[linear.weight]
         kind = "f32" if matrix.kind in FLOAT_KINDS else self.activations
-        out: F32 = matmul(x, matrix, activations=kind)
-        if linear.bias is not None:
-            out += weights[linear.bias]
+        bias = None if linear.bias is None else weights[linear.bias]
+        out: F32 = matmul(x, matrix, activations=kind, bias=bias)
         return out
 
 

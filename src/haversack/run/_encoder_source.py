@@ -113,7 +113,7 @@ def open_encoder(what: str | os.PathLike[str] | TensorSource | EncoderModel) -> 
     check_tensors(named, architecture)  # type: ignore[arg-type]
     if isinstance(source, Pack):
         plan = dict(source.record.plan)
-        pooling = Pooling.of_record(plan.get("pooling"), architecture.width)
+        pooling = Pooling.of_record(plan.get("pooling"))
         activations = str(plan.get("activations") or source.record.activations)
         return EncoderModel(named, architecture, config, plan, activations, pooling)
     pooling = read_pooling(source.path, architecture.width)

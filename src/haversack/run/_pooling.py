@@ -56,12 +56,27 @@ class Pooling:
         return {"modes": list(self.modes), "normalize": self.normalize, "longest": self.longest}
 
     @classmethod
-    def of_record(cls, record: Any, width: int) -> Pooling:
-        """What `record` kept; the default for a pack that says nothing."""
-        if not isinstance(record, dict):
+    def of_record(cls, record: Any) -> Pooling:
+        """What `record` kept; the default for a pack that says nothing. Raises UserError for what `record`
+        never makes."""
+        if record is None:
             return cls()
-        longest = record.get("longest")
-        return cls(tuple(record.get("modes", ("mean",))), bool(record.get("normalize")), longest)
+        said = record if isinstance(record, dict) else {}
+        modes, normalize, longest = said.get("modes"), said.get("normalize"), said.get("longest")
+        if (
+            not isinstance(modes, list)
+            or not modes
+            or not all(isinstance(mode, str) for mode in modes)
+            or not isinstance(normalize, bool)
+            or isinstance(longest, bool)
+            or not (longest is None or (isinstance(longest, int) and longest >= 3))
+        ):
+            raise UserError(
+                f"the pack's plan has a pooling that cannot be: {str(record)[:80]}.",
+                field="pooling",
+                given=None,
+            )
+        return cls(tuple(modes), normalize, longest)
 
 
 def pool(hidden: F32, modes: tuple[str, ...]) -> F32:

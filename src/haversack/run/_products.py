@@ -52,19 +52,16 @@ def multiply(
         for linear in linears:
             tap(linear.weight, x)
     matrices = [weights[linear.weight] for linear in linears]
-    adds: list[Any] | None = None
-    for index, linear in enumerate(linears):
-        if linear.bias is not None:
-            adds = adds or [None] * len(linears)
-            outs[index][...] = weights[linear.bias]
-            adds[index] = outs[index]
+    biases: list[Any] | None = None
+    if any(linear.bias is not None for linear in linears):
+        biases = [None if linear.bias is None else weights[linear.bias] for linear in linears]
     types = {activations_of(matrix, activations) for matrix in matrices} if activations != "f32" else {"f32"}
     if len(types) == 1 and len(matrices) > 1:
-        matmul_many(x, matrices, activations=types.pop(), out=outs, add=adds)
+        matmul_many(x, matrices, activations=types.pop(), out=outs, bias=biases)
         return
     for index, matrix in enumerate(matrices):
-        add = None if adds is None else adds[index]
-        matmul(x, matrix, activations=activations_of(matrix, activations), out=outs[index], add=add)
+        bias = None if biases is None else biases[index]
+        matmul(x, matrix, activations=activations_of(matrix, activations), out=outs[index], bias=bias)
 
 
 def multiply_add(
@@ -74,9 +71,8 @@ def multiply_add(
     if tap is not None:
         tap(linear.weight, x)
     matrix = weights[linear.weight]
-    matmul(x, matrix, activations=activations_of(matrix, activations), out=hidden, add=hidden)
-    if linear.bias is not None:
-        hidden += weights[linear.bias]
+    bias = None if linear.bias is None else weights[linear.bias]
+    matmul(x, matrix, activations=activations_of(matrix, activations), out=hidden, add=hidden, bias=bias)
 
 
 def activations_of(matrix: Any, activations: str) -> str:

@@ -1,5 +1,6 @@
-"""Several implementations of one encoder, proved equal and timed side by side: the benchmark that a person
-runs on checkpoints of their own.
+"""MLX-Transformers: one encoder in several frameworks, proved equal and timed side by side.
+
+The benchmark that a person runs on checkpoints of their own, as `haversack compare`.
 
 Paper: Benchmarking On-Device Machine Learning on Apple Silicon with MLX (arXiv 2510.18921).
 What is here: its protocol (text lengths by batch sizes, tokens made once, a parity gate before any time) over
@@ -7,7 +8,6 @@ backends as plug-ins.
 What we changed: results are forced inside the timer and checked by how time grows with tokens, since the
 authors' own MLX cells were graph-building times; medians and 90th percentiles beside their mean of the
 fastest; the first call apart; mean tokens of every cell; backends interleaved.
-Cost: a grid of 8 cells, 11 rounds and 7 backends of BERT-base takes about ten minutes on two cores.
 Limits: the last hidden states are compared and timed, no heads, so models compare with each other as well.
 """
 

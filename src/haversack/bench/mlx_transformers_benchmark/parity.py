@@ -63,7 +63,7 @@ def _checkpoint(folder: Path, config: dict[str, Any], weights: dict[str, Any]) -
         for family in FAMILIES
     ],
     seconds=60,
-    quick_seconds=20,
+    quick_seconds=10,
 )
 def parity(run: Run) -> Outcomes:
     from haversack.run._encoder import Encoder
@@ -155,7 +155,7 @@ def gates(run: Run) -> Outcomes:
         quick=True,
     ),
     seconds=60,
-    quick_seconds=20,
+    quick_seconds=15,
 )
 def real(run: Run) -> Outcomes:
     return {"minilm": _minilm(), "padding": _padding()} if not run.quick else {"padding": _padding()}

@@ -60,7 +60,7 @@ def one_text(vocabulary: int, tokens: int, seed: int) -> Batch:
         Bar("<=", 1 / 1.1),
     ),
     seconds=120,
-    quick_seconds=40,
+    quick_seconds=30,
 )
 def speed(run: Run) -> Outcomes:
     checkpoint = read_checkpoint(bert_base())
