@@ -58,8 +58,8 @@ void Program::run(const Step &step) const {
                 if (matrix.bias && matrix.add) add_rows(at(matrix.out), matrix.bias, n, matrix.weights.rows);
             break;
         case Operation::rope_write: {
-            const NewEntries entries = {x, at(op.y), at(op.z), n, op.heads, step.cos, step.sin, step.pairs,
-                                        op.interleaved, op.one, op.two, op.eps, op.offset};
+            const NewEntries entries = {x,          at(op.y),       at(op.z), n,      op.heads, step.cos, step.sin,
+                                        step.pairs, op.interleaved, op.one,   op.two, op.eps,   op.offset};
             cache().rope_write(step.cache, step.start, entries);
             break;
         }

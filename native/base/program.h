@@ -53,7 +53,7 @@ struct Operation {
         bool add;           // to what `out` holds
     };
     Kind kind;
-    int x = 0, y = 0, z = 0, out = 0;  // buffers
+    int x = 0, y = 0, z = 0, out = 0;            // buffers
     const float *one = nullptr, *two = nullptr;  // weight and bias of a norm; norms of the heads of queries and keys
     float eps = 0, offset = 0;
     std::vector<Matrix> matrices;
