@@ -21,8 +21,8 @@ DEMO_RAM_MIB := 80
 DEMO_PROMPT := def read_json(path):\n    with open(path) as f:
 
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-BUILT_FROM := pyproject.toml CMakeLists.txt constraints.txt src/haversack/core/method.py \
-              $(shell find native -name '*.cpp' -o -name '*.h' -o -name CMakeLists.txt)
+NATIVE := $(shell find native -name '*.cpp' -o -name '*.h')
+BUILT_FROM := pyproject.toml CMakeLists.txt constraints.txt src/haversack/core/method.py native/CMakeLists.txt $(NATIVE)
 
 .PHONY: help demo test lint native neon light docs format clean
 
@@ -66,6 +66,7 @@ test: $(VENV)/.tests
 lint: $(VENV)/.tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/clang-format --dry-run --Werror $(NATIVE)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
@@ -94,7 +95,7 @@ light:
 
 format: $(VENV)/.tests
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(find native -name '*.cpp' -o -name '*.h')
+	$(BIN)/clang-format -i $(NATIVE)
 
 docs: $(VENV)/.tests
 	$(BIN)/python tools/docs.py

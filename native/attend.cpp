@@ -352,7 +352,8 @@ void sum_values(const Cache &cache, const Attention &call, const Tile &tile) {
     }
     add_values<kind>(cache, tile, common, common_end, weights_of(0, common), tile.rows(), tile.sums);
     for (int64_t t = 0; t < tile.tokens; ++t) {
-        const int64_t token = tile.token + t, first = first_seen(call, token), end = plain_end(call, token), row = t * tile.heads;
+        const int64_t token = tile.token + t, first = first_seen(call, token), end = plain_end(call, token),
+                      row = t * tile.heads;
         const int64_t rest = smaller_of(larger_of(common_end, first), end);
         add_values<kind>(cache, tile, rest, end, weights_of(row, rest), tile.heads, tile.sums + row * padded);
         int64_t rank = end;
@@ -374,8 +375,10 @@ void attend_tile(const Cache &cache, const Attention &call, Tile &tile) {
     tile.low = smaller_of(tile.low, tile.high);
     const int64_t rows = tile.rows(), chunk = larger_of(chunk_floats, padded * lanes * many_blocks);
     tile.stride = sixteenfold(tile.high - tile.low) + 2 * lanes;
-    float *memory = static_cast<float *>(scratch(
-        2, static_cast<size_t>(rows * (tile.stride + padded) + sixteenfold(rows) + sixteenfold(rows * width) + chunk + chunk / width + lanes) * sizeof(float)));
+    float *memory =
+        static_cast<float *>(scratch(2, static_cast<size_t>(rows * (tile.stride + padded) + sixteenfold(rows) +
+                                                            sixteenfold(rows * width) + chunk + chunk / width + lanes) *
+                                            sizeof(float)));
     tile.chunk = memory;
     tile.scores = tile.chunk + chunk;
     tile.sums = tile.scores + rows * tile.stride;
@@ -396,8 +399,10 @@ void attend_tile(const Cache &cache, const Attention &call, Tile &tile) {
         float *out = call.out + tile.place(call, row) * width;
         const float *sums = tile.sums + row * padded;
         const Floats total = set(tile.totals[row]);
-        if (tile.totals[row] == 0.0f) std::memset(out, 0, static_cast<size_t>(width) * sizeof(float));
-        else sixteens(width, [&](int64_t i, int64_t n) { store_n(out + i, load(sums + i) / total, n); });
+        if (tile.totals[row] == 0.0f)
+            std::memset(out, 0, static_cast<size_t>(width) * sizeof(float));
+        else
+            sixteens(width, [&](int64_t i, int64_t n) { store_n(out + i, load(sums + i) / total, n); });
     }
 }
 
@@ -428,9 +433,9 @@ void attention(const Cache &cache, const Attention &call) {
             tile.head = tile.kv_head * group + first;
             tile.heads = smaller_of(heads, group - first);
             switch (cache.kind) {
-                case CacheKind::f32: attend_tile<CacheKind::f32>(cache, call, tile); break;
-                case CacheKind::f16: attend_tile<CacheKind::f16>(cache, call, tile); break;
-                case CacheKind::int8: attend_tile<CacheKind::int8>(cache, call, tile); break;
+            case CacheKind::f32: attend_tile<CacheKind::f32>(cache, call, tile); break;
+            case CacheKind::f16: attend_tile<CacheKind::f16>(cache, call, tile); break;
+            case CacheKind::int8: attend_tile<CacheKind::int8>(cache, call, tile); break;
             }
         }
     });

@@ -12,9 +12,9 @@ void write_row(const Cache &cache, void *stored, float *scales, int64_t head, in
     const int64_t at = head * cache.capacity + entry;
     char *to = static_cast<char *>(stored) + at * cache.entry_bytes();
     switch (cache.kind) {
-        case CacheKind::f32: std::memcpy(to, x, static_cast<size_t>(cache.entry_bytes())); break;
-        case CacheKind::f16: store_f16_row(x, to, cache.width); break;
-        case CacheKind::int8: scales[at] = store_int8_row(x, reinterpret_cast<int8_t *>(to), cache.width); break;
+    case CacheKind::f32: std::memcpy(to, x, static_cast<size_t>(cache.entry_bytes())); break;
+    case CacheKind::f16: store_f16_row(x, to, cache.width); break;
+    case CacheKind::int8: scales[at] = store_int8_row(x, reinterpret_cast<int8_t *>(to), cache.width); break;
     }
 }
 

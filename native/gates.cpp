@@ -10,8 +10,7 @@ namespace {
 template <Activation activation>
 HAVERSACK_INLINE Floats activated(Floats x) {
     if constexpr (activation == Activation::silu) return gated_by_logistic(x, x);
-    if constexpr (activation == Activation::gelu)
-        return set(0.5f) * x * (set(1.0f) + erf(x * set(0.70710678118654752f)));
+    if constexpr (activation == Activation::gelu) return set(0.5f) * x * (set(1.0f) + erf(x * set(0.70710678118654752f)));
     if constexpr (activation == Activation::gelu_tanh) {  // (1 + tanh u) / 2 = 1 / (1 + e^-2u)
         const Floats inner = fma(x * x * set(0.044715f), x, x);
         return gated_by_logistic(x, inner * set(1.5957691216057308f));
@@ -44,10 +43,10 @@ void softcap(const float *x, float *out, int64_t size, float cap) {
 
 void gate(const float *gate, const float *up, float *out, int64_t size, Activation activation) {
     switch (activation) {
-        case Activation::silu: return run<Activation::silu>(gate, up, out, size);
-        case Activation::gelu: return run<Activation::gelu>(gate, up, out, size);
-        case Activation::gelu_tanh: return run<Activation::gelu_tanh>(gate, up, out, size);
-        case Activation::relu: return run<Activation::relu>(gate, up, out, size);
+    case Activation::silu: return run<Activation::silu>(gate, up, out, size);
+    case Activation::gelu: return run<Activation::gelu>(gate, up, out, size);
+    case Activation::gelu_tanh: return run<Activation::gelu_tanh>(gate, up, out, size);
+    case Activation::relu: return run<Activation::relu>(gate, up, out, size);
     }
 }
 

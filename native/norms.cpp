@@ -19,10 +19,12 @@ void layer_norm_row(const float *x, const float *weight, const float *bias, floa
     const Floats mean = set(fixed_sum(width, [&](int64_t i, int64_t n) { return load_n(x + i, n); }) / size);
     float mean_tail[lanes];  // for a last vector that is not full: lanes behind the row must contribute 0
     store(mean_tail, mean);
-    const float variance = fixed_sum(width, [&](int64_t i, int64_t n) {
-                               const Floats off = load_n(x + i, n) - load_n(mean_tail, n);
-                               return off * off;
-                           }) / size;
+    const float variance = fixed_sum(width,
+                                     [&](int64_t i, int64_t n) {
+                                         const Floats off = load_n(x + i, n) - load_n(mean_tail, n);
+                                         return off * off;
+                                     }) /
+                           size;
     const Floats factor = set(1.0f / __builtin_sqrtf(variance + eps));
     sixteens(width, [&](int64_t i, int64_t n) {
         const Floats scaled = (load_n(x + i, n) - mean) * factor * load_n(weight + i, n);

@@ -14,8 +14,10 @@ HAVERSACK_INLINE void sixteens(int64_t width, const Each &each) {
 }
 HAVERSACK_INLINE Floats load_n(const float *p, int64_t n) { return n == lanes ? load(p) : load_part(p, n); }
 HAVERSACK_INLINE void store_n(float *p, Floats x, int64_t n) {
-    if (n == lanes) store(p, x);
-    else store_part(p, x, n);
+    if (n == lanes)
+        store(p, x);
+    else
+        store_part(p, x, n);
 }
 
 // The sum of term(i, n), a vector whose lanes at n and behind it are 0: four accumulators, vector k goes to number k % 4.
@@ -43,9 +45,8 @@ HAVERSACK_INLINE void rms_norm_row(const float *x, const float *weight, float ep
         return v * v;
     });
     const Floats factor = set(1.0f / __builtin_sqrtf(squares / static_cast<float>(width) + eps)), shift = set(offset);
-    sixteens(width, [&](int64_t i, int64_t n) {
-        store_n(out + i, load_n(x + i, n) * factor * (shift + load_n(weight + i, n)), n);
-    });
+    sixteens(width,
+             [&](int64_t i, int64_t n) { store_n(out + i, load_n(x + i, n) * factor * (shift + load_n(weight + i, n)), n); });
 }
 
 enum class RopeStyle : int32_t { half, interleaved };
@@ -70,8 +71,10 @@ HAVERSACK_INLINE void rope_row(float *x, const float *cos, const float *sin, int
 HAVERSACK_INLINE void store_f16_row(const float *x, void *to, int64_t width) {
     sixteens(width, [&](int64_t i, int64_t n) {
         char *at = static_cast<char *>(to) + 2 * i;
-        if (n == lanes) store_f16(at, load(x + i));
-        else store_f16_part(at, load_part(x + i, n), n);
+        if (n == lanes)
+            store_f16(at, load(x + i));
+        else
+            store_f16_part(at, load_part(x + i, n), n);
     });
 }
 
@@ -91,8 +94,10 @@ HAVERSACK_INLINE float store_int8_row(const float *x, int8_t *to, int64_t width)
     const Floats factor = set(127.0f / size), low = set(-127.0f), high = set(127.0f);
     sixteens(width, [&](int64_t i, int64_t n) {
         const Floats rounded = round(min(max(load_n(x + i, n) * factor, low), high));
-        if (n == lanes) store_i8(to + i, rounded);
-        else store_i8_part(to + i, rounded, n);
+        if (n == lanes)
+            store_i8(to + i, rounded);
+        else
+            store_i8_part(to + i, rounded, n);
     });
     return size / 127.0f;
 }

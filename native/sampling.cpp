@@ -74,8 +74,10 @@ float smallest_bound(float top, const Below &below) {
     int64_t no = int64_t(key_of(-infinity)) - 1, yes = key_of(top);
     while (yes - no > 1) {
         const int64_t middle = no + (yes - no) / 2;
-        if (below(of_key(static_cast<int32_t>(middle)))) yes = middle;
-        else no = middle;
+        if (below(of_key(static_cast<int32_t>(middle))))
+            yes = middle;
+        else
+            no = middle;
     }
     return of_key(static_cast<int32_t>(yes));
 }
@@ -193,8 +195,8 @@ bool filter(const float *logits, int64_t n, const Filters &filters, float *out) 
 bool sample(const float *logits, int64_t n, const Filters &filters, double number, int64_t *token, double *log_probability) {
     float *scores = memory(n), *powers = scores + n;
     const float input = largest_finite(logits, n);
-    const float top = filters.temperature == 0.0f ? scores_of(logits, n, filters, scores)
-                                                  : filtered(logits, n, filters, scores, powers);
+    const float top =
+        filters.temperature == 0.0f ? scores_of(logits, n, filters, scores) : filtered(logits, n, filters, scores, powers);
     if (input != input || top != top) return false;
     if (filters.temperature == 0.0f) {
         *token = first_equal(scores, n, top);

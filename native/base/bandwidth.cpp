@@ -18,7 +18,7 @@ constexpr size_t piece = size_t(256) << 10;
 
 // Memory that is given back at the end of a block, every page touched.
 class Memory {
-public:
+  public:
     Memory(size_t bytes, Pages pages) : bytes_(bytes), pages_(pages) {
         if (pages == Pages::huge) {
             data_ = static_cast<uint8_t *>(huge_allocate(bytes));
@@ -53,7 +53,7 @@ public:
         return bytes_ - begin < piece ? bytes_ - begin : piece;
     }
 
-private:
+  private:
     uint8_t *data_ = nullptr;
     size_t bytes_;
     Pages pages_;

@@ -1,7 +1,6 @@
 #include "base/program.h"
 
 #include <cstdlib>
-#include <cstring>
 #include <new>
 #include <utility>
 
@@ -24,15 +23,6 @@ void Workspace::reserve(int64_t n) {
     rows_ = n;
 }
 
-namespace {
-
-void add_rows(float *to, const float *row, int64_t n, int64_t width) {
-    for (int64_t t = 0; t < n; ++t)
-        for (int64_t i = 0; i < width; ++i) to[t * width + i] += row[i];
-}
-
-}  // namespace
-
 void Program::run(const Step &step) const {
     const int64_t n = step.n;
     space_->reserve(n);
@@ -48,14 +38,9 @@ void Program::run(const Step &step) const {
             list.clear();
             for (const Operation::Matrix &matrix : op.matrices) {
                 float *const to = at(matrix.out);
-                const size_t bytes = static_cast<size_t>(matrix.weights.rows) * sizeof(float);
-                if (matrix.bias && !matrix.add)
-                    for (int64_t t = 0; t < n; ++t) std::memcpy(to + t * matrix.weights.rows, matrix.bias, bytes);
-                list.push_back({matrix.weights, to, matrix.bias || matrix.add ? to : nullptr});
+                list.push_back({matrix.weights, to, matrix.add ? to : nullptr, matrix.bias});
             }
             matmul().products(x, n, list.data(), static_cast<int>(list.size()), op.how, 0.0f);
-            for (const Operation::Matrix &matrix : op.matrices)
-                if (matrix.bias && matrix.add) add_rows(at(matrix.out), matrix.bias, n, matrix.weights.rows);
             break;
         case Operation::rope_write: {
             const NewEntries entries = {x,          at(op.y),       at(op.z), n,      op.heads, step.cos, step.sin,

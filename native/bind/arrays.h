@@ -63,8 +63,7 @@ class Array {
     bool none() const { return none_; }
     template <typename T>
     bool of() const {
-        return held_ && view_.format && view_.format[0] && !view_.format[1] &&
-               std::strchr(Format<T>::letters, view_.format[0]);
+        return held_ && view_.format && view_.format[0] && !view_.format[1] && std::strchr(Format<T>::letters, view_.format[0]);
     }
     template <typename T>
     bool of(int dimensions) const {

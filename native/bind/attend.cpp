@@ -30,8 +30,16 @@ bool attention(nb::handle q_, nb::handle keys, nb::handle values, nb::handle key
     const int64_t fresh = mask.none() ? n : mask.size(1);
     if (!layer.holds(length, fresh)) return false;
     if (n == 0) return true;
-    const Attention call = {q.data<float>(), out.data<float>(), n, q.size(1), length, fresh, start.data<int64_t>(),
-                            mask.data<uint8_t>(), static_cast<float>(scale), static_cast<float>(softcap)};
+    const Attention call = {q.data<float>(),
+                            out.data<float>(),
+                            n,
+                            q.size(1),
+                            length,
+                            fresh,
+                            start.data<int64_t>(),
+                            mask.data<uint8_t>(),
+                            static_cast<float>(scale),
+                            static_cast<float>(softcap)};
     const Unlocked unlocked;
     attend().attention(layer.cache, call);
     return true;
@@ -67,7 +75,8 @@ bool rope_write(nb::handle q_, nb::handle k_, nb::handle v_, nb::handle cos_, nb
                 nb::handle values, nb::handle key_scales, nb::handle value_scales, int64_t start, bool interleaved,
                 nb::handle q_norm_, nb::handle k_norm_, double eps, double offset) {
     const Layer layer(keys, values, key_scales, value_scales, Access::write);
-    const Array q(q_, Access::write), k(k_, Access::write), v(v_, Access::read), cos(cos_, Access::read), sin(sin_, Access::read);
+    const Array q(q_, Access::write), k(k_, Access::write), v(v_, Access::read), cos(cos_, Access::read),
+        sin(sin_, Access::read);
     const Array q_norm(q_norm_, Access::read), k_norm(k_norm_, Access::read);
     if (!layer.fits || !layer.takes(k) || !layer.takes(v) || !v.same_shape(k) || !layer.holds(start, k.size(0))) return false;
     const int64_t n = k.size(0), width = layer.cache.width;
@@ -78,9 +87,19 @@ bool rope_write(nb::handle q_, nb::handle k_, nb::handle v_, nb::handle cos_, nb
         return false;
     for (const Array *norm : {&q_norm, &k_norm})
         if (!norm->none() && !(norm->of<float>(1) && norm->size(0) == width)) return false;
-    const NewEntries entries = {q.data<float>(), k.data<float>(), v.data<float>(), n, q.size(1),
-                                cos.data<float>(), sin.data<float>(), cos.none() ? 0 : cos.size(1), interleaved,
-                                q_norm.data<float>(), k_norm.data<float>(), static_cast<float>(eps), static_cast<float>(offset)};
+    const NewEntries entries = {q.data<float>(),
+                                k.data<float>(),
+                                v.data<float>(),
+                                n,
+                                q.size(1),
+                                cos.data<float>(),
+                                sin.data<float>(),
+                                cos.none() ? 0 : cos.size(1),
+                                interleaved,
+                                q_norm.data<float>(),
+                                k_norm.data<float>(),
+                                static_cast<float>(eps),
+                                static_cast<float>(offset)};
     const Unlocked unlocked;
     cache().rope_write(layer.cache, start, entries);
     return true;
@@ -98,7 +117,8 @@ HAVERSACK_BIND(attend) {
         },
         nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg().none());
     const auto any = [] { return nb::arg().none(); };
-    module.def("attention", &attention, any(), any(), any(), any(), any(), nb::arg(), any(), any(), nb::arg(), nb::arg(), any());
+    module.def("attention", &attention, any(), any(), any(), any(), any(), nb::arg(), any(), any(), nb::arg(), nb::arg(),
+               any());
     module.def("cache_write", &cache_write, any(), any(), any(), any(), nb::arg(), any(), any());
     module.def("cache_gather", &cache_gather, any(), any(), any(), any(), nb::arg(), any());
     module.def("rope_write", &rope_write, any(), any(), any(), any(), any(), any(), any(), any(), any(), nb::arg(), nb::arg(),

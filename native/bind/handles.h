@@ -32,7 +32,9 @@ struct LayerHandle {
                  keys.size(0),
                  keys.size(1),
                  keys.size(2),
-                 f32 ? CacheKind::f32 : f16 ? CacheKind::f16 : CacheKind::int8};
+                 f32   ? CacheKind::f32
+                 : f16 ? CacheKind::f16
+                       : CacheKind::int8};
         fits = true;
     }
     bool scales_fit(const Array &scales) const {

@@ -95,8 +95,7 @@ HAVERSACK_BIND(rows) {
     module.def("rope", &rope, any(), any(), any(), nb::arg());
     module.def("gate", &gate, any(), any(), nb::arg(), any());
     module.def("softcap", &softcap, any(), nb::arg(), any());
-    module.def(
-        "softmax", [](nb::handle x, nb::handle out) { return rows_of(x, out, probabilities().softmax); }, any(), any());
+    module.def("softmax", [](nb::handle x, nb::handle out) { return rows_of(x, out, probabilities().softmax); }, any(), any());
     module.def(
         "log_softmax", [](nb::handle x, nb::handle out) { return rows_of(x, out, probabilities().log_softmax); }, any(), any());
 }

@@ -43,8 +43,9 @@ struct Request {
                 if (token < 0 || token >= logits.size(0)) return;
             }
         }
-        filters = {static_cast<float>(temperature), top_k, top_p, min_p, static_cast<float>(penalty),
-                   history.data<int32_t>(), history.none() ? 0 : history.size(0)};
+        filters = {
+            static_cast<float>(temperature),     top_k, top_p, min_p, static_cast<float>(penalty), history.data<int32_t>(),
+            history.none() ? 0 : history.size(0)};
         fits = true;
     }
 };
@@ -63,8 +64,8 @@ HAVERSACK_BIND(sampling) {
         any());
     module.def(
         "filter_logits",
-        [](nb::handle logits, double temperature, int64_t top_k, double top_p, double min_p, double penalty,
-           nb::handle history, nb::handle out_) {
+        [](nb::handle logits, double temperature, int64_t top_k, double top_p, double min_p, double penalty, nb::handle history,
+           nb::handle out_) {
             const Request request(logits, temperature, top_k, top_p, min_p, penalty, history);
             const Array out(out_, Access::write);
             if (!request.fits || temperature == 0 || !out.of<float>(1) || !out.same_shape(request.logits)) return false;
@@ -74,8 +75,8 @@ HAVERSACK_BIND(sampling) {
         any(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), any(), any());
     module.def(
         "sample",
-        [](nb::handle logits, double temperature, int64_t top_k, double top_p, double min_p, double penalty,
-           nb::handle history, uint64_t seed, uint64_t step) -> nb::object {
+        [](nb::handle logits, double temperature, int64_t top_k, double top_p, double min_p, double penalty, nb::handle history,
+           uint64_t seed, uint64_t step) -> nb::object {
             const Request request(logits, temperature, top_k, top_p, min_p, penalty, history);
             int64_t token = 0;
             double log_probability = 0;

@@ -77,15 +77,16 @@ HAVERSACK_TEST(attention_equals_its_definition_whatever_the_queries) {
         for (const Case &c : cases) {
             const int64_t heads = c.kv_heads * c.group, row = heads * c.width;
             Room room(kind, c.kv_heads, length + n + 3, c.width);
-            const auto k = normal(random, (length + n) * c.kv_heads * c.width), v = normal(random, (length + n) * c.kv_heads * c.width);
+            const auto k = normal(random, (length + n) * c.kv_heads * c.width),
+                       v = normal(random, (length + n) * c.kv_heads * c.width);
             const auto q = normal(random, n * row);
             cache().write(room.cache, 0, k.data(), v.data(), length + n);
             std::vector<int64_t> start(n);
             for (int64_t t = 0; t < n; ++t) start[t] = length + t + 1 > c.window ? length + t + 1 - c.window : 0;
             std::vector<float> whole(q.size()), part(q.size());
             const auto attend_rows = [&](int64_t first, int64_t rows, float *out) {
-                const Attention call = {q.data() + first * row, out, rows, heads, length + first, rows,
-                                        start.data() + first, nullptr, 0.25f, c.softcap};
+                const Attention call = {q.data() + first * row, out,     rows,  heads,    length + first, rows,
+                                        start.data() + first,   nullptr, 0.25f, c.softcap};
                 attend().attention(room.cache, call);
             };
             set_threads(1);
@@ -154,8 +155,16 @@ HAVERSACK_TEST(a_tree_of_tokens_equals_its_branches) {
         for (int64_t j = 0; j < nodes; ++j)
             if (mask[(nodes - 1) * nodes + j]) path.push_back(length + j);
         cache().gather(room.cache, length, path.data(), static_cast<int64_t>(path.size()));
-        const Attention kept = {q.data() + (nodes - 1) * row, alone.data(), 1, heads,
-                                length + static_cast<int64_t>(path.size()) - 1, 1, nullptr, nullptr, 0.3f, 0};
+        const Attention kept = {q.data() + (nodes - 1) * row,
+                                alone.data(),
+                                1,
+                                heads,
+                                length + static_cast<int64_t>(path.size()) - 1,
+                                1,
+                                nullptr,
+                                nullptr,
+                                0.3f,
+                                0};
         attend().attention(room.cache, kept);
         CHECK(same_bits(alone.data(), tree.data() + (nodes - 1) * row, row));
     }
@@ -166,14 +175,24 @@ HAVERSACK_TEST(the_fused_write_does_not_depend_on_the_rows) {
     constexpr int64_t kv_heads = 2, heads = 4, width = 24, pairs = 10;
     for (const CacheKind kind : kinds) {
         const auto q = normal(random, n * heads * width), k = normal(random, n * kv_heads * width);
-        const auto v = normal(random, n * kv_heads * width), table = normal(random, 2 * n * pairs), norm = normal(random, width);
+        const auto v = normal(random, n * kv_heads * width), table = normal(random, 2 * n * pairs),
+                   norm = normal(random, width);
         Room whole(kind, kv_heads, n, width), steps(kind, kv_heads, n, width);
         const auto write = [&](Room &room, std::vector<float> &to_q, std::vector<float> &to_k, int64_t step) {
             for (int64_t t = 0; t < n; t += step) {
-                const NewEntries entries = {to_q.data() + t * heads * width, to_k.data() + t * kv_heads * width,
-                                            v.data() + t * kv_heads * width, n - t < step ? n - t : step, heads,
-                                            table.data() + t * pairs, table.data() + (n + t) * pairs, pairs, false,
-                                            norm.data(), norm.data(), 1e-5f, 0.0f};
+                const NewEntries entries = {to_q.data() + t * heads * width,
+                                            to_k.data() + t * kv_heads * width,
+                                            v.data() + t * kv_heads * width,
+                                            n - t < step ? n - t : step,
+                                            heads,
+                                            table.data() + t * pairs,
+                                            table.data() + (n + t) * pairs,
+                                            pairs,
+                                            false,
+                                            norm.data(),
+                                            norm.data(),
+                                            1e-5f,
+                                            0.0f};
                 cache().rope_write(room.cache, t, entries);
             }
         };

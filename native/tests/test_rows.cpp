@@ -99,7 +99,8 @@ HAVERSACK_TEST(rope_turns_pairs_whatever_the_rows) {
                 const float *from = x.data() + r * width, *to = got.data() + r * width;
                 for (int64_t i = 0; i < pairs; ++i) {
                     const int64_t one = interleaved ? 2 * i : i, two = interleaved ? 2 * i + 1 : pairs + i;
-                    const double angle = double(positions[r / heads]) * frequencies[i], c = std::cos(angle), s = std::sin(angle);
+                    const double angle = double(positions[r / heads]) * frequencies[i], c = std::cos(angle),
+                                 s = std::sin(angle);
                     CHECK_NEAR(to[one], from[one] * c - from[two] * s, 1e-6);
                     CHECK_NEAR(to[two], from[two] * c + from[one] * s, 1e-6);
                 }
@@ -112,10 +113,10 @@ HAVERSACK_TEST(gates_equal_their_definitions_whatever_the_rows) {
     Random random(3);
     const auto exact = [](Activation activation, double x) {
         switch (activation) {
-            case Activation::silu: return x / (1 + std::exp(-x));
-            case Activation::gelu: return 0.5 * x * std::erfc(-x / std::sqrt(2.0));
-            case Activation::gelu_tanh: return 0.5 * x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
-            default: return x > 0 ? x : 0.0;
+        case Activation::silu: return x / (1 + std::exp(-x));
+        case Activation::gelu: return 0.5 * x * std::erfc(-x / std::sqrt(2.0));
+        case Activation::gelu_tanh: return 0.5 * x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
+        default: return x > 0 ? x : 0.0;
         }
     };
     for (const Activation activation : {Activation::silu, Activation::gelu, Activation::gelu_tanh, Activation::relu}) {

@@ -124,7 +124,7 @@ def allowed_run_mib(pack: Path, residency: str, tokens: tuple[int, int]) -> tupl
         Bar("<=", 1.0),
     ),
     seconds=90,
-    watches=SHRINK_FILES,
+    watches=(*SHRINK_FILES, "plan/*.py", "core/memory.py"),
 )
 def pack_memory(run: Run) -> Outcomes:
     from haversack.models._calibration import default_text
