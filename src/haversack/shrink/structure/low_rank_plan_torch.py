@@ -192,7 +192,7 @@ def _measured(
     found: Sequence[tuple[Choice, nn.Module]], inputs: Mapping[str, Tensor], rounds: int
 ) -> tuple[Choice, ...]:
     """Time and memory of a pass of each, the candidates taking turns with the dense model."""
-    grown = [_growth_mib(model, inputs) for _, model in found]
+    grown = [growth_mib(model, inputs) for _, model in found]
     taken: list[list[float]] = [[] for _ in found]
     order = list(range(len(found)))
     with torch.inference_mode():
@@ -213,7 +213,7 @@ def _measured(
     )
 
 
-def _growth_mib(model: nn.Module, inputs: Mapping[str, Tensor]) -> float:
+def growth_mib(model: nn.Module, inputs: Mapping[str, Tensor]) -> float:
     """What a pass adds to this process's memory; the first pass of a model also warms it up."""
     with torch.inference_mode():
         model(**inputs)
