@@ -115,7 +115,7 @@ def source() -> Task:
         )
         return transformers.BertForSequenceClassification(config)
 
-    return Task("source", arrays(False), arrays(True), make, epochs=6)
+    return Task("source", arrays(False), arrays(True), make, epochs=10, rate=2e-3)
 
 
 def fit(model: Any, task: Task, epochs: int, seed: int, rate: float) -> Any:
@@ -234,6 +234,6 @@ def on_digits(run: Run) -> Outcomes:
     return outcomes(digits(), run)
 
 
-@bench.measure(*declared("source", "packages of source code"), seconds=200)
+@bench.measure(*declared("source", "packages of source code"), seconds=300)
 def on_source(run: Run) -> Outcomes:
     return outcomes(source(), run)

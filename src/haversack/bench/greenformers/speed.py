@@ -173,7 +173,7 @@ def training(run: Run) -> Outcomes:
         )
         for name, rank, value in (("256", 256, 0.61), ("04", 0.4, 0.53))
     ],
-    seconds=40,
+    seconds=30,
 )
 def stored(run: Run) -> Outcomes:
     import tempfile
@@ -290,7 +290,7 @@ LENGTH_CLAIM = "tokens from which Linformer (128 mixtures) is faster than rank 2
         published="512",
         quick=True,
     ),
-    seconds=200,
+    seconds=190,
     quick_seconds=15,
 )  # fmt: skip
 def linformer(run: Run) -> Outcomes:
