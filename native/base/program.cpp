@@ -1,6 +1,7 @@
 #include "base/program.h"
 
 #include <cstdlib>
+#include <cstring>
 #include <new>
 #include <utility>
 

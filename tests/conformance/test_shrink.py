@@ -36,7 +36,7 @@ every_choice = pytest.mark.parametrize("choice", [text for entry in ENTRIES for 
 
 
 def test_every_slot_of_the_stage_that_has_methods_is_tested() -> None:
-    assert {entry.slot for entry in index.methods("shrink")} == {"precision"}
+    assert {entry.slot for entry in index.methods("shrink")} <= {"precision", "structure"}
 
 
 def packed(checkpoint: Path, goal: Path, choice: str) -> Pack:

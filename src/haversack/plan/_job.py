@@ -93,7 +93,14 @@ class Job:
         for slot in ("structure", "architecture"):
             choice = getattr(self, slot)
             if choice is not None and choice != "none":
-                index.create("shrink", slot, choice)
+                name = index.create("shrink", slot, choice).name
+                raise UserError(
+                    f"{slot} {name} makes no packs yet; it acts on PyTorch modules "
+                    "(haversack.shrink.structure), so use none here.",
+                    field=slot,
+                    given=choice,
+                    nearest="none",
+                )
         if self.device.runtime != "python":
             raise UserError(
                 f"{self.device.name} does not run language packs (its runtime is {self.device.runtime}).",

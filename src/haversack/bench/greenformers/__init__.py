@@ -1,0 +1,13 @@
+"""The bench of Greenformers: low-rank weights and low-rank attention beside the dense model.
+
+counts.py: parameters to the unit, from shapes alone. speed.py: BERT-base shapes, forward and training,
+Linformer, memory, the cost of pre-training. accuracy.py: digits and source code classified. spelling.py:
+real speech weights.
+"""
+
+from __future__ import annotations
+
+from haversack.bench.greenformers import accuracy, counts, speed, spelling
+from haversack.bench.greenformers._bench import bench
+
+__all__ = ["accuracy", "bench", "counts", "speed", "spelling"]
