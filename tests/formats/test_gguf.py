@@ -111,6 +111,10 @@ def test_reads_what_the_package_writes(tmp_path):
     file, package = GgufFile.open(path), gguf.GGUFReader(path)
     assert file.metadata["llama.context_length"] == 512 and file.metadata["a.flag"] is True
     assert list(file.texts("tokenizer.ggml.tokens")) == ["<s>", "a", "ü\n", ""]
+    tokens = file.metadata["tokenizer.ggml.tokens"]
+    assert len(tokens) == 4 and tokens[2] == "ü\n"
+    with pytest.raises(IndexError):
+        tokens[4]
     assert file.numbers("tokenizer.ggml.scores").tolist() == [0.0, -1.5, 2.0, 3.0]
     for tensor in package.tensors:
         entry = file.tensors[tensor.name]

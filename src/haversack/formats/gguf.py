@@ -15,6 +15,7 @@ import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -55,6 +56,20 @@ class GgufArray:
     count: int
     offset: int
     nbytes: int
+    path: Path | None = None
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> str:
+        """One text of an array of texts, read from the file. Raises IndexError beyond its end, TypeError for
+        an array of anything else."""
+        if self.item != STRING or self.path is None:
+            raise TypeError("only texts are read one by one")
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        file = GgufFile(self.path, {"": self}, {}, 0, 3)
+        return next(islice(file.texts(""), index, None))
 
 
 class GgufFile:
@@ -151,6 +166,7 @@ class _Cursor:
 
     def __init__(self, file: IO[Any], size: int) -> None:
         self.size = size
+        self.path = Path(str(file.name))
         self.texts = 0
         self._file = file
         self._window, self._start, self._at = b"", 0, 0
@@ -304,7 +320,7 @@ def _array(cursor: _Cursor, key: str, depth: int) -> GgufArray:
     else:
         for _ in range(count):
             _array(cursor, key, depth + 1)
-    return GgufArray(item, count, start, cursor.at - start)
+    return GgufArray(item, count, start, cursor.at - start, cursor.path)
 
 
 @dataclass(frozen=True)
