@@ -30,32 +30,9 @@ void relax() {
 #endif
 }
 
-int this_processor() {
-#if defined(__linux__)
-    return sched_getcpu();
-#else
-    return -1;
-#endif
-}
-
-// Where other programs keep every processor busy, a worker may be put behind the thread that calls it, which never waits
-// for one that has not begun: it would be of no use until the system moves it. So it moves itself to another processor.
-void leave(int processor) {
-#if defined(__linux__)
-    cpu_set_t allowed;
-    if (processor < 0 || processor >= CPU_SETSIZE || sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
-    cpu_set_t others = allowed;
-    CPU_CLR(processor, &others);
-    if (CPU_COUNT(&others) > 0 && sched_setaffinity(0, sizeof others, &others) == 0)
-        sched_setaffinity(0, sizeof allowed, &allowed);
-#else
-    (void)processor;
-#endif
-}
-
-// True once `ready`; false when the time to sleep has come. `pause` is called before each yield.
-template <typename Ready, typename Pause>
-bool wait_awake(const Ready &ready, const Pause &pause) {
+// True once `ready`; false when the time to sleep has come.
+template <typename Ready>
+bool wait_awake(const Ready &ready) {
     for (int i = 0; i < spins; ++i) {
         if (ready()) return true;
         relax();
@@ -63,7 +40,6 @@ bool wait_awake(const Ready &ready, const Pause &pause) {
     const auto end = std::chrono::steady_clock::now() + yielding;
     do {
         if (ready()) return true;
-        pause();
         sched_yield();
     } while (std::chrono::steady_clock::now() < end);
     return ready();
@@ -93,7 +69,6 @@ class Pool {
         total_ = total;
         grain_ = grain;
         next_.store(0, std::memory_order_relaxed);
-        caller_.store(this_processor(), std::memory_order_relaxed);
         open_.store(true, std::memory_order_release);  // after the fields above
         epoch_.fetch_add(1);
         if (sleepers_.load() > 0) {
@@ -105,7 +80,7 @@ class Pool {
         // the worker sees the call closed, or it is seen and waited for.
         open_.store(false);
         const auto idle = [this] { return busy_.load() == 0; };
-        if (wait_awake(idle, [] {})) return;
+        if (wait_awake(idle)) return;
         std::unique_lock<std::mutex> lock(sleep_);
         waiting_.store(true);
         done_.wait(lock, idle);
@@ -128,18 +103,13 @@ class Pool {
 
     void work() {
         uint64_t seen = 0;
-        const auto step_aside = [this] {
-            const int here = this_processor();
-            if (here == caller_.load(std::memory_order_relaxed)) leave(here);
-        };
         for (;;) {
             const auto news = [&] { return epoch_.load() != seen; };
-            if (!wait_awake(news, step_aside)) {
+            if (!wait_awake(news)) {
                 std::unique_lock<std::mutex> lock(sleep_);
                 sleepers_.fetch_add(1);
                 wake_.wait(lock, news);
                 sleepers_.fetch_sub(1);
-                step_aside();
             }
             if (stop_.load()) return;
             seen = epoch_.load();
@@ -164,7 +134,6 @@ class Pool {
     alignas(64) std::atomic<uint64_t> epoch_{0};
     alignas(64) std::atomic<int> busy_{0};
     alignas(64) std::atomic<int> sleepers_{0};
-    std::atomic<int> caller_{-1};  // its processor
     std::atomic<bool> open_{false}, stop_{false}, waiting_{false};
 };
 

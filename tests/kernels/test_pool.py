@@ -67,43 +67,6 @@ def test_default_is_the_processors_this_process_may_use():
     assert output_of(one) == "1"
 
 
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two processors")
-def test_a_worker_behind_its_caller_moves_to_another_processor():
-    placed = output_of(
-        """
-        def processor(task):
-            return int(open(f"/proc/self/task/{task}/stat").read().rpartition(")")[2].split()[36])
-
-        one, two, *_ = sorted(allowed := os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {one})
-        before = set(os.listdir("/proc/self/task"))
-        kernels.set_threads(2)
-        product()
-        worker = int(*(set(os.listdir("/proc/self/task")) - before))
-        busy = os.fork()
-        if busy == 0:  # keeps the other processor busy, so that the system has no reason to move anything
-            os.sched_setaffinity(0, {two})
-            while True:
-                pass
-        waits = []
-        for _ in range(5):
-            os.sched_setaffinity(worker, {one})
-            for _ in range(50):
-                product()
-            os.sched_setaffinity(worker, {one, two})
-            begun = time.monotonic()
-            while processor(worker) != two and time.monotonic() < begun + 5:
-                product()
-            waits.append(time.monotonic() - begun)
-        os.kill(busy, 9)
-        # The system itself takes half a second and more.
-        print(sorted(waits)[2] < 0.2, os.sched_getaffinity(worker) == {one, two})
-        """,
-        OPENBLAS_NUM_THREADS="1",
-    )
-    assert placed == "True True"
-
-
 @pytest.mark.filterwarnings("ignore:This process")
 def test_a_forked_child_makes_its_own_threads():
     answer = output_of(
