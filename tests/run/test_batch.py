@@ -164,7 +164,7 @@ def test_cancelled_and_late_answers_free_their_slots(folder: Any) -> None:
             one, two, three = batch.submit(
                 [
                     Ask(PROMPTS[1], slow, tell=True),
-                    Ask(PROMPTS[4], slow, deadline=time.monotonic() + 0.05),
+                    Ask(PROMPTS[4], slow, deadline=time.monotonic() + 0.005),
                     Ask(PROMPTS[3], Limits(3, (), ())),
                 ]
             )

@@ -70,8 +70,8 @@ class EncoderModel:
             path = self.path / "tokenizer.json"
             tokenizer = Tokenizer.of_bytes(inner.read_file("tokenizer.json"), path)
         else:
-            path = getattr(inner, "tokenizer_path", self.path / "tokenizer.json")
-            tokenizer = Tokenizer.open(path)
+            path = self.path
+            tokenizer = Tokenizer.of_folder(path)
         largest = max(tokenizer.table().values(), default=-1)
         if largest >= self.architecture.vocabulary:
             raise UserError(

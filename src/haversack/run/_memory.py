@@ -17,7 +17,7 @@ BASE_MIB = 46.0
 HUB_MIB = 22.0
 """The hub's library, where a model was fetched by its name."""
 TOKENIZER_MIB = 7.5
-TOKENIZER_BYTES_A_TOKEN = 450
+TOKENIZER_BYTES_A_TOKEN = 900
 """The tokenizers library, and what one token of a byte-level vocabulary with merges takes while it is
 read.
 """
