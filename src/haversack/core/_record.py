@@ -13,7 +13,7 @@ import msgspec
 from haversack.core._safetensors import DIMENSIONS_MOST, NAME_MOST
 from haversack.core.errors import not_allowed
 
-FORMAT = (1, 0)
+FORMAT = (1, 1)
 PACK_KINDS = ("language", "speech", "vision", "signal", "delta", "mcu", "split", "codec")
 RECORD_NAME = "pack.json"
 WEIGHTS_NAME = "weights.safetensors"
