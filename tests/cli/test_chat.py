@@ -155,7 +155,9 @@ def test_a_chat_on_a_terminal(model: Path, terminal: Any, tmp_path: Path) -> Non
 def test_ctrl_c_stops_the_answer_and_ctrl_d_leaves(model: Path, terminal: Any) -> None:
     one = terminal(str(model), "--max-tokens", "3000", "--ignore-end")
     one.until(b"> ")
-    one.send(b"half a line\x03")
+    one.send(b"half a line")
+    one.until(b"half a line")  # the editor has the terminal; a signal before that waits for the next key
+    one.send(b"\x03")
     one.until(b"> ")
     one.send(b"the one\n")
     one.until(b"\n")

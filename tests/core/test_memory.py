@@ -89,7 +89,8 @@ def test_dropping_what_was_read_does_not_cost(nothing_mib, file):
         f"import os, time; f = os.open({str(file)!r}, 0)\n"
         "while os.read(f, 1 << 20): os.posix_fadvise(f, 0, 0, os.POSIX_FADV_DONTNEED)\ntime.sleep(0.3)"
     )
-    assert run(code, files=[file]).peak_mib - nothing_mib < 8
+    # A look in the middle of a read sees what is about to be dropped; kept, all 24 MiB would count.
+    assert run(code, files=[file]).peak_mib - nothing_mib < 16
 
 
 def test_mapped_pages_are_counted_once(nothing_mib, file):

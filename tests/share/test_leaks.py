@@ -48,19 +48,34 @@ async def crowd(serving: Any, port: int, count: int, seed: int, at_once: int = 1
     return sum(await asyncio.gather(*(one(number) for number in range(count))))
 
 
+async def fill(serving: Any, port: int, contexts: int) -> None:
+    """Read a long prompt, then write in every context until it is full: all memory has been touched."""
+    longest = {"model": "tiny", "prompt": "the road " * 60, "max_tokens": 1}
+    await visit(port, serving.post("/v1/completions", longest), 30.0)
+    fields = {"model": "tiny", "prompt": "the", "max_tokens": 500, "temperature": 1, "logit_bias": {}}
+    full = (
+        visit(port, serving.post("/v1/completions", {**fields, "seed": number}), 60.0)
+        for number in range(contexts)
+    )
+    await asyncio.gather(*full)
+
+
 def state(port: int) -> Any:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/state", timeout=10) as response:
         return json.load(response)
 
 
 def test_nothing_stays_behind(serving: Any, tiny: Any) -> None:
-    with serving.Command(tiny, "--port", "0", "--contexts", "4", "--queue", "20") as command:
+    with serving.Command(
+        tiny, "--port", "0", "--contexts", "4", "--queue", "20", "--prefix-mib", "1"
+    ) as command:
         port = command.port
 
         def still() -> bool:
             found = state(port)
             return found["running"] == found["waiting"] == 0
 
+        asyncio.run(fill(serving, port, 4))
         whole = asyncio.run(crowd(serving, port, 100, 1))  # everything has been touched once
         serving.until(still)
         before = (command.status("VmRSS"), command.status("Threads"))

@@ -30,6 +30,7 @@ from haversack.core.errors import UserError
 PAGE = mmap.PAGESIZE
 MIB = 2**20
 POLL_S = 0.005
+STEP = 2 * MIB  # growth after which the page cache is looked at again, however busy the machine
 _PRESENT = bytes(128) + b"\x01" * 128  # pagemap: the highest bit of an entry says that the page is mapped
 _RESIDENT = bytes([0, 1] * 128)  # mincore: the lowest bit says that the page is in the cache
 _KCMP = {"x86_64": 312, "aarch64": 272}.get(os.uname().machine)  # number of the system call
@@ -104,6 +105,7 @@ class MemoryWatch:
             int, tuple[int, int]
         ] = {}  # pages mapped at the last sample, and when VmHWM last grew
         self._grown = False
+        self._looked_at = 0  # bytes of VmHWM when the page cache was last looked at
         self._peak = 0
         self._ended = threading.Event()
         self._lock = threading.Lock()
@@ -139,7 +141,9 @@ class MemoryWatch:
                     self._highest[key] = max(high, self._highest.get(key, 0))
                     alive = alive or key[0] == self._root
             total = sum(self._highest.values())
-            if alive and files:
+            # What is mapped and unmapped again between two looks would count twice: in VmHWM and as cached.
+            if alive and (files or total >= self._looked_at + STEP):
+                self._looked_at = total
                 # After VmHWM: a page that is mapped meanwhile must not count in both.
                 processes = [pid for pid, _ in tree]
                 pages = [_pages(file, processes) for file in self._files]
