@@ -89,11 +89,14 @@ def test_ctrl_c_ends_properly_with_130(serving: Any, tiny: Any) -> None:
 
 
 def test_a_second_signal_does_not_wait(serving: Any, tiny: Any) -> None:
-    with serving.Command(tiny, "--port", "0", "--grace", "1000") as command:
-        with stream(serving, command.port) as rest:
+    """Sixteen answers, one after the other, would take longer than the second signal needs."""
+    with serving.Command(tiny, "--port", "0", "--contexts", "1", "--grace", "1000") as command:
+        with stream(serving, command.port, {**LONG, "n": 16}) as rest:
             command.signal()
+            serving.until(lambda: refused(serving, command.port))
             command.signal(signal.SIGINT)
-            assert rest()[-1] == "data: [DONE]"
+            said = rest()
+        assert said[-1] == "data: [DONE]" and said[-2]["error"]["code"] == "stopping"
         assert command.ended() == 130
 
 
