@@ -21,8 +21,8 @@ struct Bf16 {
     HAVERSACK_INLINE Floats part(const uint8_t *p, int64_t n) { return load_bf16_part(p, n); }
 };
 
-// Rows by T tokens. x: interleaved units of 16 inputs, zeros behind the last.
-template <typename Type, int Rows, int T>
+// Rows by T tokens. x: interleaved units of 16 inputs, zeros behind the last. First: no tile before this one read these rows.
+template <typename Type, int Rows, int T, bool First>
 HAVERSACK_INLINE void tile(const Product &product, const float *x, int64_t token, int64_t row) {
     const int64_t columns = product.weights.columns, stride = columns * Type::bytes;
     const uint8_t *w = product.weights.data + row * stride;
@@ -33,8 +33,8 @@ HAVERSACK_INLINE void tile(const Product &product, const float *x, int64_t token
     for (; k + lanes <= columns; k += lanes, w += lanes * Type::bytes, x += lanes * T) {
         Floats weights[Rows];
         for (int r = 0; r < Rows; ++r) {
-            // Alone, one token waits for memory: call for the next rows while these are read.
-            if constexpr (T == 1 && Rows > 1) prefetch_far(w + (r + Rows) * stride);
+            // Few tokens wait for memory: call for the next rows while these are read.
+            if constexpr (First && Rows > 1) prefetch_far(w + (r + Rows) * stride);
             weights[r] = Type::whole(w + r * stride);
         }
         for (int t = 0; t < T; ++t) {
@@ -72,13 +72,14 @@ void blocks(const Product &product, const Tiles &tiles, int64_t first_block, int
                     constexpr int T = decltype(tokens)::value;
                     const float *x = tiles.inputs<float>(i);
                     const int64_t token = tiles.first(i);
-                    if (rows == 1) {
-                        tile<Type, 1, T>(product, x, token, row);
-                    } else if (rows == 2) {
-                        tile<Type, 2, T>(product, x, token, row);
-                    } else if constexpr (T == 1 || float_tile > 2) {
-                        tile<Type, 4, T>(product, x, token, row);
-                    }
+                    if (rows == 1)
+                        tile<Type, 1, T, false>(product, x, token, row);
+                    else if (rows == 2)
+                        i == begin ? tile<Type, 2, T, true>(product, x, token, row)
+                                   : tile<Type, 2, T, false>(product, x, token, row);
+                    else if constexpr (T == 1 || float_tile > 2)
+                        i == begin ? tile<Type, 4, T, true>(product, x, token, row)
+                                   : tile<Type, 4, T, false>(product, x, token, row);
                 });
             row += rows;
         }

@@ -177,7 +177,15 @@ int64_t draw(const float *powers, int64_t n, double number) {
     return last;
 }
 
-float *memory(int64_t n) { return static_cast<float *>(scratch(0, static_cast<size_t>(2 * n) * sizeof(float))); }
+float *memory(int64_t n) { return static_cast<float *>(scratch(0, static_cast<size_t>(3 * n) * sizeof(float))); }
+
+// Logits with minus infinity where a token is not allowed.
+const float *only_allowed(const float *logits, int64_t n, const Filters &filters, float *out) {
+    const int64_t known = smaller_of(n, filters.known);
+    for (int64_t i = 0; i < known; ++i) out[i] = filters.allowed[i] ? logits[i] : -infinity;
+    for (int64_t i = known; i < n; ++i) out[i] = -infinity;
+    return out;
+}
 
 int64_t greedy(const float *logits, int64_t n) {
     const float top = largest_finite(logits, n);
@@ -192,9 +200,23 @@ bool filter(const float *logits, int64_t n, const Filters &filters, float *out) 
     return true;
 }
 
+double log_probability_of(float logit, float top, const float *powers, int64_t n) {
+    return static_cast<double>(logit) - top - ::log(static_cast<double>(total_of(powers, n)));
+}
+
 bool sample(const float *logits, int64_t n, const Filters &filters, double number, int64_t *token, double *log_probability) {
     float *scores = memory(n), *powers = scores + n;
+    if (filters.allowed) logits = only_allowed(logits, n, filters, powers + n);
+    const bool plain = filters.temperature == 1.0f && filters.top_k == 0 && filters.top_p >= 1.0 && filters.min_p <= 0.0 &&
+                       filters.penalty == 1.0f;
     const float input = largest_finite(logits, n);
+    if (plain) {  // scores are the logits, and one sum of powers serves both answers
+        if (input != input) return false;
+        powers_of(logits, n, input, powers);
+        *token = draw(powers, n, number);
+        *log_probability = log_probability_of(logits[*token], input, powers, n);
+        return true;
+    }
     const float top =
         filters.temperature == 0.0f ? scores_of(logits, n, filters, scores) : filtered(logits, n, filters, scores, powers);
     if (input != input || top != top) return false;
@@ -205,7 +227,7 @@ bool sample(const float *logits, int64_t n, const Filters &filters, double numbe
         *token = draw(powers, n, number);
     }
     powers_of(logits, n, input, powers);
-    *log_probability = static_cast<double>(logits[*token]) - input - ::log(static_cast<double>(total_of(powers, n)));
+    *log_probability = log_probability_of(logits[*token], input, powers, n);
     return true;
 }
 

@@ -25,14 +25,15 @@ double uniform(uint64_t seed, uint64_t step) {
 }
 
 struct Request {
-    const Array logits, history;
+    const Array logits, history, allowed;
     Filters filters;
     bool fits = false;
 
     Request(nb::handle logits_, double temperature, int64_t top_k, double top_p, double min_p, double penalty,
-            nb::handle history_)
-        : logits(logits_, Access::read), history(history_, Access::read) {
+            nb::handle history_, nb::handle allowed_)
+        : logits(logits_, Access::read), history(history_, Access::read), allowed(allowed_, Access::read) {
         if (!logits.of<float>(1) || logits.size(0) == 0) return;
+        if (!allowed.none() && !allowed.of<bool>(1)) return;
         if (!(temperature >= 0 && temperature < INFINITY) || top_k < 0 || !(top_p > 0 && top_p <= 1) ||
             !(min_p >= 0 && min_p <= 1) || !(penalty > 0 && penalty < INFINITY))
             return;
@@ -43,9 +44,15 @@ struct Request {
                 if (token < 0 || token >= logits.size(0)) return;
             }
         }
-        filters = {
-            static_cast<float>(temperature),     top_k, top_p, min_p, static_cast<float>(penalty), history.data<int32_t>(),
-            history.none() ? 0 : history.size(0)};
+        filters = {static_cast<float>(temperature),
+                   top_k,
+                   top_p,
+                   min_p,
+                   static_cast<float>(penalty),
+                   history.data<int32_t>(),
+                   history.none() ? 0 : history.size(0),
+                   allowed.data<uint8_t>(),
+                   allowed.none() ? 0 : allowed.size(0)};
         fits = true;
     }
 };
@@ -66,7 +73,7 @@ HAVERSACK_BIND(sampling) {
         "filter_logits",
         [](nb::handle logits, double temperature, int64_t top_k, double top_p, double min_p, double penalty, nb::handle history,
            nb::handle out_) {
-            const Request request(logits, temperature, top_k, top_p, min_p, penalty, history);
+            const Request request(logits, temperature, top_k, top_p, min_p, penalty, history, nb::none());
             const Array out(out_, Access::write);
             if (!request.fits || temperature == 0 || !out.of<float>(1) || !out.same_shape(request.logits)) return false;
             const Unlocked unlocked;
@@ -76,8 +83,8 @@ HAVERSACK_BIND(sampling) {
     module.def(
         "sample",
         [](nb::handle logits, double temperature, int64_t top_k, double top_p, double min_p, double penalty, nb::handle history,
-           uint64_t seed, uint64_t step) -> nb::object {
-            const Request request(logits, temperature, top_k, top_p, min_p, penalty, history);
+           uint64_t seed, uint64_t step, nb::handle allowed) -> nb::object {
+            const Request request(logits, temperature, top_k, top_p, min_p, penalty, history, allowed);
             int64_t token = 0;
             double log_probability = 0;
             bool drawn = request.fits;
@@ -89,5 +96,5 @@ HAVERSACK_BIND(sampling) {
             if (!drawn) return nb::none();
             return nb::make_tuple(token, log_probability);
         },
-        any(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), any(), nb::arg(), nb::arg());
+        any(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), any(), nb::arg(), nb::arg(), any());
 }

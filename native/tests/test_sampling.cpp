@@ -31,7 +31,7 @@ HAVERSACK_TEST(filters_keep_what_sorting_keeps) {
         const auto logits = logits_of(random, n);
         const int64_t top_k = random.below(3) ? 1 + random.below(n) : 0;
         const double top_p = random.below(3) ? 0.05 + 0.0091 * random.below(100) : 1.0;
-        const Filters filters = {0.8f, top_k, top_p, 0.0, 1.0f, nullptr, 0};
+        const Filters filters = {0.8f, top_k, top_p, 0.0, 1.0f, nullptr, 0, nullptr, 0};
         std::vector<float> got(logits.size()), scores(logits.size());
         CHECK(sampling().filter(logits.data(), n, filters, got.data()));
         for (int i = 0; i < n; ++i) scores[i] = logits[i] / 0.8f;
@@ -58,7 +58,7 @@ HAVERSACK_TEST(draws_follow_running_sums) {
         const float top = *std::max_element(logits.begin(), logits.end());
         double total = 0;
         for (const float x : logits) total += std::exp(double(x) - top);
-        const Filters plain = {1.0f, 0, 1.0, 0.0, 1.0f, nullptr, 0};
+        const Filters plain = {1.0f, 0, 1.0, 0.0, 1.0f, nullptr, 0, nullptr, 0};
         for (int round = 0; round < 50; ++round) {
             const double number = (random.bits() % 1000000 + 0.5) / 1000000;
             int64_t token = -1;
@@ -80,7 +80,7 @@ HAVERSACK_TEST(logits_without_probabilities_are_refused) {
         logits[17] = bad;
         int64_t token;
         double log_probability;
-        const Filters plain = {1.0f, 0, 1.0, 0.0, 1.0f, nullptr, 0};
+        const Filters plain = {1.0f, 0, 1.0, 0.0, 1.0f, nullptr, 0, nullptr, 0};
         CHECK(sampling().greedy(logits.data(), 19) == -1);
         CHECK(!sampling().filter(logits.data(), 19, plain, out.data()));
         CHECK(!sampling().sample(logits.data(), 19, plain, 0.5, &token, &log_probability));

@@ -45,9 +45,7 @@ class Steps:
 
     def first_token(self, seconds: float) -> None: ...
 
-    def token(self, seconds: float) -> None: ...
-
-    def step(self, texts: int, rows: int, seconds: float) -> None:
+    def step(self, texts: int, rows: int, seconds: float, gaps: Any) -> None:
         self.texts.append(texts)
         self.rows.append(rows)
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from haversack.share._answers import event
+
 openai = pytest.importorskip("openai")
 pytest.importorskip("fastapi")
 LONG = {"model": "tiny", "prompt": "on", "max_tokens": 480, "stream": True, "ignore_eos": True}
@@ -29,7 +31,7 @@ def stream(serving: Any, port: int, body: Any = LONG) -> Any:
             with contextlib.suppress(OSError):
                 while piece := one.recv(65536):
                     data += piece
-            lines = [line for line in data.decode().splitlines() if line.startswith("data: ")]
+            lines = [line for line in data.decode().split("\n") if line.startswith("data: ")]
             return [line if line == "data: [DONE]" else json.loads(line[6:]) for line in lines]
 
         yield rest
@@ -49,6 +51,20 @@ def test_sigterm_lets_answers_finish(serving: Any, tiny: Any) -> None:
             serving.until(lambda: refused(serving, command.port) or command.process.poll() is not None)
             said = rest()
         assert said[-1] == "data: [DONE]" and said[-2]["choices"][0]["finish_reason"] == "length"
+        assert command.ended() == 0
+
+
+def test_who_reads_late_gets_everything(serving: Any, tiny: Any) -> None:
+    """All answers end while the server waits to write; none of what they said is lost."""
+    with serving.Command(tiny, "--port", "0", "--contexts", "4") as command:
+        with stream(serving, command.port, {**LONG, "n": 12}) as rest:
+            with openai.OpenAI(base_url=f"{command.record['url']}/v1", api_key="none") as client:
+                client.completions.create(model="tiny", prompt="on", max_tokens=2)  # comes behind all of them
+            said = rest()
+        assert said[-1] == "data: [DONE]"
+        ends = [one["choices"][0] for one in said[:-1] if one["choices"][0]["finish_reason"]]
+        assert sorted(one["index"] for one in ends) == list(range(12))
+        command.signal()
         assert command.ended() == 0
 
 
@@ -89,9 +105,10 @@ def test_ctrl_c_ends_properly_with_130(serving: Any, tiny: Any) -> None:
 
 
 def test_a_second_signal_does_not_wait(serving: Any, tiny: Any) -> None:
-    """Sixteen answers, one after the other, would take longer than the second signal needs."""
+    """So many answers, one after the other, would take longer than the second signal needs, even where a
+    probe was let in before the first."""
     with serving.Command(tiny, "--port", "0", "--contexts", "1", "--grace", "1000") as command:
-        with stream(serving, command.port, {**LONG, "n": 16}) as rest:
+        with stream(serving, command.port, {**LONG, "prompt": ["on"] * 4, "n": 15}) as rest:
             command.signal()
             serving.until(lambda: refused(serving, command.port))
             command.signal(signal.SIGINT)
@@ -156,3 +173,11 @@ def test_a_missing_extra_is_told_with_its_install_line(tiny: Any) -> None:
     done = subprocess.run(line, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and "pip install 'haversack[serve]'" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_an_event_is_one_line_for_every_reader() -> None:
+    """Some clients end lines at U+0085, U+2028 and U+2029 too; sampled text may hold any of them."""
+    text = "a\x85b\u2028c\u2029d\r\ne\u00e9"
+    data = event({"text": text})
+    assert data.endswith(b"\n\n") and len(data.decode().splitlines()) == 2
+    assert json.loads(data[6:]) == {"text": text}

@@ -47,6 +47,7 @@ _PUBLIC = {
     "pool_attention": "pooled",
     "pool_write": "pooled",
     "filter_logits": "sampling",
+    "only_allowed": "sampling",
     "greedy": "sampling",
     "sample": "sampling",
     "uniform": "sampling",

@@ -93,6 +93,14 @@ def log_probability_twin(logits: Array, token: int) -> float:
     return float(shifted[token] - np.log(np.exp(shifted).sum()))
 
 
+def only_allowed(logits: Array, allowed: Array) -> Array:
+    """A copy of logits f32[vocabulary], minus infinity where `allowed` bool[any] is false or at its end."""
+    masked: Array = np.full_like(logits, -np.inf)
+    known = min(len(allowed), len(logits))
+    masked[:known] = np.where(allowed[:known], logits[:known], np.float32(-np.inf))
+    return masked
+
+
 def greedy(logits: Array) -> int:
     """The first token with the largest of logits f32[vocabulary]. NaN, or no finite logit: UserError."""
     module = native()
@@ -150,20 +158,34 @@ def sample(
     history: Array | None = None,
     seed: int = 0,
     step: int = 0,
+    allowed: Array | None = None,
 ) -> tuple[int, float]:
     """Draws one token from logits f32[vocabulary]: the token, and the natural logarithm of its probability
     under the unfiltered logits at temperature 1.
 
-    temperature 0 takes the first largest score after the repetition penalty. Other parameters and errors:
-    see `filter_logits`. The same (seed, step) and logits give the same token.
+    temperature 0 takes the first largest score after the repetition penalty. `allowed` bool[any]: the others
+    and tokens behind its end count as logits of minus infinity, for both answers. Other parameters and
+    errors: see `filter_logits`. The same (seed, step) and logits give the same token.
     """
     module = native()
     if module is not None:
         drawn: tuple[int, float] | None = module.sample(
-            logits, temperature, top_k, top_p, min_p, repetition_penalty, history, seed & _WORD, step & _WORD
+            logits,
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            repetition_penalty,
+            history,
+            seed & _WORD,
+            step & _WORD,
+            allowed,
         )
         if drawn is not None:
             return drawn
+    if allowed is not None:
+        check_array("sample", "allowed", allowed, (None,), ("bool",))
+        logits = only_allowed(logits, allowed)
     scores = _checked_scores("sample", logits, temperature, top_k, top_p, min_p, repetition_penalty, history)
     if module is not None:
         refuse_arrays("sample")

@@ -37,6 +37,7 @@ DEEPEST = 64
 """Levels of nesting."""
 MOST_CONFIGURATIONS = 30_000
 MASKS_NBYTES = 32 << 20
+DRAWN_NBYTES = 100
 DEAD, UNKNOWN = 0, -1
 STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 """Counts to the end of a repetition that are told apart: between them, a token that would go on to the very
@@ -137,6 +138,18 @@ class Allowed:
     grown: npt.NDArray[np.float32] | None = None
 
 
+class Place:
+    """What is asked of a configuration at every token: `accepts` and `ended` (see Automaton), None until
+    asked for, and the configuration after each token that was drawn there."""
+
+    __slots__ = ("accepts", "after", "ended")
+
+    def __init__(self) -> None:
+        self.accepts: bool | None = None
+        self.ended: bool | None = None
+        self.after: dict[int, int] = {}
+
+
 class Automaton:
     """A grammar over one vocabulary. Not for two threads at once."""
 
@@ -166,6 +179,8 @@ class Automaton:
         self._bottom = Node(None, None)
         self._numbers: dict[frozenset[Node], int] = {}
         self._held: list[frozenset[Node]] = []
+        self._places: list[Place] = []
+        self._drawn = 0
         self._table = np.full((64, self.class_count), UNKNOWN, np.int32)
         self._least = np.zeros(64)
         self._masks: dict[int, Allowed] = {}
@@ -177,7 +192,8 @@ class Automaton:
 
     def relieved(self, number: int) -> int:
         """The number of the configuration `number`, after forgetting all that is kept when it is too much."""
-        if len(self._held) < MOST_CONFIGURATIONS and self._masks_nbytes < MASKS_NBYTES:
+        kept = self._masks_nbytes + DRAWN_NBYTES * self._drawn
+        if len(self._held) < MOST_CONFIGURATIONS and kept < MASKS_NBYTES:
             return number
         nodes = self._held[number]
         self._reset()
@@ -196,6 +212,7 @@ class Automaton:
         if found is None:
             found = self._numbers[nodes] = len(self._held)
             self._held.append(nodes)
+            self._places.append(Place())
             if found == len(self._table):
                 more = np.full_like(self._table, UNKNOWN)
                 self._table = np.concatenate([self._table, more])
@@ -213,11 +230,28 @@ class Automaton:
 
     def accepts(self, number: int) -> bool:
         """True when the text so far is complete."""
-        return any(self._expanded(node).accepts for node in self._held[number])
+        place = self._places[number]
+        if place.accepts is None:
+            place.accepts = any(self._expanded(node).accepts for node in self._held[number])
+        return place.accepts
 
     def ended(self, number: int) -> bool:
         """True when the text is complete and nothing may follow."""
-        return self.accepts(number) and not any(self._expanded(node).moves for node in self._held[number])
+        place = self._places[number]
+        if place.ended is None:
+            nodes = self._held[number]
+            place.ended = self.accepts(number) and not any(self._expanded(node).moves for node in nodes)
+        return place.ended
+
+    def draw(self, number: int, token: int) -> int:
+        """The configuration after a token, 0 when it is not allowed."""
+        after = self._places[number].after
+        found = after.get(token)
+        if found is None:
+            data = self.vocabulary.tokens[token] if 0 <= token < self.vocabulary.size else b""
+            found = after[token] = self.advance(number, data) if data else DEAD
+            self._drawn += 1
+        return found
 
     def advance(self, number: int, data: bytes) -> int:
         """The configuration after some bytes, 0 when they are not allowed."""

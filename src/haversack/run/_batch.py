@@ -43,11 +43,11 @@ class Busy(HaversackError):  # noqa: N818 - a state, not a fault
 
 
 class Watch(Protocol):
-    """Told of what happens, from the batch's own thread."""
+    """Told of what happens, from the batch's own thread. `gaps`: seconds between a token written in the step
+    and the one before it, for each answer that got one."""
 
     def first_token(self, seconds: float) -> None: ...
-    def token(self, seconds: float) -> None: ...
-    def step(self, texts: int, rows: int, seconds: float) -> None: ...
+    def step(self, texts: int, rows: int, seconds: float, gaps: Sequence[float]) -> None: ...
     def began(self, prompt: int, cached: int, waited: float) -> None: ...
     def over(self, job: Job) -> None: ...
 
@@ -99,6 +99,7 @@ class Batch:
         self._writing: list[Job] = []
         self._free = list(range(contexts))[::-1]
         self._events: list[Event] = []
+        self._gaps: list[float] = []
         self._ending: str | None = None
         self._thread = threading.Thread(target=self._run, name="haversack-batch", daemon=True)
         self._thread.start()
@@ -185,7 +186,8 @@ class Batch:
                 self._write(job, result)
         if self._watch is not None:
             rows = sum(len(part.tokens) for part in parts)
-            self._watch.step(len(parts), rows, time.monotonic() - began)
+            self._watch.step(len(parts), rows, time.monotonic() - began, self._gaps)
+        self._gaps.clear()
 
     def _drop(self) -> None:
         """End what was cancelled or has passed its deadline."""
@@ -273,17 +275,17 @@ class Batch:
         except Exception as error:  # this answer alone
             self._end(job, "failed", error)
             return
-        if drawn is not None:
+        if drawn:
             now = time.monotonic()
             if job.first_s is None:
                 job.first_s = now - job.came
                 if self._watch is not None:
                     self._watch.first_token(job.first_s)
-            elif self._watch is not None:
-                self._watch.token(now - job.last)
+            else:
+                self._gaps.append(now - job.last)
             job.last = now
             if job.ask.tell:
-                self._events.append((job, drawn))
+                self._events.append((job, job.drawn[-1]))
         if job.stop is not None:
             self._end(job, job.stop)
 

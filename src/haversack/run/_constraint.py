@@ -106,10 +106,7 @@ class TokenConstraint:
         if token in self._ends:
             self.done = True
             return
-        data = (
-            self._automaton.vocabulary.tokens[token] if 0 <= token < self._automaton.vocabulary.size else b""
-        )
-        after = self._automaton.advance(number, data) if data else DEAD
+        after = self._automaton.draw(number, token)
         if after == DEAD:
             raise ValueError(f"the token {token} does not satisfy the constraint")
         after = self._automaton.relieved(after)

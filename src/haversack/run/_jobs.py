@@ -93,7 +93,10 @@ class Job:
         self.slot: int | None = None
         self.read = 0
         self.cached = 0
+        self.tokens: list[int] = []
+        """The answer's tokens."""
         self.drawn: list[Drawn] = []
+        """The same with their texts, for an ask that wants to hear of each or has stop texts."""
         self.stop: str | None = None
         self.error: Exception | None = None
         self.cancelled = False
@@ -104,6 +107,8 @@ class Job:
         self.ended = threading.Event()
         self._session: Session | None = None
         self._counts: dict[int, int] = {}
+        self._told = ask.tell or ask.top is not None or bool(ask.limits.stop)
+        self._text: str | None = None
 
     @property
     def reading(self) -> bool:
@@ -111,14 +116,15 @@ class Job:
         return self.read < len(self.ask.prompt)
 
     @property
-    def tokens(self) -> list[int]:
-        """The answer's tokens."""
-        return [drawn.token for drawn in self.drawn if drawn.token is not None]
-
-    @property
     def text(self) -> str:
         """The answer's text, as far as it is certain."""
-        return "".join(drawn.text for drawn in self.drawn)
+        if self._told or self._session is None:
+            return "".join(drawn.text for drawn in self.drawn)
+        if self._text is None or self.stop is None:  # nobody waits for its parts: it is made when asked for
+            stream = self._tokenizer.stream(self.ask.limits.shown)
+            pieces = [stream.add(token) for token in self.tokens]
+            self._text = "".join([*pieces, stream.finish() if self.stop is not None else ""])
+        return self._text
 
     @property
     def history(self) -> I32:
@@ -143,39 +149,47 @@ class Job:
         if ask.constraint is not None:  # it has to know how many tokens there really are
             constraint, most = ask.constraint(), min(most, context - len(ask.prompt) + 1)
         self._session = Session(ask.sampler, ask.prompt, most, constraint)
-        self._stream, self._stops = tokenizer.stream(ask.limits.shown), StopTexts(ask.limits.stop)
+        self._tokenizer = tokenizer
+        if self._told:
+            self._stream, self._stops = tokenizer.stream(ask.limits.shown), StopTexts(ask.limits.stop)
 
-    def draw(self, logits: F32, ends: Sequence[int], room: bool) -> Drawn | None:
-        """The next token from logits f32 [vocabulary]; None when it is one of `ends`. Sets `stop` when the
-        answer is over; `room`: the context holds another token."""
+    def draw(self, logits: F32, ends: Sequence[int], room: bool) -> bool:
+        """Take the next token from logits f32 [vocabulary]; False when it is one of `ends`. Sets `stop` when
+        the answer is over; `room`: the context holds another token."""
         session, ask = self._session, self.ask
         assert session is not None
         adjusted = logits if ask.adjustments.none else ask.adjustments.apply(logits, self._counts)
         token, log_probability = session.draw(adjusted)
         if token in ends:
             self.stop = "end-of-text"
-            return None
+            return False
+        self.tokens.append(token)
         if not ask.adjustments.none:
             self._counts[token] = self._counts.get(token, 0) + 1
+        if self._told:
+            self._tell(token, logits, log_probability)
+        if self.stop is None:
+            if session.ended == session.drawn:
+                self.stop = "end-of-text"
+            elif session.drawn >= ask.limits.max_tokens:
+                self.stop = "max-tokens"
+            elif not room:
+                self.stop = "context"
+        return True
+
+    def _tell(self, token: int, logits: F32, log_probability: float) -> None:
+        """Add to `drawn` what can be told of a token."""
         top: tuple[tuple[int, float], ...] = ()
-        if ask.top is not None:
-            log_probability, top = _alternatives(logits, token, ask.top)
+        if self.ask.top is not None:
+            log_probability, top = _alternatives(logits, token, self.ask.top)
         text = self._stops.add(self._stream.add(token))
-        drawn = Drawn(token, text, log_probability, top, ask.top is not None)
-        self.drawn.append(drawn)
+        self.drawn.append(Drawn(token, text, log_probability, top, self.ask.top is not None))
         if self._stops.met:
             self.stop = "stop-text"
-        elif session.ended == session.drawn:
-            self.stop = "end-of-text"
-        elif session.drawn >= ask.limits.max_tokens:
-            self.stop = "max-tokens"
-        elif not room:
-            self.stop = "context"
-        return drawn
 
     def rest(self) -> Drawn | None:
         """Text that was held back until the end."""
-        if self._session is None or self._stops.met:
+        if self._session is None or not self._told or self._stops.met:
             return None
         text = self._stops.add(self._stream.finish())
         text += "" if self._stops.met else self._stops.finish()

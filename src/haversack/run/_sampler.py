@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from haversack.core.errors import UserError
-from haversack.kernels import filter_logits, sample, softmax
+from haversack.kernels import filter_logits, only_allowed, sample, softmax
 
 if TYPE_CHECKING:
     from haversack.run._constraint import Constraint
@@ -67,10 +67,16 @@ class Sampler:
         """True when tokens already seen matter."""
         return self.repetition_penalty != 1
 
-    def draw(self, logits: F32, history: I32 | None, step: int) -> tuple[int, float]:
+    def draw(
+        self,
+        logits: F32,
+        history: I32 | None,
+        step: int,
+        allowed: npt.NDArray[np.bool_] | None = None,
+    ) -> tuple[int, float]:
         """Token number `step` of a run from logits f32 [vocabulary], and the natural logarithm of its
-        probability
-        under them. `history` i32: the tokens of prompt and answer so far."""
+        probability under them (of those in `allowed` bool, where that is given). `history` i32: the tokens
+        of prompt and answer so far."""
         drawn: tuple[int, float] = sample(
             logits,
             temperature=self.temperature,
@@ -81,6 +87,7 @@ class Sampler:
             history=history if self.remembers else None,
             seed=self.seed,
             step=step,
+            allowed=allowed,
         )
         return drawn
 
@@ -135,7 +142,9 @@ class Session:
         """Draw the next token from logits f32 [vocabulary] and remember it; returns it and its log-
         probability (under a constraint: among the tokens it allows).
         """
-        token, log_probability = self.sampler.draw(self.masked(logits), self.tokens, self.drawn)
+        constraint = self.constraint
+        allowed = None if constraint is None or constraint.done else constraint.allowed(self.left)
+        token, log_probability = self.sampler.draw(logits, self.tokens, self.drawn, allowed)
         self.add(token)
         return token, log_probability
 
@@ -147,12 +156,7 @@ class Session:
         """`logits` with minus infinity where the constraint does not allow a token."""
         if self.constraint is None or self.constraint.done:  # after the end, what is drawn ahead is dropped
             return logits
-        allowed = self.constraint.allowed(self.left)
-        if len(allowed) == len(logits):
-            return np.where(allowed, logits, np.float32(-np.inf))
-        masked = np.full_like(logits, -np.inf)  # a model's vocabulary may be padded
-        known = min(len(allowed), len(logits))
-        masked[:known] = np.where(allowed[:known], logits[:known], np.float32(-np.inf))
+        masked: F32 = only_allowed(logits, self.constraint.allowed(self.left))
         return masked
 
     def add(self, token: int) -> None:

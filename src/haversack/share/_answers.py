@@ -20,13 +20,19 @@ FINISH = {
     "stop-text": "stop",
 }
 """Why an answer ended by itself -> finish_reason."""
+LINE_ENDS = tuple((chr(code).encode(), b"\\u%04x" % code) for code in (0x85, 0x2028, 0x2029))
+"""Characters that some readers of lines end a line at, and how JSON may write them instead."""
 
 Json = dict[str, Any]
 
 
 def event(record: Json) -> bytes:
-    """One server-sent event."""
-    return b"data: " + msgspec.json.encode(record) + b"\n\n"
+    """One server-sent event: one line, also for a client that takes more than CR and LF for a line's end."""
+    data = msgspec.json.encode(record)
+    if not data.isascii():
+        for end, written in LINE_ENDS:
+            data = data.replace(end, written)
+    return b"data: " + data + b"\n\n"
 
 
 def usage(jobs: Sequence[Job], prompts: int) -> Json:

@@ -177,7 +177,7 @@ class App:
         idle, hurried = asyncio.create_task(self.waiting.idle()), asyncio.create_task(hurry.wait())
         await asyncio.wait({idle, hurried}, timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
         await asyncio.to_thread(self.close)
-        await asyncio.wait({idle}, timeout=2.0)  # streams say so
+        await asyncio.wait({idle}, timeout=5.0)  # streams say so
         idle.cancel()
         hurried.cancel()
 

@@ -136,7 +136,7 @@ def http_server(app: Any, limits: Limits) -> HttpServer:
         log_config=None,
         server_header=False,
         timeout_keep_alive=15,
-        timeout_graceful_shutdown=2,
+        timeout_graceful_shutdown=5,
         backlog=256,
         proxy_headers=False,
     )

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import time
+from bisect import bisect_left
 from collections import deque
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
 
 from haversack.core.memory import PAGE
 from haversack.run._batch import Batch
@@ -24,6 +29,26 @@ RATE_S = 2.0
 def resident_bytes() -> int:
     """Memory that this process holds now."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
+
+
+class Tally(Collector):
+    """A histogram that one thread adds to at every step: without locks, at a tenth of a Histogram's time."""
+
+    def __init__(self, name: str, what: str, bounds: Sequence[float]) -> None:
+        self._name, self._what, self._bounds = name, what, tuple(float(bound) for bound in bounds)
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def add(self, value: float) -> None:
+        """Count one value."""
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def collect(self) -> Iterable[Metric]:
+        """As the registry reads it: how many values are at most each bound, and their sum."""
+        bounds = [*(str(bound) for bound in self._bounds), "+Inf"]
+        buckets = list(zip(bounds, itertools.accumulate(self._counts), strict=True))
+        yield HistogramMetricFamily(self._name, self._what, buckets, self._sum)
 
 
 class Telemetry:
@@ -45,14 +70,14 @@ class Telemetry:
         self._first = Histogram(
             "haversack_first_token_seconds", "Until the first token", buckets=FIRST_S, registry=registry
         )
-        self._token = Histogram(
-            "haversack_token_seconds", "Between tokens of an answer", buckets=TOKEN_S, registry=registry
-        )
+        self._token = Tally("haversack_token_seconds", "Between tokens of an answer", TOKEN_S)
         self._waited = Histogram(
             "haversack_queue_seconds", "In the queue", buckets=FIRST_S, registry=registry
         )
-        self._texts = Histogram("haversack_batch_size", "Texts in a step", buckets=TEXTS, registry=registry)
-        self._step = Histogram("haversack_step_seconds", "Of a step", buckets=TOKEN_S, registry=registry)
+        self._texts = Tally("haversack_batch_size", "Texts in a step", TEXTS)
+        self._step = Tally("haversack_step_seconds", "Of a step", TOKEN_S)
+        for tally in (self._token, self._texts, self._step):
+            registry.register(tally)
         for name, what, value in (
             ("running", "Answers that run", lambda: self._state("running")),
             ("queue", "Answers that wait", lambda: self._state("waiting")),
@@ -85,14 +110,14 @@ class Telemetry:
         self._answer.inc()
         self._note(1)
 
-    def token(self, seconds: float) -> None:
-        self._token.observe(seconds)
-        self._answer.inc()
-        self._note(1)
-
-    def step(self, texts: int, rows: int, seconds: float) -> None:
-        self._texts.observe(texts)
-        self._step.observe(seconds)
+    def step(self, texts: int, rows: int, seconds: float, gaps: Sequence[float]) -> None:
+        self._texts.add(texts)
+        self._step.add(seconds)
+        for gap in gaps:
+            self._token.add(gap)
+        if gaps:
+            self._answer.inc(len(gaps))
+            self._note(len(gaps))
 
     def began(self, prompt: int, cached: int, waited: float) -> None:
         self._prompt.inc(prompt)

@@ -180,15 +180,16 @@ async def send_stream(answer: Answer, form: Form, receive: Receive, send: Send, 
     """
     watching = asyncio.create_task(_watch(receive, answer))
     quiet = Quiet(answer)
-    begun = False
+    begun = over = False
     try:
-        while answer.left and not answer.gone:
+        while not over and not answer.gone:
             events = await answer.events()
             broken = answer.broken()
             if answer.gone:
                 break
             if broken is not None and not begun:
                 raise broken
+            over = broken is not None or not answer.left  # all may have ended while we waited to write
             payload = _payload(answer, form, events, broken)
             if not payload and quiet.long():
                 payload = KEEP_ALIVE
@@ -217,7 +218,7 @@ _STREAM = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-cont
 def _payload(
     answer: Answer, form: Form, events: Sequence[tuple[int, Drawn | None]], broken: ApiError | None
 ) -> bytes:
-    """What the stream says of some events; sets `answer.left` to 0 when it is over."""
+    """What the stream says of some events, and at its end."""
     parts = []
     for index, drawn in events:
         job = answer.jobs[index]
@@ -226,7 +227,6 @@ def _payload(
         elif job.stop in COMPLETE:
             parts.append(form.last(index, job))
     if broken is not None:
-        answer.left = 0
         parts += [b"data: " + broken.body() + b"\n\n", DONE]
     elif not answer.left:
         parts += [form.count(answer.jobs), DONE]
