@@ -7,11 +7,19 @@ from typing import Any
 
 from haversack.bench import stored_result
 from haversack.core.index import PACKAGE
-from haversack.core.systems import STATES, Evidence, evidence, files_of_systems, page_of, systems
+from haversack.core.systems import (
+    NOT_MEASURED,
+    STATES,
+    Evidence,
+    evidence,
+    files_of_systems,
+    page_of,
+    systems,
+)
 
 
 def result(**changes: Any) -> dict[str, Any]:
-    row = {"id": "speed", "holds": True, "bar": {}, "note": "", "ratio": 1.5, "source": "stored"}
+    row = {"id": "speed", "holds": True, "bar": {}, "note": "", "ratio": 1.5, "ours": {}, "source": "stored"}
     return {"mode": "full", "rows": [{**row, "id": "size", "ratio": None}, {**row, **changes}]}
 
 
@@ -46,6 +54,7 @@ def test_a_bar_that_cannot_be_judged_needs_its_reason() -> None:
         return Evidence(("run/x.py",), "bench/x.py", (), result(**changes)).state
 
     assert state(holds=None, note="no network") == "works"
+    assert state(holds=None, ours=None, bar=None, note=NOT_MEASURED) == "partial"
     assert state(holds=None) == "partial"
     assert state(holds=None, bar=None) == "works"  # a row without a bar only informs
     assert state(holds=False, note="slower here") == "partial"

@@ -17,6 +17,7 @@ from haversack.bench import _store
 from haversack.bench._rows import MIN_PAIRS, Outcome, Outcomes, Row, Unavailable, blank, judge
 from haversack.core.errors import UserError, nearest_name
 from haversack.core.measurement import commit, machine
+from haversack.core.systems import NOT_MEASURED
 
 T = TypeVar("T")
 
@@ -236,4 +237,4 @@ def _shown(
             return {**old, "note": reason or old["note"]}
         note = "; ".join(filter(None, (old["note"], reason and f"not measured now: {reason}")))
         return {**old, "note": note}
-    return blank(row, reason or "not measured yet: run the full bench")
+    return blank(row, reason or NOT_MEASURED)

@@ -28,8 +28,9 @@ def source_root() -> Path | None:
     return root if (root / "pyproject.toml").is_file() and PACKAGE.parent.name == "src" else None
 
 
-def watched_files(patterns: Iterable[str]) -> tuple[list[Path], list[Path]]:
-    """The files that `patterns` name: of the package, and of the repository (patterns `native/...`)."""
+def watched_files(patterns: Sequence[str]) -> tuple[list[Path], list[Path]]:
+    """The files that `patterns` name: of the package, and of the repository (patterns `native/...`); a
+    pattern that begins with `!` takes files of the package away again."""
     package: set[Path] = set()
     native: set[Path] = set()
     root = source_root()
@@ -37,12 +38,15 @@ def watched_files(patterns: Iterable[str]) -> tuple[list[Path], list[Path]]:
         if pattern.startswith("native/"):
             if root is not None:
                 native.update(path for path in root.glob(pattern) if path.is_file())
-        else:
+        elif not pattern.startswith("!"):
             package.update(path for path in PACKAGE.glob(pattern) if path.is_file())
+    for pattern in patterns:
+        if pattern.startswith("!"):
+            package.difference_update(PACKAGE.glob(pattern[1:]))
     return sorted(package), sorted(native)
 
 
-def content_hash(patterns: Iterable[str]) -> dict[str, str | None]:
+def content_hash(patterns: Sequence[str]) -> dict[str, str | None]:
     """`{"package": hex, "native": hex or None}` over names and bytes of the watched files."""
     package, native = watched_files(patterns)
     return {

@@ -2,8 +2,8 @@
 
 The state is computed, never typed. A system is *absent* when no file declares it and it has no bench;
 *partial* when something of it exists; it *works* when it has files, a bench, and a full stored result that is
-fresh and in which every bar holds or gives its reason for not being judged, and, in a source checkout, a page
-in the docs for every one of its files.
+fresh, in which every row was measured and every bar holds or gives its reason for not being judged, and, in
+a source checkout, a page in the docs for every one of its files.
 
 A file belongs to a system when its method declares `system = N`, or, in rooms whose files fill no slot, when
 it says `SYSTEM = N` at its top level.
@@ -23,6 +23,8 @@ from haversack.core import index
 from haversack.core._declarations import PACKAGE, sources
 
 STATES = ("absent", "partial", "works")
+NOT_MEASURED = "not measured yet: run the full bench"
+"""The note of a stored row that no run has come to; a row that could not run says why instead."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,9 @@ class Evidence:
         if not rows or (self.result or {}).get("mode") != "full":
             return (*found, "no stored full result")
         for row in rows:
-            if row["source"] == "stale":
+            if row["ours"] is None and row["note"] == NOT_MEASURED:
+                found.append(f"row {row['id']} was never measured")
+            elif row["source"] == "stale":
                 found.append(f"row {row['id']} is stale")
             elif row["holds"] is False:
                 found.append(f"row {row['id']} misses its bar")
