@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from haversack.core import index
 from haversack.core.device import Device
@@ -17,7 +18,7 @@ from haversack.plan._predict import LOSS_PER_NOISE, MIB, Sizes, bits_a_weight, n
 from haversack.run._memory import planned_memory
 from haversack.shrink._language import LanguageWalk
 from haversack.shrink._pipeline import Policy, stored_kinds
-from haversack.shrink._precision import Precision
+from haversack.shrink._precision import Precision, calibrated
 
 # Parameters that change a pack's size or type and are worth a plan each; others stay at their defaults.
 VARIED = ("bits", "group", "kind")
@@ -40,6 +41,15 @@ class Space:
     activations: str | None = None
     residency: str | None = None
     cache_type: str | None = None
+    structures: tuple[str, ...] = ("none",)
+    compression: Callable[[str, str], Precision] | None = None
+    """(precision, structure) -> what compresses so; plan/_structure.py has it. None: no structures."""
+
+    def method(self, precision: str, structure: str) -> Precision:
+        """What compresses by `precision` and `structure`."""
+        if self.compression is None:
+            return create_precision(precision)
+        return self.compression(precision, structure)
 
 
 def precision_choices(fixed: str | None) -> list[str]:
@@ -101,38 +111,52 @@ def residencies(kinds: Iterable[str], fixed: str | None) -> list[str]:
     return [entry.name for entry in index.methods("run", "residency") if not index.conflicts([entry], given)]
 
 
-def activation_types(kinds: Iterable[str], fixed: str | None) -> list[str]:
-    """The activation types that the kernels have for weights stored in `kinds`: integers meet only
-    integers.
+def activation_types(kinds: Iterable[str], fixed: str | None, method: Any = None) -> list[str]:
+    """The activation types that the kernels have for weights stored in `kinds`, less those that `method`
+    excludes: integers meet only integers.
     """
     integers = any(kind in PACKED for kind in kinds)
-    return [one for one in ACTIVATIONS if (one == "f32" or integers) and fixed in (None, one)]
+    excluded: frozenset[str] = getattr(method, "excludes", frozenset())
+    return [
+        one
+        for one in ACTIVATIONS
+        if (one == "f32" or integers) and fixed in (None, one) and f"activation-type:{one}" not in excluded
+    ]
 
 
 def predicted(space: Space) -> tuple[list[Candidate], dict[Plan, float]]:
     """Every plan of `space` as a predicted candidate, and the noise each is expected to add."""
     candidates: list[Candidate] = []
     noises: dict[Plan, float] = {}
-    for choice in precision_choices(space.precision):
-        method = create_precision(choice)
+    for structure, choice in itertools.product(space.structures, precision_choices(space.precision)):
+        method = space.method(choice, structure)
+        if getattr(getattr(method, "inner", None), "in_parts", False):
+            continue  # a matrix that is factored already
         kinds = stored_kinds(LanguageWalk(space.architecture), method, space.policy)
         found = Sizes.of(space.architecture, kinds)
         types = {kind.kind for kind in kinds.values()}
         for activations, residency, cache_type in itertools.product(
-            activation_types(types, space.activations),
+            activation_types(types, space.activations, method),
             residencies(types, space.residency),
             [one for one in CACHE_TYPES if space.cache_type in (None, one)],
         ):
-            plan = Plan(choice, activations=activations, residency=residency, cache_type=cache_type)
+            plan = Plan(
+                choice,
+                structure,
+                activations=activations,
+                residency=residency,
+                cache_type=cache_type,
+            )
             noises[plan] = noise(method.noise(), activations, cache_type)
             candidate = predict(space, plan, found, noises[plan])
-            candidates.append(replace(candidate, calibrated=bool(method.needs)))
+            candidates.append(replace(candidate, calibrated=calibrated(method)))
     if not candidates:
         raise UserError(
-            f"no plan has activations {space.activations} with precision {space.precision}.",
+            f"no plan has activations {space.activations or 'of any type'} with precision {space.precision} "
+            f"and structure {' or '.join(space.structures)}; leave one of them out.",
             field="activations",
             given=space.activations,
-            nearest="f32",
+            nearest="int8-dynamic" if space.activations == "f32" else "f32",
         )
     return candidates, noises
 
