@@ -63,6 +63,14 @@ class OutlierColumns:
         matmul(gather(x, self.others), self.rest, activations=activations, out=out, add=added)
         matmul(gather(x, self.at), self.kept, out=out, add=out, bias=bias)
 
+    def append(self, maker: Any, x: int, out: int, bias: F32 | None, add: bool) -> None:
+        """See Bound: the inputs apart in two buffers."""
+        rest, kept = maker.buffer("rest", self.rest.columns), maker.buffer("kept", self.kept.columns)
+        maker.program.gather(x, self.others, rest)
+        maker.program.gather(x, self.at, kept)
+        maker.product(rest, self.rest, out, None, add)
+        maker.product(kept, self.kept, out, bias, True)
+
     def dense(self) -> F32:
         """See Bound."""
         found = np.empty((self.rows, self.columns), np.float32)

@@ -62,6 +62,11 @@ class SparseOutliers:
         matmul(x, self.base, out=out, add=out if add else None, bias=bias)
         self.outliers.add(x, out)
 
+    def append(self, maker: Any, x: int, out: int, bias: F32 | None, add: bool) -> None:
+        """See Bound."""
+        maker.product(x, self.base, out, bias, add)
+        maker.program.outliers(x, self.outliers, out)
+
     def dense(self) -> F32:
         """See Bound."""
         found: F32 = unpack(self.base) + self.outliers.dense()
