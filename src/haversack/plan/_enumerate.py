@@ -11,6 +11,7 @@ from haversack.core import index
 from haversack.core.device import Device
 from haversack.core.errors import UserError
 from haversack.core.method import Method, parse_choice
+from haversack.kernels._matrix import PACKED
 from haversack.models._architecture import Architecture
 from haversack.plan._candidates import Candidate, Plan
 from haversack.plan._predict import LOSS_PER_NOISE, MIB, Sizes, bits_a_weight, noise, times
@@ -117,7 +118,7 @@ def activation_types(kinds: Iterable[str], fixed: str | None, precision: str | N
     """The activation types that the kernels have for weights stored in `kinds` (integers meet only integers)
     and that `precision` is defined for.
     """
-    integers = any(kind.startswith("int") for kind in kinds)
+    integers = any(kind in PACKED for kind in kinds)
     types = [one for one in ACTIVATIONS if (one == "f32" or integers) and fixed in (None, one)]
     return [one for one in types if precision is None or not undefined(precision, one)]
 
