@@ -8,10 +8,9 @@ from typing import Any
 from haversack.core import index
 from haversack.core.errors import UserError
 from haversack.core.pack import TensorSource
-from haversack.plan._enumerate import create_precision
+from haversack.plan._enumerate import create_precision, stands_alone
 from haversack.shrink._pipeline import Walk
 from haversack.shrink._precision import Precision
-from haversack.shrink._reconstruction import BLOCK
 from haversack.shrink.structure._packed import Factored, Layer, expected_loss, ranks_of
 from haversack.shrink.structure.low_rank import LowRank
 
@@ -37,9 +36,10 @@ class Structures:
         inner = create_precision(precision)
         if structure == NONE:
             return inner
-        if BLOCK in inner.needs:
+        if not stands_alone(precision):
             raise UserError(
-                f"{inner.name} learns whole blocks and cannot be given the factors of {structure}; use gptq.",
+                f"{inner.name} looks at whole layers and cannot compress the factors of {structure}; use "
+                "round-to-nearest or gptq with it.",
                 field="precision",
                 given=precision,
                 nearest="gptq",

@@ -95,7 +95,7 @@ class Gathering:
         self._hessian = HessianSum(columns) if "hessian" in needs else None
         self._ranges = ChannelMoments(columns) if "ranges" in needs else None
         self._sample: list[F32] | None = [] if "inputs" in needs else None
-        self._step = max(1, tokens // SAMPLE_ROWS)
+        self._step = max(1, -(-tokens // SAMPLE_ROWS))
         self._finite = True
         self.tokens = 0
 
@@ -222,6 +222,15 @@ class Precision(Protocol):
         self, weights: Mapping[str, F32], inputs: InputStatistics | None
     ) -> Mapping[str, Compressed | Formed]:
         """Compress matrices f32 [rows, columns] of one input; `inputs` is None when `needs` is empty."""
+
+
+def refused_by(precision: Precision, walk: Any) -> Mapping[str, str]:
+    """The matrices of a model that a method cannot take, each with the reason: what it says in
+    `refused(walk)`, where it has that.
+    """
+    asked = getattr(precision, "refused", None)
+    found: Mapping[str, str] = {} if asked is None else asked(walk)
+    return found
 
 
 def calibrated(precision: Precision) -> bool:

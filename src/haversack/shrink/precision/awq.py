@@ -150,6 +150,7 @@ class Awq(Method):
     system = 16
     provides = frozenset({"weight-type:int8", "weight-type:int4", "weight-layout:rows16-1"})
     needs: ClassVar[frozenset[str]] = frozenset({"inputs"})
+    passes: ClassVar[float] = 8.0
 
     bits: int = parameter(4, allowed=(4, 8), help="bits a weight")
     group: int = parameter(
@@ -166,7 +167,7 @@ class Awq(Method):
 
     def noise(self) -> float:
         """Expected squared weight error over the weights' mean square, less what the scales save."""
-        return 0.8 * expected_noise(self.bits, self.group, self.scales)
+        return 0.7 * expected_noise(self.bits, self.group, self.scales)
 
     def working_nbytes(self, walk: Walk) -> int:
         """The matrices of one input as rounded, and the inputs and results that they are judged by."""
