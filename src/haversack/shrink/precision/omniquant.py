@@ -11,7 +11,7 @@ is in omniquant_torch.py.
 What we changed: scales are ours, symmetric with either sign. `start=searched` begins with the scales of least
 rounding error, which the learned share can still move; `range` is the paper's start. The state of least
 error is kept, the start among them, so that a block never gets worse than it began. The paper takes 20 epochs
-of 128 texts; the default is fewer.
+of 128 texts; the default is fewer steps, and the fewer the larger the rates, up to ten times the paper's.
 Cost: `epochs` passes forward and back through each block; about three times a forward pass each.
 Limits: wants PyTorch (extra `workshop`) and calibration text; fits block by block, so errors of one block are
 only made good in the next.
@@ -47,10 +47,12 @@ class OmniQuant(Method):
     system = 16
     paper = "Shao et al., OmniQuant: Omnidirectionally Calibrated Quantization for LLMs (2024)"
     summary = "Learns clipping, and smoothing where activations are int8, block by block by gradients."
-    provides = frozenset({"weight-type:int8", "weight-type:int4", "weight-layout:rows16-1"})
+    provides = frozenset(
+        {"weight-type:int8", "weight-type:int4", "weight-type:int3", "weight-layout:rows16-1"}
+    )
     needs: ClassVar[frozenset[str]] = frozenset({"block"})
 
-    bits: int = parameter(4, allowed=(4, 8), help="bits a weight")
+    bits: int = parameter(4, allowed=(3, 4, 8), help="bits a weight")
     group: int = parameter(
         64, allowed=(32, 64, 128), help="inputs that share a scale below 8 bits; 8 bits: whole rows"
     )

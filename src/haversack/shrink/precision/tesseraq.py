@@ -48,10 +48,12 @@ class TesseraQ(Method):
     system = 16
     paper = "Li and Panda, TesseraQ: Ultra Low-Bit LLM Post-Training Quantization (2024)"
     summary = "Learns for each weight whether it is rounded up or down, hardened step by step."
-    provides = frozenset({"weight-type:int8", "weight-type:int4", "weight-layout:rows16-1"})
+    provides = frozenset(
+        {"weight-type:int8", "weight-type:int4", "weight-type:int3", "weight-layout:rows16-1"}
+    )
     needs: ClassVar[frozenset[str]] = frozenset({"block"})
 
-    bits: int = parameter(4, allowed=(4, 8), help="bits a weight")
+    bits: int = parameter(4, allowed=(3, 4, 8), help="bits a weight")
     group: int = parameter(
         64, allowed=(32, 64, 128), help="inputs that share a scale below 8 bits; 8 bits: whole rows"
     )
