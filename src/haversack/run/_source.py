@@ -19,6 +19,7 @@ from haversack.models._gguf import GgufModel, is_gguf
 from haversack.models._tokenizer import Tokenizer
 from haversack.models.audio import is_speech
 from haversack.models.language import is_encoder, read_architecture
+from haversack.run._forms import require_whole
 
 ADVICE = "give a pack, a checkpoint folder or a bundled model"
 
@@ -123,6 +124,7 @@ def _of_pack(pack: Pack) -> Model:
             given=pack.record.kind,
             nearest="language",
         )
+    require_whole(pack)
     architecture = read_architecture(pack.record.architecture)
     plan = dict(pack.record.plan)
     activations = str(plan.get("activations") or pack.record.activations)
