@@ -1,8 +1,8 @@
 """What products cost in bits: multiplications times the bits of both factors (system 16's bit operations).
 
-Floats count as 16 bits on either side, whatever they are stored in, so that a model of 4-bit weights and float
-activations has a quarter of the float model's bit operations in its matrices. Attention's own products, of
-queries with keys and of weights with values, are float.
+Floats count as 16 bits on either side, whatever they are stored in, so that a model of 4-bit weights and
+float activations has a quarter of the float model's bit operations in its matrices. Attention's own
+products, of queries with keys and of weights with values, are float.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def attention_products(attention: Attention, seen: int) -> Products:
 def token_products(
     architecture: Architecture, stored: Mapping[str, Any], activations: str, seen: int
 ) -> tuple[list[Products], list[Products]]:
-    """The products that one more token of a decoder takes with `seen` tokens in the cache: those of the blocks'
-    matrices, and all the others (attention, projections, output matrix).
+    """The products that one more token of a decoder takes with `seen` tokens in the cache: those of the
+    blocks' matrices, and all the others (attention, projections, output matrix).
     """
     blocks = [linear for block in architecture.blocks for linear in block.matrices()]
     inside = {linear.weight for linear in blocks}

@@ -28,6 +28,7 @@ from haversack.models._calibration import TokenText, segments, token_text
 from haversack.models._checkpoint import checkpoint
 from haversack.models._gguf import is_gguf
 from haversack.models._hub_cache import hub_origin
+from haversack.models.audio import is_speech
 from haversack.models.language import is_encoder
 from haversack.models.tokenizers import can_be_made, tokenizer_json
 from haversack.plan._candidates import OBJECTIVES, Candidate, Plan
@@ -221,6 +222,8 @@ class Bench:
                     texts=texts,
                     policy=self.job.policy,
                     folder=self.scratch,
+                    seed=self.job.seed,
+                    bar=self.bar,
                 )
                 add_files(writer, self.source.path)
                 writer.finish({"architecture": self.source.config, "plan": Plan(*key).record()})
@@ -289,6 +292,10 @@ def pack_model(job: Job, tell: Callable[[str], None] = lambda text: None) -> Out
         from haversack.plan._encoder_job import pack_encoder
 
         return pack_encoder(job, source, tell)
+    if gguf is None and is_speech(source.config):
+        from haversack.plan._speech_job import pack_speech
+
+        return pack_speech(job, source, tell)
     walk = LanguageWalk(read_architecture(source.config))
     if gguf is None:
         source = checkpoint(source, walk.architecture)

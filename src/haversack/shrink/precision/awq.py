@@ -156,7 +156,7 @@ class Awq(Method):
 
     bits: int = parameter(4, allowed=(3, 4, 8), help="bits a weight")
     group: int = parameter(
-        64, allowed=(32, 64, 128), help="inputs that share a scale at 3 and 4 bits; 8 bits: whole rows"
+        64, allowed=(32, 64, 128), help="inputs that share a scale below 8 bits; 8 bits: whole rows"
     )
     version: int = parameter(2, allowed=(1, 2), help="scales from activations (2), or from weights too (1)")
     scales: str = parameter("leaning", allowed=("largest", "leaning"), help="how the range of a group lies")
