@@ -22,6 +22,9 @@ from haversack.shrink._precision import calibrated
 ENTRIES = index.methods("shrink", "precision")
 TEXTS = np.random.default_rng(1).integers(0, 256, (8, 64)).astype(np.int32)
 
+QUICK = {"omniquant": "epochs=2", "tesseraq": "steps=2"}
+"""Of methods that learn, a little is enough to show what is stored."""
+
 every_method = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
 
 
@@ -48,7 +51,9 @@ def activations_of(method: Any) -> str:
 
 def packed(checkpoint: Path, goal: Path, choice: str) -> Pack:
     source = HubFolder.open(checkpoint)
-    method = index.create("shrink", "precision", choice)
+    name, _, rest = choice.partition(":")
+    given = ",".join(part for part in (rest, QUICK.get(name, "")) if part)
+    method = index.create("shrink", "precision", f"{name}:{given}" if given else name)
     with PackWriter(goal) as writer:
         compress(
             source,

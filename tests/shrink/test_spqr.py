@@ -146,11 +146,20 @@ def test_sparse_rows_come_in_order():
     assert sparse.columns.tolist() == [1, 0, 2] and sparse.values.tolist() == [1, 6, 8]
 
 
-def test_inputs_that_16_bits_cannot_name_are_refused(monkeypatch):
-    monkeypatch.setattr("haversack.shrink.precision.spqr.COLUMNS_MOST", 31)
-    weight, hessian = layer(7, 4, 32)
-    with pytest.raises(UserError, match=r"wide has 32 inputs; spqr writes .* ends at 31; use gptq\."):
-        Spqr().quantize({"wide": weight}, InputStatistics(32, hessian))
+class Wide:
+    """A model of one block, whose second matrix has more inputs than 16 bits can name."""
+
+    blocks = 1
+
+    def products(self, block):
+        return [("narrow",), ("wide",)]
+
+    def shape(self, name):
+        return (8, 65536 if name == "narrow" else 65537)
+
+
+def test_inputs_that_16_bits_cannot_name_are_refused():
+    assert Spqr().refused(Wide()) == {"wide": "65537 inputs, of 65536 at most"}
 
 
 @pytest.mark.parametrize(

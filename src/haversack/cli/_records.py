@@ -201,6 +201,32 @@ class RunEncoderOutput(_Record):
     machine: dict[str, Any]
 
 
+class SpeechSegment(_Record):
+    """What is said from `start` to `end`, in seconds."""
+
+    start: float
+    end: float
+    text: str
+
+
+class RunSpeechOutput(_Record):
+    """`haversack run` of a speech model. `seconds` of sound in `windows`; `notes`: what was done to the file;
+    `segments`: with --timestamps. `ms` of all the work, `realtime`: seconds of sound a second of it."""
+
+    text: str
+    language: str | None
+    tokens: Count
+    seconds: Share
+    windows: Count
+    notes: list[str]
+    ms: Share
+    realtime: Share
+    ram_mib: Memory
+    plan: dict[str, Any]
+    machine: dict[str, Any]
+    segments: list[SpeechSegment] | msgspec.UnsetType = msgspec.UNSET
+
+
 class ParityRecord(_Record):
     """A backend beside the reference: largest difference of the last hidden states, mean cosine; `exact`: it
     computes in f32 and was held to the bar."""
@@ -373,6 +399,7 @@ OUTPUTS: dict[str, type[msgspec.Struct]] = {
     "run": RunOutput,
     "serve": ServeOutput,
     "run-encoder": RunEncoderOutput,
+    "run-speech": RunSpeechOutput,
     "check": CheckOutput,
     "export": ExportOutput,
     "compare": CompareOutput,

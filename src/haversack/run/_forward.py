@@ -37,7 +37,7 @@ class AttentionMethod(Protocol):
 class Call:
     """What a layer is given beside its input and weights."""
 
-    __slots__ = ("activations", "attention", "cache_layer", "scratch", "step", "tap")
+    __slots__ = ("activations", "attention", "cache_layer", "cross", "scratch", "step", "tap")
 
     def __init__(
         self,
@@ -47,7 +47,9 @@ class Call:
         attention: AttentionMethod,
         scratch: Scratch,
         tap: Tap | None,
+        cross: CacheLayer | None = None,
     ) -> None:
+        self.cross = cross
         self.step = step
         self.cache_layer = cache_layer
         self.activations = activations
@@ -144,11 +146,14 @@ class Forward:
         cache_layer: CacheLayer | None,
         weights: Weights,
         tap: Tap | None = None,
+        cross: CacheLayer | None = None,
     ) -> None:
-        """Take `hidden` f32 [n, width] through `block` in place."""
+        """Take `hidden` f32 [n, width] through `block` in place. `cross`: keys and values of an encoder's
+        states, all of them, for a block with cross-attention.
+        """
         if tap is None and self.programs.run(block, hidden, step, cache_layer, weights):
             return
-        call = Call(step, cache_layer, self.activations, self.attention, self.scratch, tap)
+        call = Call(step, cache_layer, self.activations, self.attention, self.scratch, tap, cross)
         n, width = hidden.shape
         entry = hidden.copy() if block.parallel else hidden
         done = None  # the norm that "normal" holds the result of, as long as its input is the same

@@ -91,7 +91,7 @@ class Programs:
                 queries = layer.query.outputs
                 wanted += [("query", queries), ("key", layer.key.outputs), ("value", layer.value.outputs)]
                 wanted += [("seen", queries)]
-            else:
+            elif isinstance(layer, FeedForward):
                 wanted += [("gate", layer.width), ("up", layer.width)]
             for name in wanted:
                 self._buffers.setdefault(name, len(self._buffers))
@@ -135,7 +135,7 @@ class _Maker:
             out = HIDDEN if branch.post_norm is None else branch_out
             if isinstance(branch.layer, Attention):
                 self.attention(branch.layer, x, out)
-            else:
+            elif isinstance(branch.layer, FeedForward):
                 self.feed_forward(branch.layer, x, out)
             if branch.post_norm is not None:
                 self.norm(branch.post_norm, out, out)

@@ -24,8 +24,9 @@ from haversack.models._observers import ChannelMoments
 from haversack.shrink._rounding import F32, I8
 
 # Statistics of inputs that a method may name in `needs`: the mean of x x^T, some of the inputs themselves,
-# and every channel's range, mean and mean magnitude.
-STATISTICS = ("hessian", "inputs", "ranges")
+# and every channel's range, mean and mean magnitude. "block" gives it whole blocks instead, with their inputs
+# and outputs (see shrink/_reconstruction.py).
+STATISTICS = ("hessian", "inputs", "ranges", "block")
 SAMPLE_ROWS = 512  # inputs that are kept where a method needs them
 
 
@@ -94,7 +95,7 @@ class Gathering:
         self._hessian = HessianSum(columns) if "hessian" in needs else None
         self._ranges = ChannelMoments(columns) if "ranges" in needs else None
         self._sample: list[F32] | None = [] if "inputs" in needs else None
-        self._step = max(1, tokens // SAMPLE_ROWS)
+        self._step = max(1, -(-tokens // SAMPLE_ROWS))
         self._finite = True
         self.tokens = 0
 
@@ -227,6 +228,15 @@ def fitted_to(precision: Precision, walk: Any) -> Precision:
     """The method for the model of `walk`: what its `for_walk` gives, or itself where it has none."""
     prepare = getattr(precision, "for_walk", None)
     found: Precision = precision if prepare is None else prepare(walk)
+    return found
+
+
+def refused_by(precision: Precision, walk: Any) -> Mapping[str, str]:
+    """The matrices of a model that a method cannot take, each with the reason: what it says in
+    `refused(walk)`, where it has that.
+    """
+    asked = getattr(precision, "refused", None)
+    found: Mapping[str, str] = {} if asked is None else asked(walk)
     return found
 
 

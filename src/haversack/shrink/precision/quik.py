@@ -25,10 +25,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from haversack.core.method import Method, parameter
+from haversack.shrink._pipeline import Walk
 from haversack.shrink._precision import InputStatistics, Kept, Quantized, StoredKind, expected_noise
 from haversack.shrink._rounding import F32, I8, restored
 from haversack.shrink.precision.gptq import F64, Feedback, gptq
-from haversack.shrink.precision.spqr import as_f16
+from haversack.shrink.precision.spqr import as_f16, matrices
 
 I32 = NDArray[np.int32]
 UNIT = 32
@@ -36,7 +37,7 @@ UNIT = 32
 
 
 def kept_count(columns: int, share: float) -> int:
-    """How many of `columns` inputs stay floats: at least one, never all; 0 of a single one."""
+    """How many of `columns` inputs stay floats: at least one, never all."""
     wanted = round(share * columns)
     if columns >= 8 * UNIT:
         wanted = -(-wanted // UNIT) * UNIT
@@ -112,6 +113,10 @@ class StoredSplit:
         """Bytes of a stored matrix [rows, columns]."""
         return self.rest.nbytes(rows, columns - self.kept) + self.kept * (2 * rows + 4)
 
+    def bit_products(self, rows: int, columns: int) -> list[tuple[int, str]]:
+        """(Multiplications, kind) of the rest and of the kept inputs."""
+        return [(rows * (columns - self.kept), self.kind), (rows * self.kept, "f16")]
+
 
 @dataclass(frozen=True)
 class Quik(Method):
@@ -150,10 +155,14 @@ class Quik(Method):
         """Expected squared weight error over the weights' mean square, less what the method makes good."""
         return 0.6 * expected_noise(self.bits, self.group, "searched")
 
-    def for_walk(self, walk: Any) -> QuikFor:
+    def for_walk(self, walk: Walk) -> QuikFor:
         """The method for the model of `walk`, whose last matrix of every block has 8 bits."""
         last = [walk.products(block)[-1] for block in range(walk.blocks) if walk.products(block)]
         return QuikFor(self, frozenset(name for group in last for name in group))
+
+    def refused(self, walk: Walk) -> dict[str, str]:
+        """The matrices of one input, which cannot be kept and rounded at once."""
+        return {name: "it has a single input" for name in matrices(walk) if walk.shape(name)[1] < 2}
 
     def quantize(
         self, weights: Mapping[str, F32], inputs: InputStatistics | None
@@ -181,14 +190,18 @@ class QuikFor:
         """How the inputs of the matrix `name` that are not kept are stored."""
         return StoredKind.of_bits(8 if name in self.last else self.method.bits, self.method.group)
 
-    def stored_as(self, name: str, rows: int, columns: int) -> StoredSplit | StoredKind:
+    def stored_as(self, name: str, rows: int, columns: int) -> StoredSplit:
         """How the matrix `name` [rows, columns] is stored, unless its inputs are all small."""
         kept = kept_count(columns, self.method.kept)
-        return StoredSplit(self.rest_of(name), kept) if kept else self.rest_of(name)
+        return StoredSplit(self.rest_of(name), kept)
 
     def noise(self) -> float:
         """As of the method."""
         return self.method.noise()
+
+    def refused(self, walk: Walk) -> dict[str, str]:
+        """As of the method."""
+        return self.method.refused(walk)
 
     def quantize(
         self, weights: Mapping[str, F32], inputs: InputStatistics | None

@@ -26,9 +26,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from haversack.core.errors import UserError
 from haversack.core.method import Method, parameter
 from haversack.kernels.outliers import COLUMNS_MOST
+from haversack.shrink._pipeline import Walk
 from haversack.shrink._precision import InputStatistics, Kept, Quantized, StoredKind, expected_noise
 from haversack.shrink._rounding import F32, I8, codes_of, leaning_scales
 from haversack.shrink.precision.gptq import F64, Feedback, round_group
@@ -206,6 +206,15 @@ class StoredWithOutliers:
         """Bytes of a stored matrix [rows, columns] with as many outliers as are expected."""
         return self.base.nbytes(rows, columns) + 4 * round(self.share * rows * columns) + 4 * (rows + 1)
 
+    def bit_products(self, rows: int, columns: int) -> list[tuple[int, str]]:
+        """(Multiplications, kind) of the packed part and of the outliers."""
+        return [(rows * columns, self.kind), (round(self.share * rows * columns), "f16")]
+
+
+def matrices(walk: Walk) -> list[str]:
+    """The matrices of the blocks of `walk`, in order of use."""
+    return [name for block in range(walk.blocks) for group in walk.products(block) for name in group]
+
 
 @dataclass(frozen=True)
 class Spqr(Method):
@@ -247,6 +256,11 @@ class Spqr(Method):
         """Expected squared weight error over the weights' mean square, less what the method makes good."""
         return 0.6 * EXPECTED_GAIN * expected_noise(self.bits, self.group, "searched")
 
+    def refused(self, walk: Walk) -> dict[str, str]:
+        """The matrices whose inputs 16 bits cannot name, each with the reason."""
+        wide = {name: walk.shape(name)[1] for name in matrices(walk) if walk.shape(name)[1] > COLUMNS_MOST}
+        return {name: f"{columns} inputs, of {COLUMNS_MOST} at most" for name, columns in wide.items()}
+
     def quantize(
         self, weights: Mapping[str, F32], inputs: InputStatistics | None
     ) -> dict[str, WithOutliers | Quantized]:
@@ -257,14 +271,6 @@ class Spqr(Method):
         feedback = Feedback.of(inputs.hessian[np.ix_(places, places)], self.damping, "given")
         found: dict[str, WithOutliers | Quantized] = {}
         for name, weight in weights.items():
-            if weight.shape[1] > COLUMNS_MOST:
-                raise UserError(
-                    f"{name} has {weight.shape[1]} inputs; spqr writes an outlier's input in 16 bits, which "
-                    f"ends at {COLUMNS_MOST}; use gptq.",
-                    field="precision",
-                    given="spqr",
-                    nearest="gptq",
-                )
             codes, scales, sparse = spqr(weight, feedback, blocks, self.bits, self.group, self.threshold)
             base = Quantized(StoredKind.of_bits(self.bits, self.group), codes, scales)
             found[name] = WithOutliers(base, sparse) if len(sparse.values) else base
