@@ -96,6 +96,56 @@ class PackOutput(_Record):
     ram_mib: Memory
 
 
+class BitOperations(_Record):
+    """Multiplications times the bits of both factors, floats at 16: in the blocks' matrices, and in all."""
+
+    matrices: float
+    all: float
+
+
+class PackingMemory(_Record):
+    """Peak, MiB: by the plan, and seen from outside."""
+
+    planned: float | None
+    measured: float | None
+
+
+class Packing(_Record):
+    """What compressing took, in a process of its own."""
+
+    seconds: float | None
+    ram_mib: PackingMemory
+
+
+class MethodRecord(_Record):
+    """A method under a setting (w4a16: 4-bit weights, float activations). `measured` is null where `reason`
+    says why."""
+
+    setting: str
+    plan: dict[str, str]
+    measured: CandidateRecord | None
+    bit_operations: BitOperations | None
+    packing: Packing
+    reason: str | None
+
+
+class ComparedMemory(_Record):
+    """Peak of the command itself, MiB."""
+
+    measured: float
+
+
+class PackCompareOutput(_Record):
+    """`haversack pack --compare`. `quality`: what is measured; `pack` and `chosen`: with -o."""
+
+    quality: str
+    rows: list[MethodRecord]
+    pack: str | None
+    chosen: dict[str, str] | None
+    interrupted: bool
+    ram_mib: ComparedMemory
+
+
 class LogProbability(_Record):
     """A token of the answer and the natural logarithm of its probability."""
 
@@ -396,6 +446,7 @@ class BenchOutput(_Record):
 OUTPUTS: dict[str, type[msgspec.Struct]] = {
     "error": ErrorRecord,
     "pack": PackOutput,
+    "pack-compare": PackCompareOutput,
     "run": RunOutput,
     "serve": ServeOutput,
     "run-encoder": RunEncoderOutput,

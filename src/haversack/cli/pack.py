@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from haversack.plan import Candidate, Outcome
 
 
+ANY_DEVICE = "raspberry-pi-5"
+"""Predicts what `--compare` does not show."""
+
+
 def command(
     model: Annotated[
         str,
@@ -22,8 +26,8 @@ def command(
         ),
     ],
     device: Annotated[
-        str, typer.Option("--device", "-d", help="a device profile; see: haversack devices list")
-    ],
+        str | None, typer.Option("--device", "-d", help="a device profile; see: haversack devices list")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="the pack to write (default: MODEL.pack here)")
     ] = None,
@@ -68,6 +72,10 @@ def command(
     allow_kept: Annotated[
         bool, typer.Option("--allow-kept", help="leave matrices that the precision cannot take in f16")
     ] = False,
+    compare: Annotated[
+        bool,
+        typer.Option("--compare", help="a table of all methods; packs the best only where -o names a pack"),
+    ] = False,
     calibration: Annotated[
         Path | None,
         typer.Option(
@@ -87,13 +95,20 @@ def command(
     """Make a model fit a device's budget: screen plans, measure the best, write the pack and its report."""
     from haversack.core.budget import Budget
     from haversack.core.device import device as find_device
+    from haversack.core.errors import UserError
     from haversack.core.memory import peak_mib
     from haversack.plan import Job, Policy, half_of_this_machine_mib, pack_model
 
+    if device is None and (output is not None or not compare):
+        raise UserError(
+            "there is no device to pack for; give --device NAME (see: haversack devices list).",
+            field="device",
+            nearest=ANY_DEVICE,
+        )
     job = Job(
         model=model,
         output=output or Path(f"{Path(model.partition('@')[0]).name}.pack"),
-        device=find_device(device),
+        device=find_device(device or ANY_DEVICE),
         budget=Budget(
             ram_mib=ram_mib,
             storage_mib=storage_mib,
@@ -117,6 +132,11 @@ def command(
         seed=seed,
         requantize=requantize,
     )
+    if compare:
+        from haversack.cli._methods import show_comparison
+
+        show_comparison(job, write=output is not None, limited=device is not None, as_json=json)
+        return
     outcome = pack_model(job)
     if json:
         print_json(

@@ -8,10 +8,11 @@ products, of queries with keys and of weights with values, are float.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from haversack.models._architecture import Architecture, Attention, Linear
+from haversack.models.audio._record import SpeechArchitecture
 
 FLOAT_BITS = 16
 ACTIVATION_BITS = {"f32": FLOAT_BITS, "int8-dynamic": 8, "int8-static": 8}
@@ -85,6 +86,44 @@ def token_products(
     attentions = (block.attention for block in architecture.blocks)
     others += [attention_products(one, seen) for one in attentions if one is not None]
     return linear_products(blocks, stored, activations), others
+
+
+def window_products(
+    speech: SpeechArchitecture, stored: Mapping[str, Any], activations: str, rows: int, tokens: int
+) -> tuple[list[Products], list[Products]]:
+    """The products of hearing one window of `rows` rows of sound and writing `tokens` tokens: those of the
+    blocks' matrices, and all the others (convolutions, attention, output matrix).
+
+    Keys and values of the encoder's states are made once; a token sees half of the others on average.
+    """
+    encoder, decoder = speech.encoder, speech.decoder
+    blocks: list[Products] = []
+    others: list[Products] = []
+
+    def take(into: list[Products], linears: Iterable[Linear], times: int) -> None:
+        into += [
+            replace(one, count=one.count * times) for one in linear_products(linears, stored, activations)
+        ]
+
+    for convolution in encoder.stem:
+        rows = convolution.length(rows)
+        take(others, [convolution.matrix], rows)
+    for block in encoder.blocks:
+        take(blocks, block.matrices(), rows)
+        if block.attention is not None:
+            attention = attention_products(block.attention, rows)
+            others.append(replace(attention, count=attention.count * rows))
+    for block in decoder.blocks:
+        cross = block.cross_attention
+        once = () if cross is None else (cross.key, cross.value)
+        take(blocks, once, rows)
+        take(blocks, (one for one in block.matrices() if one not in once), tokens)
+        for layer, seen in ((block.attention, (tokens + 1) / 2), (cross, rows)):
+            if layer is not None:
+                count = 2.0 * seen * layer.heads * layer.head_width * tokens
+                others.append(Products(count, FLOAT_BITS, FLOAT_BITS))
+    take(others, [decoder.head], tokens)
+    return blocks, others
 
 
 def bit_operations(products: Iterable[Products]) -> float:

@@ -231,6 +231,10 @@ class Bench:
             self._packs[key] = path
         return self._packs[key]
 
+    def adopt(self, plan: Plan, pack: Path) -> None:
+        """Take `pack` for that of `plan`."""
+        self._packs[plan.stored] = pack
+
     def quality(self, plan: Plan) -> float:
         key = (*plan.stored, plan.activations, plan.cache_type)
         if key not in self._qualities:

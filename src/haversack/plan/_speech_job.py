@@ -29,7 +29,13 @@ from haversack.formats.wav import write_wav
 from haversack.models._architecture import Block
 from haversack.models.audio._record import RATE
 from haversack.plan._candidates import Candidate, Plan, choose, ranked, refusal
-from haversack.plan._enumerate import activation_types, create_precision, precision_choices
+from haversack.plan._enumerate import (
+    activation_types,
+    create_precision,
+    no_plan,
+    offered,
+    precision_choices,
+)
 from haversack.plan._job import (
     RECORD_NBYTES,
     TOKENIZER_FILES,
@@ -122,6 +128,10 @@ class Workshop:
             self._packs[key] = path
         return self._packs[key]
 
+    def adopt(self, plan: Plan, pack: Path) -> None:
+        """Take `pack` for that of `plan`."""
+        self._packs[plan.stored] = pack
+
     def add_files(self, writer: PackWriter) -> None:
         """Tokenizer, rules of writing, licence, and what says how the model hears."""
         add_files(writer, self.model.path)
@@ -205,6 +215,10 @@ def predictions(
     weights = sum(int(np.prod(shape)) for shape in walk.shapes.values())
     found = []
     for structure, choice in itertools.product(choices, precision_choices(job.precision)):
+        if job.precision is None and not offered(
+            walk, choice, structure, job.calibration_tokens, job.effort_s
+        ):
+            continue
         method = structures.compression(choice, structure)
         reads = calibrated(method)
         if reads and job.calibration is None:
@@ -220,7 +234,9 @@ def predictions(
         kinds = stored_kinds(walk, method, job.policy)
         nbytes = stored_nbytes(walk, kinds)
         types = {kind.kind for kind in kinds.values()}
-        for activations, residency in itertools.product(activation_types(types, job.activations), fixed):
+        for activations, residency in itertools.product(
+            activation_types(types, job.activations, choice), fixed
+        ):
             plan = Plan(
                 choice, structure, activations=activations, residency=residency, cache_type=cache_type
             )
@@ -240,12 +256,7 @@ def predictions(
                 )
             )
     if not found and choices != OFFERED:
-        raise UserError(
-            f"no plan has activations {job.activations} with precision {job.precision}.",
-            field="activations",
-            given=job.activations,
-            nearest="f32",
-        )
+        raise no_plan(job.precision, job.activations)
     return found
 
 
@@ -327,7 +338,7 @@ def pack_speech(job: Job, source: Any, tell: Callable[[str], None]) -> Outcome:
         best = choose(found, budget, job.objective)
         if best is None:
             raise refusal([one for one in found if one.source == "measured"] or found, budget, what)
-        _write(job, shop, found, best)
+        write_speech(job, shop, found, best)
         layers = shop.layers.get(best.plan.stored, ())
     taken = time.monotonic() - begun
     return Outcome(job.output, best, tuple(found), budget, job.objective, taken, memory, layers)
@@ -342,7 +353,7 @@ def _order(candidates: list[Candidate], objective: str) -> list[Candidate]:
     return [*first.values(), *(one for one in order if one not in first.values())]
 
 
-def _write(job: Job, shop: Workshop, found: list[Candidate], best: Candidate) -> None:
+def write_speech(job: Job, shop: Workshop, found: list[Candidate], best: Candidate) -> None:
     """The chosen candidate's tensors under the name the user gave, with measurements and report."""
     pack = Pack.open(shop.pack(best.plan))
     quality = (Quality(MEASURE, best.loss, "lower"),) if shop.texts else ()
