@@ -156,7 +156,10 @@ def test_a_structure_beside_parts_is_refused(
         "--json",
     ]
     assert main([*words, "--precision", "spqr", "--structure", "low-rank:rank=0.5"]) == 2
-    assert "spqr looks at whole layers and cannot compress the factors" in json.loads(capsys.readouterr().out)["error"]
+    assert (
+        "spqr looks at whole layers and cannot compress the factors"
+        in json.loads(capsys.readouterr().out)["error"]
+    )
 
 
 def parts_of(pack: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
