@@ -8,6 +8,7 @@ from haversack.core.errors import UserError
 from haversack.shrink._precision import InputStatistics
 from haversack.shrink._rounding import levels, restored
 from haversack.shrink.precision.gptq import Feedback, gptq
+from haversack.shrink.precision.round_to_nearest import round_to_nearest
 from haversack.shrink.precision.spqr import (
     Sparse,
     Spqr,
@@ -144,6 +145,32 @@ def test_sparse_rows_come_in_order():
     sparse = Sparse.of(kept, np.arange(9, dtype=np.float32).reshape(3, 3))
     assert sparse.starts.tolist() == [0, 1, 1, 3]
     assert sparse.columns.tolist() == [1, 0, 2] and sparse.values.tolist() == [1, 6, 8]
+
+
+def published_groups(weight):
+    """Groups of 16 with a scale and a zero, both 3-bit codes in groups of 16: 3.6 bits a weight."""
+    rows, columns = weight.shape
+    groups = weight.reshape(rows, columns // 16, 16)
+    low = np.minimum(groups.min(axis=-1), 0)
+    step = (np.maximum(groups.max(axis=-1), 0) - low) / 7
+    zero = np.rint(-low / step)
+
+    def coarse(numbers):
+        wide = numbers.reshape(rows, -1, 16)
+        low = wide.min(axis=-1, keepdims=True)
+        step = (wide.max(axis=-1, keepdims=True) - low) / 7
+        return (np.rint((wide - low) / step) * step + low).reshape(rows, -1, 1)
+
+    step, zero = coarse(step), coarse(zero)
+    return ((np.clip(np.rint(groups / step + zero), 0, 7) - zero) * step).reshape(rows, columns)
+
+
+def test_the_published_groups_round_better_by_what_their_bits_are_worth():
+    """An eighth of a bit more, a sixth of the squared error less: as much as 6 dB a bit give."""
+    weight = np.random.default_rng(8).standard_normal((128, 1024)).astype(np.float32)
+    ours = restored(*round_to_nearest(weight, 3, 32, "searched"), 32)
+    theirs, mine = (np.square(found - weight).sum() for found in (published_groups(weight), ours))
+    assert 0.75 < theirs / mine < 0.95
 
 
 class Wide:

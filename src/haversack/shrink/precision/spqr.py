@@ -8,11 +8,13 @@ miss would cost more than t stays a number, with t = `threshold` times the mean 
 D_j. Before a group's scale is chosen, weights without which the group would lose more than t less are
 replaced by the mean of the others. Outliers are counted as 16 bits of value and 16 of column.
 What we changed: the paper stores groups of 16 with a scale and a zero that are themselves 3-bit codes in
-groups of 16, 0.6 bits a weight; the kernels here have one f16 scale and no zero for 32, 64 or 128
-neighbouring inputs, 0.5 bits at 32, so that is what is fitted, with the range of codes leaning to the
-longer side. A range without a zero hangs on its largest weight alone, so that leaving one out is tried for
-the largest, then for the next. An outlier's place in the packed part holds 0. `order=activation` takes
-whole groups by the size of their inputs, largest first, and the inputs inside a group likewise.
+groups of 16, 3.6 bits a weight before outliers; the kernels here have one f16 scale and no zero for 32, 64
+or 128 neighbouring inputs, 3.5 bits at 32, so that is what is fitted, with the range of codes leaning to
+the longer side. On normal weights the published groups round with a sixth less squared error, which is what
+their eighth of a bit is worth (a test compares them). A range without a zero hangs on its largest weight
+alone, so that leaving one out is tried for the largest, then for the next. An outlier's place in the packed
+part holds 0. `order=activation` takes whole groups by the size of their inputs, largest first, and the
+inputs inside a group likewise.
 Cost: GPTQ's. In use: the packed product, and one multiplication for each outlier.
 Limits: activations are f32 (the outliers' products are; int8 would round them); at most 65536 inputs.
 """
