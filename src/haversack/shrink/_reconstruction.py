@@ -12,6 +12,7 @@ are held, and while the method learns what `learning_nbytes` says.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -145,9 +146,14 @@ def matrices_nbytes(record: Block) -> int:
 
 
 def learning_lines(walk: Any, method: Any, length: int) -> list[tuple[str, int]]:
-    """The lines of a memory plan that learning adds, on texts of `length` tokens; none for other methods."""
+    """The lines of a memory plan that learning adds, on texts of `length` tokens; none for other methods.
+
+    Plans are made before work starts: raises MissingExtraError where there is no PyTorch to learn with.
+    """
     if BLOCK not in method.needs:
         return []
+    if importlib.util.find_spec("torch") is None:
+        raise MissingExtraError(method.name, "torch", "workshop")
     records = [getattr(walk, "record", lambda block: None)(block) for block in range(walk.blocks)]
     most = max(
         (method.learning_nbytes(record, length) for record in records if record is not None), default=0
