@@ -25,6 +25,7 @@ from haversack.shrink._language import LanguageWalk  # noqa: E402
 from haversack.shrink._learning_torch import Lesson  # noqa: E402
 from haversack.shrink._precision import StoredKind  # noqa: E402
 from haversack.shrink._reconstruction import BlockTask, View, advance, bound  # noqa: E402
+from haversack.shrink._rounding import grouped, searched_scales  # noqa: E402
 from haversack.shrink._smoothing_torch import Smoothing  # noqa: E402
 from haversack.shrink._source import read_tensor  # noqa: E402
 from haversack.shrink._speech import Piece, Pieces, SpeechWalk  # noqa: E402
@@ -84,6 +85,7 @@ METHODS = [
     (omniquant_torch, OmniQuant(epochs=8), 0.95),
     (omniquant_torch, OmniQuant(start="range", epochs=8), 0.8),
     (tesseraq_torch, TesseraQ(start="searched", steps=8), 0.75),
+    (tesseraq_torch, TesseraQ(bits=3, start="gptq", steps=8), 0.95),
 ]
 
 
@@ -174,8 +176,8 @@ def test_tesseraq_comes_close_to_the_best_of_all_roundings(seed, tmp_path):
     weight = rng.normal(size=(8, 10)).astype(np.float32)
     _, task = task_of(tmp_path)
     lesson = OneLayer(weight, x)
-    scales = tesseraq_torch.start_scales(weight, None, 3, 32)
-    matrix = tesseraq_torch.SoftRounding(torch.from_numpy(weight), scales, StoredKind.of_bits(4, 32), 3)
+    scales = searched_scales(grouped(weight, 32), 3, half=True)
+    matrix = tesseraq_torch.SoftRounding(torch.from_numpy(weight), scales, StoredKind.of_bits(3, 32), 3, None)
     hooks = tesseraq_torch.Rounding({"w": matrix}, integers=False)
     best = tesseraq_torch.Best(task, "tesseraq", 1.0, lambda: None)
     learned = tesseraq_torch.learn(task, TesseraQ(steps=60), lesson, hooks, best)[-1]
@@ -194,7 +196,7 @@ def test_tesseraq_comes_close_to_the_best_of_all_roundings(seed, tmp_path):
     assert start - learned > 0.5 * (start - least)
 
 
-@pytest.mark.parametrize("learner, method, share", METHODS[::2], ids=["omniquant", "tesseraq"])
+@pytest.mark.parametrize("learner, method, share", METHODS[0:3:2], ids=["omniquant", "tesseraq"])
 def test_a_loss_that_is_not_finite_ends_the_block_with_the_best_state(
     learner, method, share, tmp_path, monkeypatch
 ):
@@ -206,7 +208,7 @@ def test_a_loss_that_is_not_finite_ends_the_block_with_the_best_state(
     assert packed_error(walk, task, found) <= found.losses[0] * 1.001
 
 
-@pytest.mark.parametrize("learner, method, share", METHODS[::2], ids=["omniquant", "tesseraq"])
+@pytest.mark.parametrize("learner, method, share", METHODS[0:3:2], ids=["omniquant", "tesseraq"])
 def test_a_block_without_finite_numbers_is_refused(learner, method, share, tmp_path):
     _, task = task_of(tmp_path)
     task.inputs.write(3, np.full((LENGTH, 64), np.inf, np.float32))

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from haversack.core.errors import UserError
 from haversack.models._blocks_torch import Hooks, Point, block_forward, norm_forward
+from haversack.shrink._precision import HessianSum, InputStatistics
 from haversack.shrink._reconstruction import BlockTask
 from haversack.shrink._rounding import F32
 
@@ -97,6 +98,15 @@ class Lesson:
                 self.output(index, hooks)
         return {name: np.concatenate(found)[:rows] for name, found in hooks.found.items()}
 
+    def statistics(self, name: str, hooks: Hooks) -> InputStatistics:
+        """The mean of x x^T over every input x of the matrix `name`, the block being as `hooks` make it."""
+        total = HessianSum(self.weights[name].shape[1])
+        adding = _Adding(name, total, hooks)
+        with torch.no_grad():
+            for index in range(self.count):
+                self.output(index, adding)
+        return total.finish()
+
     def _parts(self, piece: F32) -> tuple[slice, slice | None]:
         parts = self.task.view.parts
         return (slice(None), None) if parts is None else parts(piece)
@@ -118,6 +128,22 @@ class _Keeping(Hooks):
             rows = tensor.flatten(0, -2)
             places = torch.linspace(0, len(rows) - 1, min(self.each, len(rows))).long()
             self.found.setdefault(point.name, []).append(rows[places].numpy().copy())
+        return tensor
+
+
+class _Adding(Hooks):
+    """Adds up the inputs of one matrix, in a block that other hooks change."""
+
+    def __init__(self, name: str, total: HessianSum, inner: Hooks) -> None:
+        self.name, self.total, self.inner = name, total, inner
+
+    def weight(self, name: str, tensor: Tensor) -> Tensor:
+        return self.inner.weight(name, tensor)
+
+    def activation(self, point: Point, tensor: Tensor) -> Tensor:
+        tensor = self.inner.activation(point, tensor)
+        if point == (self.name, "input"):
+            self.total.add(tensor.flatten(0, -2).numpy())
         return tensor
 
 

@@ -154,6 +154,7 @@ def learning_lines(walk: Any, method: Any, length: int) -> list[tuple[str, int]]
         return []
     if importlib.util.find_spec("torch") is None:
         raise MissingExtraError(method.name, "torch", "workshop")
+    length = getattr(walk, "longest", length)
     records = [getattr(walk, "record", lambda block: None)(block) for block in range(walk.blocks)]
     most = max(
         (method.learning_nbytes(record, length) for record in records if record is not None), default=0

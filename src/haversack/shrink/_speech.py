@@ -21,9 +21,10 @@ from haversack.core.errors import UserError
 from haversack.core.pack import TensorSource
 from haversack.kernels import CacheLayer
 from haversack.models._architecture import Block, CrossAttention
-from haversack.models.audio._record import SpeechArchitecture
+from haversack.models.audio._record import RATE, SpeechArchitecture
 from haversack.run._hear import SpeechForward
 from haversack.run._products import multiply
+from haversack.run._speech import WINDOW_S
 from haversack.run._step import Step
 from haversack.run.layers.cross_attention import listen
 from haversack.shrink._pipeline import Tap
@@ -106,6 +107,13 @@ class SpeechWalk:
     def block(self, index: int) -> Block:
         """The record of block number `index`."""
         return self.architecture.blocks[index]
+
+    @property
+    def longest(self) -> int:
+        """Rows of the largest piece: what is heard at once, and all the text that goes with it."""
+        encoder = self.architecture.encoder
+        rows = encoder.window or int(WINDOW_S * RATE)
+        return HEADER + encoder.frames(rows) + self.architecture.decoder.context
 
     def record(self, block: int) -> Block:
         """What `block` is declared to be."""

@@ -61,7 +61,7 @@ class TesseraQ(Method):
         "f32", allowed=("f32", "int8-dynamic"), help="activation type that the block is fitted for"
     )
     start: str = parameter(
-        "awq", allowed=("awq", "searched"), help="scales of channels and groups that learning starts from"
+        "awq", allowed=("awq", "gptq", "searched"), help="scales and codes that learning starts from"
     )
     inputs: str = parameter(
         "compressed", allowed=("compressed", "float"), help="blocks before that give the inputs of learning"
@@ -98,6 +98,8 @@ class TesseraQ(Method):
 
     def learning_nbytes(self, record: Block, length: int) -> int:
         """Each matrix about twelve times: itself, floors, v with its gradient and Adam's two means, h, codes,
-        product and their gradients.
+        product and their gradients; GPTQ's statistics of the widest input before.
         """
-        return graph_nbytes(record, self.batch * length, length) + 12 * matrices_nbytes(record)
+        widest = max(linear.inputs for linear in record.matrices()) if self.start == "gptq" else 0
+        learning = graph_nbytes(record, self.batch * length, length) + 12 * matrices_nbytes(record)
+        return learning + 16 * widest**2
