@@ -180,7 +180,7 @@ def test_tesseraq_comes_close_to_the_best_of_all_roundings(seed, tmp_path):
     matrix = tesseraq_torch.SoftRounding(torch.from_numpy(weight), scales, StoredKind.of_bits(3, 32), 3, None)
     hooks = tesseraq_torch.Rounding({"w": matrix}, integers=False)
     best = tesseraq_torch.Best(task, "tesseraq", 1.0, lambda: None)
-    learned = tesseraq_torch.learn(task, TesseraQ(steps=60), lesson, hooks, best)[-1]
+    learned = tesseraq_torch.learn(task, TesseraQ(start="searched", steps=60), lesson, hooks, best)[-1]
     roundings = np.array(list(itertools.product((0, 1), repeat=10)))
     exact = weight @ x.T
     start = least = 0.0
