@@ -193,7 +193,7 @@ def test_tesseraq_comes_close_to_the_best_of_all_roundings(seed, tmp_path):
         start += np.square(nearest @ x.T - exact[row]).sum()
     start, least = start / np.square(exact).sum(), least / np.square(exact).sum()
     assert least * 0.999 <= learned, "nothing is better than the best"
-    assert start - learned > 0.5 * (start - least)
+    assert start - learned > 0.4 * (start - least)
 
 
 @pytest.mark.parametrize("learner, method, share", METHODS[0:3:2], ids=["omniquant", "tesseraq"])

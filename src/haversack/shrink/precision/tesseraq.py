@@ -7,12 +7,12 @@ sigmoid(v) and v such that at first nothing changes. In ten rounds the share 1 -
 is made hard, 0 or 1, with p = .75 .5 .375 .25 .125 .09 .06 .04 .02 .005; after each, Adam takes `steps` steps
 on those still soft, so that they make good what hardening did. With them a factor 2 sigmoid(u) on each scale
 is learned (decay 1e-4). At the end every h is hard, and what is stored is what was learned, bit for bit. The
-block's output is fitted to the float block's. The learning is in tesseraq_torch.py.
-What we changed: the paper starts from AWQ's scales of channels and clipped groups (`start=awq`); by default
-each rounding starts near GPTQ's code and leads to the code on the weight's other side, which needs far fewer
-steps. The paper takes 250 steps a round at 5e-4; with fewer the rate is up to four times that. After the last
-hardening the scales alone learn for one more round. A block whose learned rounding ends with more error than
-the rounding it started from keeps the latter.
+block's output is fitted to the float block's. It starts from AWQ's scales of channels and clipped groups. The
+learning is in tesseraq_torch.py.
+What we changed: the paper takes 250 steps a round at 5e-4; with fewer the rates are larger. After the last
+hardening the scales alone learn for one more round. `start=gptq` begins at most a fiftieth of a step from
+GPTQ's codes, which so few steps seldom turn, and mostly learns their scales. A block whose learned rounding
+ends with more error than the rounding it started from keeps the latter.
 Cost: 11 `steps` steps of `batch` texts forward and back through each block; the most of all methods here.
 Limits: wants PyTorch (extra `workshop`) and calibration text; too few texts are learned by heart.
 """
@@ -62,7 +62,7 @@ class TesseraQ(Method):
         "f32", allowed=("f32", "int8-dynamic"), help="activation type that the block is fitted for"
     )
     start: str = parameter(
-        "gptq", allowed=("gptq", "awq", "searched"), help="scales and codes that learning starts from"
+        "awq", allowed=("awq", "gptq", "searched"), help="scales and codes that learning starts from"
     )
     inputs: str = parameter(
         "compressed", allowed=("compressed", "float"), help="blocks before that give the inputs of learning"

@@ -35,11 +35,14 @@ from haversack.shrink.precision.gptq import Gptq
 
 SOFT_SHARES = (0.75, 0.5, 0.375, 0.25, 0.125, 0.09, 0.06, 0.04, 0.02, 0.005)
 RATE, DECAY = 5e-4, 1e-4
-PAPER_STEPS, FASTEST = 250, 4.0
-"""With fewer steps a round the rate is as many times larger, at most FASTEST times."""
+PAPER_STEPS = 250
+FASTEST, FASTEST_SCALES = 40.0, 4.0
+"""With fewer steps a round rates are as many times larger, at most so many times."""
 HARD = 30.0
 EDGE = 1e-4  # nearest that a soft rounding starts to 0 or 1
-LEAN = 0.25  # farthest that it starts from a code that it is given
+LEAN = (
+    0.02  # farthest that it starts from a code that it is given: GPTQ's codes make good one another's errors
+)
 
 
 class SoftRounding(nn.Module):
@@ -202,18 +205,19 @@ def learn(task: BlockTask, method: Any, lesson: Lesson, hooks: Rounding, best: B
     """Harden and learn, round by round; the mean error of each round's steps, then that of all texts with
     every rounding hard."""
     roundings, factors = hooks.learned()
-    rate = RATE * min(FASTEST, max(1.0, PAPER_STEPS / method.steps))
+    speed = max(1.0, PAPER_STEPS / method.steps)
+    slow, fast = RATE * min(FASTEST_SCALES, speed), RATE * min(FASTEST, speed)
     texts = endless(lesson)
     losses: list[float] = []
     for number, share in enumerate((*SOFT_SHARES, 0.0)):
         kept = copied([*roundings, *factors])
         hooks.harden(share)
-        groups: list[dict[str, Any]] = [{"params": factors, "weight_decay": DECAY}]
+        groups: list[dict[str, Any]] = [{"params": factors, "lr": slow, "weight_decay": DECAY}]
         if share:
-            groups.append({"params": roundings, "weight_decay": 0.0})
+            groups.append({"params": roundings, "lr": fast, "weight_decay": 0.0})
         for each in roundings:
             each.requires_grad_(bool(share))
-        optimizer = torch.optim.AdamW(groups, lr=rate)
+        optimizer = torch.optim.AdamW(groups)
         label = f"round {number + 1} of {len(SOFT_SHARES) + 1}"
         seen = 0.0
         for _ in range(method.steps):
