@@ -20,7 +20,8 @@ class Workspace {
     Workspace &operator=(const Workspace &) = delete;
     int count() const { return static_cast<int>(widths_.size()); }
     int64_t width(int buffer) const { return widths_[static_cast<size_t>(buffer)]; }
-    void reserve(int64_t n);  // room for n rows in each
+    int append(int64_t width);  // one more buffer; its number
+    void reserve(int64_t n);    // room for n rows in each
     float *at(int buffer) const { return buffers_[static_cast<size_t>(buffer)].get(); }
 
   private:
@@ -47,7 +48,7 @@ struct Step {
 };
 
 struct Operation {
-    enum Kind { rms_norm, layer_norm, products, rope_write, attention, gate, add, copy };
+    enum Kind { rms_norm, layer_norm, products, rope_write, attention, gate, add, copy, outliers, gather };
     struct Matrix {
         Weights weights;
         int out;
@@ -57,6 +58,8 @@ struct Operation {
     Kind kind;
     int x = 0, y = 0, z = 0, out = 0;            // buffers
     const float *one = nullptr, *two = nullptr;  // weight and bias of a norm; norms of the heads of queries and keys
+    const int32_t *places = nullptr;             // where rows of outliers start; gathered inputs
+    const uint16_t *columns = nullptr;           // of outliers, whose values are `one`
     float eps = 0, offset = 0;
     std::vector<Matrix> matrices;
     Activations how = Activations::f32;

@@ -72,14 +72,78 @@ class CandidateRecord(_Record):
     fits: bool
 
 
+class LayerRecord(_Record):
+    """What a structure method made of a matrix. `rank`: null where it stayed dense, which `kept` explains;
+    `error`: ||W - BA|| / ||W|| as stored; `output_error`: the same of outputs on calibration text."""
+
+    name: str
+    shape: tuple[Count, Count]
+    rank: Count | None
+    nbytes: dict[str, Count]
+    error: float | None
+    output_error: float | None
+    kept: str | None
+
+
 class PackOutput(_Record):
-    """`haversack pack`"""
+    """`haversack pack`. `layers`: of a pack with a structure, else none."""
 
     pack: str
     plan: dict[str, str]
     candidates: list[CandidateRecord]
+    layers: list[LayerRecord]
     seconds: float
     ram_mib: Memory
+
+
+class BitOperations(_Record):
+    """Multiplications times the bits of both factors, floats at 16: in the blocks' matrices, and in all."""
+
+    matrices: float
+    all: float
+
+
+class PackingMemory(_Record):
+    """Peak, MiB: by the plan, and seen from outside."""
+
+    planned: float | None
+    measured: float | None
+
+
+class Packing(_Record):
+    """What compressing took, in a process of its own."""
+
+    seconds: float | None
+    ram_mib: PackingMemory
+
+
+class MethodRecord(_Record):
+    """A method under a setting (w4a16: 4-bit weights, float activations). `measured` is null where `reason`
+    says why."""
+
+    setting: str
+    plan: dict[str, str]
+    measured: CandidateRecord | None
+    bit_operations: BitOperations | None
+    packing: Packing
+    reason: str | None
+
+
+class ComparedMemory(_Record):
+    """Peak of the command itself, MiB."""
+
+    measured: float
+
+
+class PackCompareOutput(_Record):
+    """`haversack pack --compare`. `quality`: what is measured; `pack` and `chosen`: with -o."""
+
+    quality: str
+    rows: list[MethodRecord]
+    pack: str | None
+    chosen: dict[str, str] | None
+    interrupted: bool
+    ram_mib: ComparedMemory
 
 
 class LogProbability(_Record):
@@ -185,6 +249,32 @@ class RunEncoderOutput(_Record):
     ram_mib: Memory
     plan: dict[str, Any]
     machine: dict[str, Any]
+
+
+class SpeechSegment(_Record):
+    """What is said from `start` to `end`, in seconds."""
+
+    start: float
+    end: float
+    text: str
+
+
+class RunSpeechOutput(_Record):
+    """`haversack run` of a speech model. `seconds` of sound in `windows`; `notes`: what was done to the file;
+    `segments`: with --timestamps. `ms` of all the work, `realtime`: seconds of sound a second of it."""
+
+    text: str
+    language: str | None
+    tokens: Count
+    seconds: Share
+    windows: Count
+    notes: list[str]
+    ms: Share
+    realtime: Share
+    ram_mib: Memory
+    plan: dict[str, Any]
+    machine: dict[str, Any]
+    segments: list[SpeechSegment] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ParityRecord(_Record):
@@ -356,9 +446,11 @@ class BenchOutput(_Record):
 OUTPUTS: dict[str, type[msgspec.Struct]] = {
     "error": ErrorRecord,
     "pack": PackOutput,
+    "pack-compare": PackCompareOutput,
     "run": RunOutput,
     "serve": ServeOutput,
     "run-encoder": RunEncoderOutput,
+    "run-speech": RunSpeechOutput,
     "check": CheckOutput,
     "export": ExportOutput,
     "compare": CompareOutput,

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from haversack.plan import Candidate, Outcome
 
 
+ANY_DEVICE = "raspberry-pi-5"
+"""Predicts what `--compare` does not show."""
+
+
 def command(
     model: Annotated[
         str,
@@ -22,8 +26,8 @@ def command(
         ),
     ],
     device: Annotated[
-        str, typer.Option("--device", "-d", help="a device profile; see: haversack devices list")
-    ],
+        str | None, typer.Option("--device", "-d", help="a device profile; see: haversack devices list")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="the pack to write (default: MODEL.pack here)")
     ] = None,
@@ -45,7 +49,10 @@ def command(
     precision: Annotated[
         str | None, typer.Option(help="fix the precision: NAME or NAME:key=value,...")
     ] = None,
-    structure: Annotated[str | None, typer.Option(help="fix the structure")] = None,
+    structure: Annotated[
+        str | None,
+        typer.Option(help="fix the structure: none, or low-rank:rank=0.4,solver=whitened,..."),
+    ] = None,
     architecture: Annotated[str | None, typer.Option(help="fix the architecture")] = None,
     activations: Annotated[
         str | None, typer.Option(help="fix the activation type: f32 or int8-dynamic")
@@ -62,11 +69,23 @@ def command(
     embedding: Annotated[
         str, typer.Option(help="an embedding that is not the output matrix: f16, f32 or int8")
     ] = "f16",
+    allow_kept: Annotated[
+        bool, typer.Option("--allow-kept", help="leave matrices that the precision cannot take in f16")
+    ] = False,
+    compare: Annotated[
+        bool,
+        typer.Option("--compare", help="a table of all methods; packs the best only where -o names a pack"),
+    ] = False,
     calibration: Annotated[
-        Path | None, typer.Option(help="text to calibrate on (UTF-8, or .npy of tokens)")
+        Path | None,
+        typer.Option(
+            help="text to calibrate on (UTF-8, or .npy of tokens); speech models: a folder of sound files"
+        ),
     ] = None,
     calibration_tokens: Annotated[int, typer.Option(help="tokens to calibrate on")] = 32768,
-    evaluation: Annotated[Path | None, typer.Option(help="text to measure quality on (UTF-8)")] = None,
+    evaluation: Annotated[
+        Path | None, typer.Option(help="text to measure quality on (UTF-8); speech: a folder of sound")
+    ] = None,
     work_ram_mib: Annotated[
         float | None, typer.Option(help="memory of the packing itself, MiB (default: half of this machine's)")
     ] = None,
@@ -76,13 +95,20 @@ def command(
     """Make a model fit a device's budget: screen plans, measure the best, write the pack and its report."""
     from haversack.core.budget import Budget
     from haversack.core.device import device as find_device
+    from haversack.core.errors import UserError
     from haversack.core.memory import peak_mib
     from haversack.plan import Job, Policy, half_of_this_machine_mib, pack_model
 
+    if device is None and (output is not None or not compare):
+        raise UserError(
+            "there is no device to pack for; give --device NAME (see: haversack devices list).",
+            field="device",
+            nearest=ANY_DEVICE,
+        )
     job = Job(
         model=model,
         output=output or Path(f"{Path(model.partition('@')[0]).name}.pack"),
-        device=find_device(device),
+        device=find_device(device or ANY_DEVICE),
         budget=Budget(
             ram_mib=ram_mib,
             storage_mib=storage_mib,
@@ -98,7 +124,7 @@ def command(
         activations=activations,
         residency=residency,
         cache_type=cache_type,
-        policy=Policy(output=output_matrix, embedding=embedding),
+        policy=Policy(output=output_matrix, embedding=embedding, kept="f16" if allow_kept else None),
         calibration=calibration,
         evaluation=evaluation,
         calibration_tokens=calibration_tokens,
@@ -106,6 +132,11 @@ def command(
         seed=seed,
         requantize=requantize,
     )
+    if compare:
+        from haversack.cli._methods import show_comparison
+
+        show_comparison(job, write=output is not None, limited=device is not None, as_json=json)
+        return
     outcome = pack_model(job)
     if json:
         print_json(
@@ -127,6 +158,8 @@ def _show(outcome: Outcome) -> None:
     best: dict[str, Candidate] = {}
     for one in ranked(kept, "quality"):  # what the model would take uncompressed, for comparison
         best.setdefault(one.plan.precision, one)
+    structured = any(one.plan.structure != "none" for one in outcome.candidates)
+    words: tuple[str, ...] = ("precision", "activations", "weights", "cache")
     rows = []
     for one in [*ranked(measured, outcome.objective), *best.values()]:
         fits = outcome.budget.fits(one.demand())
@@ -134,6 +167,7 @@ def _show(outcome: Outcome) -> None:
         style = "bold" if one.plan == outcome.chosen.plan else "" if fits else "dim"
         cells = (
             one.plan.precision,
+            *((one.plan.structure,) if structured else ()),
             one.plan.activations,
             one.plan.residency,
             one.plan.cache_type,
@@ -147,12 +181,17 @@ def _show(outcome: Outcome) -> None:
             "yes" if fits else "no",
         )
         rows.append([Text(cell, style) for cell in cells])
-    words = ("precision", "activations", "weights", "cache")
+    if structured:
+        words = (*words[:1], "structure", *words[1:])
     numbers = ("bits", "bits/byte", "loss", "MiB RAM", "MiB disk", "tokens/s here", "there")
     table((*words, *numbers, "fits"), rows, right=numbers)
     print(
         f"{len(measured)} plans measured, {len(outcome.candidates) - len(measured)} predicted (~), "
         f"{outcome.seconds:.0f} s; chosen: {outcome.chosen.plan.label}"
     )
+    if outcome.layers:
+        from haversack.plan._structure import summary
+
+        print(summary(outcome.layers))
     print(f"pack: {outcome.pack}   report: {outcome.pack / 'report.html'}")
     show_memory(outcome.memory)

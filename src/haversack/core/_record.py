@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import re
 import zlib
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import msgspec
@@ -13,7 +14,7 @@ import msgspec
 from haversack.core._safetensors import DIMENSIONS_MOST, NAME_MOST
 from haversack.core.errors import not_allowed
 
-FORMAT = (1, 1)
+FORMAT = (1, 2)
 PACK_KINDS = ("language", "speech", "vision", "signal", "delta", "mcu", "split", "codec")
 RECORD_NAME = "pack.json"
 WEIGHTS_NAME = "weights.safetensors"
@@ -23,7 +24,9 @@ PIECE = 2**20
 
 # Bytes of one number; the packed kinds are counted by `nbytes_of`.
 PLAIN_KINDS: dict[str, int] = {"f32": 4, "f16": 2, "bf16": 2, "u8": 1, "i32": 4}
-PACKED_KINDS = ("int8", "int4")
+SMALL_KINDS = {"int4": 4, "int3": 3}
+"""Bits of the kinds that have a scale for each row and group of columns."""
+PACKED_KINDS = ("int8", *SMALL_KINDS)
 DTYPE_OF_KIND = {
     "f32": "F32",
     "f16": "F16",
@@ -32,6 +35,7 @@ DTYPE_OF_KIND = {
     "i32": "I32",
     "int8": "U8",
     "int4": "U8",
+    "int3": "U8",
 }
 
 _SEAL = b'"crc32":"'
@@ -41,11 +45,11 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}")
 class TensorEntry(msgspec.Struct, frozen=True, kw_only=False):
     """One tensor of a pack or a hub folder.
 
-    `kind`: f32, f16, bf16, int8, int4, u8 or i32 (a hub folder may hold more, such as i64; no method reads
-    those). `shape`: of the numbers, not of their packed bytes. `group`: weights under one scale (int4, and
-    int8 in groups), else None. `layout`: `rows-1` (row after row) or `rows16-1` (16 rows interleaved;
-    docs/format.md). `file`: name beside pack.json or in the hub folder; `offset` and `nbytes`: where its
-    bytes are in that file.
+    `kind`: f32, f16, bf16, int8, int4, int3, u8 or i32 (a hub folder may hold more, such as i64; no method
+    reads those). `shape`: of the numbers, not of their packed bytes. `group`: weights under one scale (int4,
+    int3, and int8 in groups), else None. `layout`: `rows-1` (row after row) or `rows16-1` (16 rows
+    interleaved; docs/format.md). `file`: name beside pack.json or in the hub folder; `offset` and `nbytes`:
+    where its bytes are in that file.
     """
 
     name: str
@@ -74,7 +78,8 @@ class PackRecord(msgspec.Struct, frozen=True, kw_only=True):
     `format`: [major, minor]; a reader takes every minor of its major. `kind`: one of PACK_KINDS.
     `architecture`, `plan` (slot -> method), `provenance` (where it came from), `measurements` (records of
     core/measurement.py) are the business of those who made the pack; `activations` is the activation type of
-    the matrix products.
+    the matrix products. `forms`: matrix -> how its parts, the tensors NAME.PART, make it up: `form` (its
+    name), `shape` (as one matrix) and what the form asks for; run/_forms.py reads them.
     """
 
     format: tuple[int, int]
@@ -85,6 +90,7 @@ class PackRecord(msgspec.Struct, frozen=True, kw_only=True):
     provenance: dict[str, Any] = {}
     measurements: list[dict[str, Any]] = []
     tensors: tuple[TensorEntry, ...]
+    forms: dict[str, dict[str, Any]] = {}
     files: dict[str, FileEntry]
     crc32: str
 
@@ -149,9 +155,10 @@ def nbytes_of(kind: str, shape: tuple[int, ...], group: int | None, layout: str)
         return blocks * -(-columns // group) * (group * 16 + 32)
     if kind == "int8":
         return blocks * (-(-columns // 32) * 32 * 16 + 64)
-    if group is None or group % 8 or not 8 <= group <= 4096:
-        raise ValueError(f"int4 has groups of a multiple of 8, not {group}")
-    return blocks * -(-columns // group) * (group * 8 + 32)
+    step = 8 if kind == "int4" else 32
+    if group is None or group % step or not step <= group <= 4096:
+        raise ValueError(f"{kind} has groups of a multiple of {step}, not {group}")
+    return blocks * -(-columns // group) * (group * 2 * SMALL_KINDS[kind] + 32)
 
 
 def plain_name(name: str) -> bool:
@@ -192,3 +199,19 @@ def _check_record(record: PackRecord) -> None:
             raise ValueError(f"the tensor {shown} is in {entry.file[:80]!r}, which is no file of this pack")
         if not holder.start <= entry.offset <= holder.size - entry.nbytes:
             raise ValueError(f"the tensor {shown} lies outside of {entry.file}")
+    for name, form in record.forms.items():
+        check_form_entry(name, form, seen)
+
+
+def check_form_entry(name: str, form: Mapping[str, Any], tensors: Collection[str]) -> None:
+    """Raises ValueError unless `form` names a form and a matrix's shape, and `name` is no tensor itself."""
+    shown = name[:80]
+    if name in tensors:
+        raise ValueError(f"the matrix {shown} is a tensor and has a form too")
+    if not isinstance(form.get("form"), str):
+        raise ValueError(f"the form of {shown} has no name")
+    shape = form.get("shape")
+    sizes = shape if isinstance(shape, list | tuple) else ()
+    whole = [size for size in sizes if isinstance(size, int) and not isinstance(size, bool)]
+    if len(sizes) != 2 or len(whole) != 2 or not all(0 < size < 2**31 for size in whole):
+        raise ValueError(f"the form of {shown} has the shape {str(shape)[:80]}, which is no matrix's")

@@ -22,6 +22,7 @@ from haversack.core.memory import MIB, MemoryPlan
 from haversack.core.method import Method
 from haversack.core.pack import Pack, TensorSource
 from haversack.run._cache import CACHE_TYPES, Cache
+from haversack.run._forms import check_activations
 from haversack.run._forward import ROWS, Forward
 from haversack.run._memory import planned_memory, program_mib
 from haversack.run._slots import Slots, choose
@@ -29,7 +30,7 @@ from haversack.run._source import Model, open_model
 from haversack.run._step import Mask, checked_positions, is_linear, split
 from haversack.run._switch import read_across
 from haversack.run._units import aside_nbytes
-from haversack.run._weights import F32, check_tensors, nbytes
+from haversack.run._weights import F32, check_tensors, kinds_of, nbytes
 
 I32 = npt.NDArray[np.int32]
 WANTS = ("last", "all", "none", "hidden")
@@ -102,6 +103,7 @@ class Engine:
         activations = activations or model.activations
         if activations not in ACTIVATIONS:
             raise not_allowed("activations", activations, ACTIVATIONS)
+        check_activations(model.source, activations)
         cache_type = cache_type or str(model.plan.get("cache_type") or "f32")
         if cache_type not in CACHE_TYPES:
             raise not_allowed("cache_type", cache_type, CACHE_TYPES)
@@ -147,8 +149,7 @@ class Engine:
         """One choice per slot, and the types that numbers travel in."""
         from haversack import kernels
 
-        stored = {linear.weight for linear in self.architecture.matrices()}
-        kinds = sorted({self.model.source.tensors[name].kind for name in stored})
+        kinds = kinds_of(self.model.source, [linear.weight for linear in self.architecture.matrices()])
         return {
             "precision": str(self.model.plan.get("precision") or f"as stored ({', '.join(kinds)})"),
             **self.slots.record(),

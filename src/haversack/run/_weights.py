@@ -12,18 +12,23 @@ import numpy.typing as npt
 from haversack.core.errors import DamagedFileError, UserError, nearest_name
 from haversack.core.pack import TensorEntry, TensorSource
 from haversack.kernels import Matrix
-from haversack.models._architecture import Architecture
+from haversack.kernels._matrix import SMALL, split_fours, split_threes
+from haversack.models._architecture import Architecture, Linear
 from haversack.models._checkpoint import Checkpoint, Turned, upright
 from haversack.models._rearranged import Rearranged, put_in_order
+from haversack.run._forms import assemble, check_forms, forms_of, stored_names
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
 Weights = Mapping[str, Any]
-"""Tensor name -> `kernels.Matrix` for what multiplies, f32 array for norms and biases."""
+"""Tensor name -> `kernels.Matrix` (or a form, see _forms.py) for what multiplies, f32 array for norms and
+biases.
+"""
 Bytes = Callable[[TensorEntry], Any]
 
 FLOAT_KINDS = ("f32", "f16", "bf16")
-MATRIX_KINDS = ("f32", "f16", "bf16", "int8", "int4")
+MATRIX_KINDS = ("f32", "f16", "bf16", "int8", "int4", "int3")
+WHOLE_NUMBERS = {"i32": "<i4", "u8": "u1"}
 
 
 class Steady(dict[str, Any]):
@@ -46,7 +51,11 @@ def check_tensors(source: TensorSource, architecture: Architecture) -> None:
     needed = architecture.tensors() if view is None else view.held
     held = source.tensors if view is None else view.source.tensors
     alone = view is None or not architecture.parts
+    forms = forms_of(source)
+    check_forms(source, {one.weight: (one.outputs, one.inputs) for one in inner_matrices(architecture)})
     for name, shape in needed.items():
+        if name in forms:
+            continue
         entry = held.get(name)
         if entry is None:
             nearest = nearest_name(name, held)
@@ -77,8 +86,19 @@ def check_tensors(source: TensorSource, architecture: Architecture) -> None:
             )
 
 
+def inner_matrices(architecture: Any) -> list[Linear]:
+    """The matrices that may have a form: those of blocks, and an encoder's pooler and dense layer."""
+    found: list[Linear] = [linear for block in architecture.blocks for linear in block.matrices()]
+    ends = (getattr(architecture, "pooler", None), getattr(architecture.head, "dense", None))
+    return found + [linear for linear in ends if linear is not None]
+
+
 def tensor(entry: TensorEntry, data: Any) -> Any:
-    """The tensor `entry` over its bytes `data`: a Matrix (no copy) or an f32 vector (a copy)."""
+    """The tensor `entry` over its bytes `data`: a Matrix (no copy) or an f32 vector (a copy); parts of forms
+    in i32 and u8 are arrays (no copy).
+    """
+    if entry.kind in WHOLE_NUMBERS:
+        return np.frombuffer(data, WHOLE_NUMBERS[entry.kind]).reshape(entry.shape)
     if len(entry.shape) == 2:
         rows, columns = entry.shape
         return Matrix.from_bytes(entry.kind, (rows, columns), entry.group, entry.layout, data)
@@ -94,12 +114,21 @@ def _vector(kind: str, data: Any) -> F32:
 def bind(source: TensorSource, names: Iterable[str], data: Bytes | None = None) -> dict[str, Any]:
     """The tensors `names` of `source` as `Weights`; `data` gives a tensor's bytes (default: mapped)."""
     read = data or (lambda entry: source.bytes(entry.name))
-    return {name: tensor(source.tensors[name], read(source.tensors[name])) for name in names}
+    stored = stored_names(source, names)
+    found = {name: tensor(source.tensors[name], read(source.tensors[name])) for name in stored}
+    return assemble(forms_of(source), found)
 
 
 def nbytes(source: TensorSource, names: Iterable[str]) -> int:
     """Bytes of the tensors `names` as they are held."""
-    return sum(source.tensors[name].nbytes for name in names)
+    return sum(source.tensors[name].nbytes for name in stored_names(source, names))
+
+
+def kinds_of(source: TensorSource, names: Iterable[str]) -> list[str]:
+    """The kinds that the matrices `names` are stored in, each once, with the form of those that have one."""
+    forms = forms_of(source)
+    stored = {source.tensors[name].kind for name in stored_names(source, names)}
+    return sorted(stored) + sorted({str(forms[name]["form"]) for name in names if name in forms})
 
 
 def embedding_rows(table: Matrix, tokens: I32) -> F32:
@@ -129,14 +158,14 @@ def embedding_rows(table: Matrix, tokens: I32) -> F32:
         values = units[:, :-1].reshape(len(tokens), -1)[:, :columns].astype(np.float32)
         found = (values - np.float32(128)) * scales
         return found
-    group = table.group or 0
+    bits, group = SMALL[table.kind], table.group or 0
     groups = -(-columns // group)
-    cells = data.reshape(-(-rows // 16), groups, group * 8 + 32)
-    pairs = cells[:, :, :-32].reshape(-1, groups, group // 8, 16, 4)[blocks, :, :, lanes]
+    cells = data.reshape(-(-rows // 16), groups, group * 2 * bits + 32)
+    joined = cells[:, :, :-32].reshape(-1, groups, group * bits // 32, 16, 4)[blocks, :, :, lanes]
     scales = cells[:, :, -32:].view("<f2")[blocks, :, lanes].astype(np.float32)
-    nibbles = np.stack([pairs & 15, pairs >> 4], axis=-2).reshape(len(tokens), groups, group)
-    values = (nibbles.astype(np.float32) - np.float32(8)) * scales[:, :, None]
-    return np.ascontiguousarray(values.reshape(len(tokens), -1)[:, :columns])
+    quads = split_fours(joined) if table.kind == "int4" else split_threes(joined)
+    codes = quads.reshape(len(tokens), groups, group).astype(np.float32) - np.float32(1 << (bits - 1))
+    return np.ascontiguousarray((codes * scales[:, :, None]).reshape(len(tokens), -1)[:, :columns])
 
 
 def row_span(entry: TensorEntry, start: int, stop: int) -> tuple[int, int]:

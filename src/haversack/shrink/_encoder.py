@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 
 from haversack.core.pack import TensorSource
 from haversack.kernels import Matrix
-from haversack.models._architecture import Linear
+from haversack.models._architecture import Block, Linear
 from haversack.models.language._encoder import EncoderArchitecture
 from haversack.run._encode import EncoderForward, Tokens, positions_of
 from haversack.shrink._pipeline import Tap
+from haversack.shrink._reconstruction import View
 from haversack.shrink._rounding import F32
 from haversack.shrink._source import read_tensor
+from haversack.shrink._transforms import Pair, pairs_of
 
 I32 = NDArray[np.int32]
 
@@ -65,6 +67,14 @@ class EncoderWalk:
         groups = self.architecture.blocks[block].products()
         return [tuple(linear.weight for linear in group) for group in groups]
 
+    def record(self, block: int) -> Block | None:
+        """What `block` is declared to be; None for the pooler and the head's layer."""
+        return self.architecture.blocks[block] if block < len(self.architecture.blocks) else None
+
+    def view(self, block: int) -> View:
+        """How a block reads a text: every token sees all."""
+        return View(causal=False)
+
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor."""
         return self.shapes[name]
@@ -96,3 +106,12 @@ class EncoderWalk:
             if tap is not None:
                 tap(name, np.ascontiguousarray(hidden if every else hidden[:1]))
         return hidden
+
+    def pairs(self, block: int) -> Sequence[Pair]:
+        """Producers and consumers of `block` between which scales may be folded; the pooler and the head's
+        layer have none."""
+        return pairs_of(self.architecture.blocks[block]) if block < len(self.architecture.blocks) else ()
+
+    def inspect(self, block: int, pair: Pair, x: F32, weights: Mapping[str, Any]) -> F32:
+        """An encoder's norms come after sums, and none of its pairs begins with one."""
+        raise ValueError(f"{pair.producer} is no norm before a layer")
