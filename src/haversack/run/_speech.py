@@ -31,6 +31,7 @@ from haversack.run._hear import ROWS, SpeechForward
 from haversack.run._memory import BASE_MIB, predicted_tokenizer_nbytes
 from haversack.run._speech_source import SpeechModel, open_speech
 from haversack.run._times import allow
+from haversack.run._weights import kinds_of
 
 F32 = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -133,8 +134,9 @@ class Speech:
         from haversack import kernels
 
         source, plan = self.model.source, self.model.plan
-        kinds = sorted({source.tensors[linear.weight].kind for linear in self.architecture.matrices()})
-        layouts = {self.weights[linear.weight].layout for linear in self.architecture.matrices()}
+        matrices = [linear.weight for linear in self.architecture.matrices()]
+        kinds = kinds_of(source, matrices)
+        layouts = {getattr(self.weights[name], "layout", "in parts") for name in matrices}
         return {
             "precision": str(plan.get("precision") or f"as stored ({', '.join(kinds)})"),
             "residency": self.residency,
