@@ -4,6 +4,7 @@ schema."""
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ from tests.run.speech import sound, write_speech
 
 from haversack.cli import main
 from haversack.cli._records import OUTPUTS
+from haversack.core.memory import run_measured
 from haversack.formats.wav import write_wav
 from haversack.models.audio._sound import read_sound
 from haversack.run._speech import Speech
@@ -125,3 +127,13 @@ def test_options_that_make_no_sense(
     assert main(["run", *(folders.get(part, part) for part in line)]) == 2
     printed = capsys.readouterr()
     assert said in printed.err and printed.err.count("\n") == 1 and printed.out == ""
+
+
+def test_memory_of_a_fresh_process_is_what_was_planned(folders: dict[str, str]) -> None:
+    """The plan is an upper bound, and no wild one."""
+    line = ["run", folders["moonshine"], "--audio", folders["long"], "--json"]
+    program = "import sys; from haversack.cli import main; sys.exit(main())"
+    done = run_measured([sys.executable, "-c", program, *line], timeout=120)
+    assert done.returncode == 0, done.stderr
+    planned = json.loads(done.stdout)["ram_mib"]["planned"]
+    assert 0.5 * planned < done.peak_mib < planned

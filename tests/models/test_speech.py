@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from haversack.core.errors import UserError
 from haversack.models import read_speech
@@ -293,3 +295,55 @@ def test_records_of_the_real_sizes() -> None:
         assert abs(sum(int(np.prod(shape)) for shape in shapes.values()) / 1e6 - millions) < 0.1
     assert read_speech(whisper).encoder.frames(3000) == 1500
     assert read_speech(moonshine).encoder.frames(16000) == 40
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**40), 2**40)
+    | st.floats(allow_nan=False)
+    | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def fields_of(index: int) -> st.SearchStrategy[tuple[str, dict[str, Any]]]:
+    """A case and other values for some fields of its config (0) or of its rules (1)."""
+
+    def of(name: str) -> st.SearchStrategy[tuple[str, dict[str, Any]]]:
+        known = sorted(
+            {*record_speech.CASES[name][index], "rope_parameters", "num_beams", "forced_decoder_ids"}
+        )
+        chosen = st.dictionaries(st.sampled_from(known), json_values, min_size=1, max_size=4)
+        return st.tuples(st.just(name), chosen)
+
+    return st.sampled_from(["whisper", "moonshine"]).flatmap(of)
+
+
+@settings(max_examples=150, deadline=None)
+@given(fields_of(0))
+def test_any_config_is_read_or_refused(case: tuple[str, dict[str, Any]]) -> None:
+    name, fields = case
+    try:
+        architecture = read_speech({**record_speech.CASES[name][0], "model_type": name, **fields})
+    except UserError as error:
+        assert "\n" not in str(error)
+    else:
+        assert architecture.encoder.blocks and architecture.decoder.blocks
+
+
+@settings(max_examples=150, deadline=None)
+@given(fields_of(1))
+def test_any_rules_are_read_or_refused(case: tuple[str, dict[str, Any]]) -> None:
+    name, fields = case
+    config, writing = record_speech.CASES[name]
+    architecture = read_speech(config)
+    try:
+        rules = read_rules(config, {**writing, **fields}, architecture)
+        prompt = rules.prompt(False)
+    except UserError as error:
+        assert "\n" not in str(error)
+    else:
+        assert all(token is None or 0 <= token < architecture.vocabulary for token in prompt)
+        assert rules.room(len(prompt), architecture.decoder.context) >= 1

@@ -31,6 +31,7 @@ from haversack.run._hear import ROWS, SpeechForward
 from haversack.run._memory import BASE_MIB, predicted_tokenizer_nbytes
 from haversack.run._speech_source import SpeechModel, open_speech
 from haversack.run._times import allow
+from haversack.run._weights import kinds_of
 
 F32 = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -133,8 +134,9 @@ class Speech:
         from haversack import kernels
 
         source, plan = self.model.source, self.model.plan
-        kinds = sorted({source.tensors[linear.weight].kind for linear in self.architecture.matrices()})
-        layouts = {self.weights[linear.weight].layout for linear in self.architecture.matrices()}
+        matrices = [linear.weight for linear in self.architecture.matrices()]
+        kinds = kinds_of(source, matrices)
+        layouts = {getattr(self.weights[name], "layout", "in parts") for name in matrices}
         return {
             "precision": str(plan.get("precision") or f"as stored ({', '.join(kinds)})"),
             "residency": self.residency,
@@ -159,10 +161,10 @@ class Speech:
         samples = int(seconds * RATE)
         rows = self.window if encoder.bands else min(self.window, max(samples, 1))
         frames = encoder.frames(rows)
-        # Samples as read and at 16 kHz; the spectrogram in double precision and in single.
-        sound = 4 * 2 * samples
+        # Samples as read, at 16 kHz, and with what is put around them; the spectrogram.
+        sound = 4 * 3 * max(samples, self.window * HOP if encoder.bands else 0)
         if encoder.bands:
-            sound += 12 * encoder.bands * max(samples // HOP, self.window)
+            sound += 4 * encoder.bands * max(samples // HOP, self.window)
         held, stem = rows, 0
         for convolution in encoder.stem:
             out = convolution.length(held)

@@ -211,9 +211,9 @@ def _forced(config: Config, vocabulary: int) -> tuple[int | None, ...]:
         raise config.wrong("forced_decoder_ids", "is not a list of places and tokens")
     found: list[int | None] = []
     for place, pair in enumerate(value, 1):
-        token = pair[1] if isinstance(pair, list) and len(pair) == 2 else -1
+        at, token = pair if isinstance(pair, list) and len(pair) == 2 else (None, None)
         whole = token is None or (isinstance(token, int) and not isinstance(token, bool))
-        if not whole or pair[0] != place or not 0 <= (token or 0) < vocabulary:
+        if not whole or at != place or not 0 <= (token or 0) < vocabulary:
             raise config.wrong(
                 "forced_decoder_ids", f"does not name a token or null at place {place}, as all from 1 on must"
             )
