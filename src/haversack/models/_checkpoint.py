@@ -52,11 +52,12 @@ def extent(entry: TensorEntry) -> int:
 def checkpoint(source: Source, architecture: Architecture) -> Source:
     """`source`, or a view of it that has the names and shapes of `architecture` where its own differ."""
     bare = _bare(source, architecture)
-    hub = isinstance(source, FactoredHub)
-    if not bare and (not architecture.parts or architecture.parts[0].name in source.tensors):
-        return source if not hub else cast(Source, FactoredCheckpoint(source, source, architecture, bare))
-    view = Checkpoint(source, architecture, bare)
-    return cast(Source, FactoredCheckpoint(view, source, architecture, bare) if hub else view)
+    view: Any = source
+    if bare or (architecture.parts and architecture.parts[0].name not in source.tensors):
+        view = Checkpoint(source, architecture, bare)
+    if isinstance(source, FactoredHub):
+        view = FactoredCheckpoint(view, source, architecture, bare)
+    return cast(Source, view)
 
 
 def _bare(source: TensorSource, architecture: Architecture) -> str:

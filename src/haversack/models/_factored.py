@@ -143,7 +143,7 @@ class FactoredCheckpoint:
         return self._hub.bytes(own)[start : start + nbytes]
 
 
-def factored(source: Any) -> Any:
+def factored(source: TensorSource) -> TensorSource:
     """`source`, or, where it is a folder with factored layers, its view that has them as parts."""
     return FactoredHub(source) if (source.path / RANKS).is_file() else source
 

@@ -48,8 +48,10 @@ class Structures:
         if structure == NONE:
             return inner
         if structure == AS_STORED:
-            ranks = {name: int(form["rank"]) for name, form in forms_of(self._source).items()}
-            return Factored(LowRank(), inner, ranks, held=self._held)  # type: ignore[return-value]
+            stored: dict[str, int | None] = {
+                name: int(form["rank"]) for name, form in forms_of(self._source).items()
+            }
+            return Factored(LowRank(), inner, stored, held=self._held)  # type: ignore[return-value]
         method, ranks, lost = self._of(structure)
         return Factored(method, inner, ranks, lost)  # type: ignore[return-value]  # names are per instance
 
