@@ -8,8 +8,8 @@ are factored, and then trained one epoch more (as the dense model is, for the co
 
 Both kinds are tuned alike before, on a fifth of the training pieces that one more model of each kind is not
 trained on: out of the same learning rates the one that names most of them. What held-out pieces say is not
-looked at. Factors by design start as drawn, or as the SVD of a drawn dense layer with its scale shared
-between the two; that is tuned with them.
+looked at. Factors by design start as drawn, or as the SVD of a drawn dense layer (spectral); that is tuned
+with their rate.
 """
 
 from __future__ import annotations
@@ -190,25 +190,7 @@ def by_design(task: Task, seed: int, rank: float, start: str) -> Any:
     """A model whose factors are drawn."""
     from haversack.shrink.structure import factorize
 
-    if start == "random":
-        return factorize(task.make(seed), rank, "random", seed=seed)[0]
-    return balanced(factorize(task.make(seed), rank, "svd")[0])
-
-
-def balanced(model: Any) -> Any:
-    """`model` with the scale of each product shared between its two factors, in place."""
-    from haversack.shrink.structure._factored_torch import LED
-
-    torch = workshop(threads=1)
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, LED):
-                pair: Any = module.led
-                first, second = pair[0].weight, pair[1].weight
-                share = (second.norm() / first.norm()).sqrt()
-                first *= share
-                second /= share
-    return model
+    return factorize(task.make(seed), rank, "random" if start == "random" else "svd", seed=seed)[0]
 
 
 def tune(task: Task) -> Tuned:

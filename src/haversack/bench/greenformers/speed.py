@@ -133,7 +133,7 @@ def forwards(run: Run) -> Outcomes:
         Bar("<=", 0.75),
         published="over 30 % less",
     ),
-    seconds=150,
+    seconds=110,
 )
 def training(run: Run) -> Outcomes:
     from haversack.shrink.structure.transformer_costs import BERT_BASE_PRE_TRAINING, training_cost

@@ -9,7 +9,10 @@ r channels with the old kernel, then one of size 1. The rank is a number (1 or m
 floor(in * out / (in + out)) at which nothing is saved; layers at or above the limit stay. Solvers: `svd`
 (randomized, with power iterations; the scale sits in U), `snmf` (V non-negative), `nmf`, `random` (for
 training from the start), and `whitened`, the best product on calibration inputs. `energy_ranks` chooses a
-rank for each layer by the squared singular values it keeps.
+rank for each layer by the squared singular values it keeps. On PyTorch modules `factorize` does it; for
+packs `--structure low-rank:rank=0.5,solver=whitened`, whose factors are stored by any precision method
+(_packed.py), matrix by matrix, the second factor fitted to the first as it is stored; what saves no bytes
+stays, and the report lists the error of every matrix.
 What we changed: the published limit of a convolution leaves out its kernel; `limit="kernel"` counts it and
 saves where the other stops. Grouped convolutions are factored group by group, the only product that a
 grouped convolution can hold. The random start keeps the layer's output as large as it was. `whitened` is of
