@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from pathlib import Path
 
 import pytest
 
@@ -55,12 +56,15 @@ def test_a_tone_is_heard_in_its_band() -> None:
     assert abs(edges[int(heard.mean(axis=1).argmax()) + 1] - 1000) < 60
 
 
-def test_a_round_of_training_is_judged_on_pieces_it_has_not_seen() -> None:
+def test_a_round_of_training_is_judged_on_pieces_it_has_not_seen(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """The smallest run of the measurement: one seed, one rank, a task of its own that is easily learned."""
     torch = pytest.importorskip("torch")
     from transformers import BertConfig, BertForSequenceClassification
 
-    from haversack.bench.greenformers.accuracy import Task, scores
+    from haversack.bench.greenformers import accuracy
+    from haversack.bench.greenformers.accuracy import RATES, STARTS, Task, scores, tuned
 
     labels = torch.arange(160) % 2
     tokens = torch.randint(1, 10, (160, 6), generator=torch.Generator().manual_seed(0))
@@ -74,7 +78,17 @@ def test_a_round_of_training_is_judged_on_pieces_it_has_not_seen() -> None:
         )
 
     task = Task("tokens", (tokens[:100], labels[:100]), (tokens[100:], labels[100:]), make, 6, batch=20)
-    points, errors = scores(task, (0,), (0.4,))
+    monkeypatch.setenv("HAVERSACK_CACHE", str(tmp_path))
+    chosen = tuned(task)
+    assert chosen.dense in RATES and chosen.design in RATES and chosen.start in STARTS
+    monkeypatch.setattr(accuracy, "tune", None)
+    assert tuned(task) == chosen, "kept by content"
+    inner = task.tuning()
+    assert len(inner.train[1]) == 80 and len(inner.held_out[1]) == 20
+    assert not {tuple(one) for one in torch.cat([inner.train[0], inner.held_out[0]]).tolist()} - {
+        tuple(one) for one in task.train[0].tolist()
+    }, "tuning sees training pieces only"
+    points, errors = scores(task, (0,), (0.4,), chosen)
     assert {"dense", "dense-more", "design-0.4", "after-0.4", "tuned-0.4", "tuned-0.5"} <= set(points)
     assert points["dense"][0] > 85
     assert errors["svd"] < errors["snmf"] < errors["random"]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from haversack.core.errors import DamagedFileError, UserError, nearest_name
 from haversack.core.pack import TensorEntry, TensorSource
 from haversack.models._architecture import Architecture, Part
+from haversack.models._factored import FactoredCheckpoint, FactoredHub
 from haversack.models._rearranged import Rearranged
 
 if TYPE_CHECKING:
@@ -51,9 +52,12 @@ def extent(entry: TensorEntry) -> int:
 def checkpoint(source: Source, architecture: Architecture) -> Source:
     """`source`, or a view of it that has the names and shapes of `architecture` where its own differ."""
     bare = _bare(source, architecture)
-    if not bare and (not architecture.parts or architecture.parts[0].name in source.tensors):
-        return source
-    return cast(Source, Checkpoint(source, architecture, bare))
+    view: Any = source
+    if bare or (architecture.parts and architecture.parts[0].name not in source.tensors):
+        view = Checkpoint(source, architecture, bare)
+    if isinstance(source, FactoredHub):
+        view = FactoredCheckpoint(view, source, architecture, bare)
+    return cast(Source, view)
 
 
 def _bare(source: TensorSource, architecture: Architecture) -> str:

@@ -43,7 +43,7 @@ from haversack.plan._measure import RUN, TIMEOUT_S, MeasuringError
 from haversack.plan._predict import ACTIVATION_NOISE, LOSS_PER_NOISE, MIB, products_of
 from haversack.plan._report import report_html
 from haversack.plan._search import Clock, mild
-from haversack.plan._structure import OFFERED, Structures, full_structure, layers_of
+from haversack.plan._structure import OFFERED, Structures, layers_of
 from haversack.run._answers import mask_token
 from haversack.run._encode import Tokens
 from haversack.run._encoder import Encoder
@@ -294,7 +294,7 @@ def pack_encoder(job: Job, source: Any, tell: Callable[[str], None]) -> Outcome:
     files_nbytes = sum(path.stat().st_size for path in files if path.is_file()) + RECORD_NBYTES
     walk = EncoderWalk(model.architecture, model.source)
     structures = Structures(walk, model.source)
-    candidates = predictions(job, model, files_nbytes, structures, (full_structure(job.structure),))
+    candidates = predictions(job, model, files_nbytes, structures, (structures.choice(job.structure),))
     what = f"{job.model} on {job.device.name}"
     fitting = [one for one in candidates if budget.fits(mild(one).demand())]
     if not fitting and job.structure is None:

@@ -26,6 +26,7 @@ from haversack.models import Tokenizer, read_architecture
 from haversack.models._bundled import model_folder
 from haversack.models._calibration import TokenText, segments, token_text
 from haversack.models._checkpoint import checkpoint
+from haversack.models._factored import factored
 from haversack.models._gguf import is_gguf
 from haversack.models._hub_cache import hub_origin
 from haversack.models.audio import is_speech
@@ -291,7 +292,7 @@ def pack_model(job: Job, tell: Callable[[str], None] = lambda text: None) -> Out
         raise UserError(
             f"--requantize is for GGUF files; {job.model} is none.", field="requantize", given=job.requantize
         )
-    source: Any = gguf.model if gguf else HubFolder.open(model_folder(job.model))
+    source: Any = gguf.model if gguf else factored(HubFolder.open(model_folder(job.model)))
     if gguf is None and is_encoder(source.config):
         from haversack.plan._encoder_job import pack_encoder
 
@@ -330,7 +331,7 @@ def pack_model(job: Job, tell: Callable[[str], None] = lambda text: None) -> Out
         cache_type=job.cache_type,
         effort_s=job.effort_s,
         calibration_tokens=job.calibration_tokens,
-        structures=(full_structure(job.structure),),
+        structures=(structures.choice(job.structure),),
         compression=structures.compression,
     )
     what = f"{job.model} on {job.device.name}"

@@ -9,12 +9,17 @@ from haversack.core import index
 from haversack.core.errors import UserError
 from haversack.core.pack import TensorSource
 from haversack.plan._enumerate import create_precision, stands_alone
+from haversack.run._forms import forms_of
 from haversack.shrink._pipeline import Walk
 from haversack.shrink._precision import Precision
+from haversack.shrink._rounding import F32
+from haversack.shrink._source import read_tensor
 from haversack.shrink.structure._packed import Factored, Layer, expected_loss, ranks_of
 from haversack.shrink.structure.low_rank import LowRank
 
 NONE = "none"
+AS_STORED = "low-rank:as-stored"
+"""The factors of a checkpoint that was factored before."""
 OFFERED = tuple(f"low-rank:rank={rank},solver=whitened" for rank in (0.75, 0.5, 0.25))
 """Tried where no plan without a structure fits: every one of them costs more quality than rounding does."""
 
@@ -31,6 +36,12 @@ class Structures:
         self._walk, self._source, self._tell = walk, source, tell
         self._known: dict[str, tuple[LowRank, Mapping[str, int | None], float]] = {}
 
+    def choice(self, structure: str | None) -> str:
+        """The structure that a user's choice means: the checkpoint's own factors where nothing is named."""
+        if structure is None and forms_of(self._source):
+            return AS_STORED
+        return full_structure(structure)
+
     def compression(self, precision: str, structure: str) -> Precision:
         """The precision method, on the factors of the structure where there is one."""
         inner = create_precision(precision)
@@ -44,8 +55,18 @@ class Structures:
                 given=precision,
                 nearest="gptq",
             )
+        if structure == AS_STORED:
+            stored: dict[str, int | None] = {
+                name: int(form["rank"]) for name, form in forms_of(self._source).items()
+            }
+            return Factored(LowRank(), inner, stored, held=self._held)  # type: ignore[return-value]
         method, ranks, lost = self._of(structure)
         return Factored(method, inner, ranks, lost)  # type: ignore[return-value]  # names are per instance
+
+    def _held(self, name: str) -> tuple[F32, F32]:
+        """The factors (second, first) of the matrix `name` as the checkpoint has them."""
+        first, second = (read_tensor(self._source, f"{name}.{part}") for part in ("first", "second"))
+        return second, first
 
     def _of(self, structure: str) -> tuple[LowRank, Mapping[str, int | None], float]:
         if structure not in self._known:

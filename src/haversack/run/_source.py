@@ -15,6 +15,7 @@ from haversack.core.errors import DamagedFileError, UserError
 from haversack.core.pack import Pack, TensorSource, is_pack
 from haversack.models._architecture import Architecture
 from haversack.models._checkpoint import checkpoint
+from haversack.models._factored import factored
 from haversack.models._gguf import GgufModel, is_gguf
 from haversack.models._tokenizer import Tokenizer
 from haversack.models.audio import is_speech
@@ -78,7 +79,7 @@ def open_source(what: str | os.PathLike[str] | TensorSource) -> TensorSource:
     from haversack.formats.safetensors import HubFolder
     from haversack.models._bundled import model_folder
 
-    return HubFolder.open(model_folder(str(what)))
+    return factored(HubFolder.open(model_folder(str(what))))
 
 
 def encodes(source: TensorSource) -> bool:

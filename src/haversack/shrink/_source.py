@@ -11,6 +11,8 @@ from haversack.core.errors import DamagedFileError, UserError
 from haversack.core.pack import TensorEntry, TensorSource
 from haversack.models._checkpoint import Turned
 from haversack.models._rearranged import Rearranged
+from haversack.run._forms import forms_of
+from haversack.run._weights import bind
 from haversack.shrink._rounding import F32
 
 FLOATS = ("f32", "f16", "bf16")
@@ -44,11 +46,13 @@ def read_rows(source: TensorSource, name: str, start: int, stop: int) -> F32:
 
 
 def read_tensor(source: TensorSource, name: str) -> F32:
-    """The float tensor `name` as f32 of its shape.
+    """The float tensor `name` as f32 of its shape; a matrix of several parts as what they stand for.
 
     Raises UserError for a tensor that is absent, no float type, or holds NaN or infinity; it names the
     tensor.
     """
+    if name in forms_of(source):
+        return _finite(name, bind(source, [name])[name].dense())
     entry = _float_entry(source, name)
     return _finite(
         name, _numbers(entry.kind, read_bytes(source, entry, 0, entry.nbytes)).reshape(entry.shape)

@@ -7,7 +7,7 @@ from types import ModuleType
 from haversack.bench._harness import Bench
 from haversack.bench._rows import Unavailable
 
-FILES = ("bench/greenformers/*.py", "shrink/structure/*.py")
+FILES = ("bench/greenformers/*.py", "shrink/structure/*.py", "run/forms/low_rank.py", "run/_program.py")
 
 bench = Bench("greenformers", number=38, watches=FILES)
 

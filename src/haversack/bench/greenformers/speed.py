@@ -62,10 +62,14 @@ def forward(model: Any, texts: int, length: int) -> Callable[[], float]:
 
 
 def training_step(model: Any, texts: int, length: int) -> Callable[[], float]:
-    """A function that runs a forward and a backward pass and an AdamW update."""
+    """A function that runs a forward and a backward pass and an AdamW update.
+
+    The update is PyTorch's fused one, the fastest for either side: written out tensor by tensor it takes more
+    time than both passes at short texts, and flatters the model with fewer weights.
+    """
     torch = workshop()
     tokens = torch.randint(0, 1000, (texts, length), generator=torch.Generator().manual_seed(length))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
 
     def once() -> float:
         start = perf_counter()
@@ -129,7 +133,7 @@ def forwards(run: Run) -> Outcomes:
         Bar("<=", 0.75),
         published="over 30 % less",
     ),
-    seconds=250,
+    seconds=110,
 )
 def training(run: Run) -> Outcomes:
     from haversack.shrink.structure.transformer_costs import BERT_BASE_PRE_TRAINING, training_cost
@@ -144,7 +148,7 @@ def training(run: Run) -> Outcomes:
             model.zero_grad(set_to_none=True)
         for name in RANKS:
             found[f"training-{name}-{length}"] = Outcome.of(
-                taken, ours=name, baseline="dense", note="one text, AdamW"
+                taken, ours=name, baseline="dense", note="one text, fused AdamW"
             )
         if length == 128:  # the length of nine tenths of BERT's pre-training
             ratios = [a / b for a, b in zip(taken["dense"], taken["04"], strict=True)]

@@ -113,13 +113,19 @@ class Factored:
     """The precision method `inner` on the factors that `structure` gives; fills shrink: precision.
 
     `ranks`: matrix -> rank, or None where it stays dense (see `ranks_of`). `layers` says what became of each
-    matrix, in order; `lost` is what `noise` adds for the factors.
+    matrix, in order; `lost` is what `noise` adds for the factors. `held` gives factors (second, first) that
+    are there already by the matrix's name, in place of the structure's solver.
     """
 
     def __init__(
-        self, structure: LowRank, inner: Precision, ranks: Mapping[str, int | None], lost: float = 0.0
+        self,
+        structure: LowRank,
+        inner: Precision,
+        ranks: Mapping[str, int | None],
+        lost: float = 0.0,
+        held: Callable[[str], tuple[F32, F32]] | None = None,
     ) -> None:
-        self.structure, self.inner, self.ranks, self.lost = structure, inner, ranks, lost
+        self.structure, self.inner, self.ranks, self.lost, self.held = structure, inner, ranks, lost, held
         self.name = inner.name
         self.needs = inner.needs | structure.needs
         self.layers: list[Layer] = []
@@ -185,6 +191,8 @@ class Factored:
         return done
 
     def _factors(self, name: str, weight: F32, rank: int, hessian: F64 | None) -> tuple[F32, F32]:
+        if self.held is not None:
+            return self.held(name)
         try:
             found = self.structure.factors(weight, hessian, rank)
         except UserError as error:

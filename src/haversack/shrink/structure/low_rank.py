@@ -9,7 +9,10 @@ r channels with the old kernel, then one of size 1. The rank is a number (1 or m
 floor(in * out / (in + out)) at which nothing is saved; layers at or above the limit stay. Solvers: `svd`
 (randomized, with power iterations; the scale sits in U), `snmf` (V non-negative), `nmf`, `random` (for
 training from the start), and `whitened`, the best product on calibration inputs. `energy_ranks` chooses a
-rank for each layer by the squared singular values it keeps.
+rank for each layer by the squared singular values it keeps. On PyTorch modules `factorize` does it; for
+packs `--structure low-rank:rank=0.5,solver=whitened`, whose factors are stored by any precision method
+(_packed.py), matrix by matrix, the second factor fitted to the first as it is stored; what saves no bytes
+stays, and the report lists the error of every matrix.
 What we changed: the published limit of a convolution leaves out its kernel; `limit="kernel"` counts it and
 saves where the other stops. Grouped convolutions are factored group by group, the only product that a
 grouped convolution can hold. The random start keeps the layer's output as large as it was. `whitened` is of
@@ -177,15 +180,21 @@ def random_factors(weight: Array, rank: int, n_iter: int = 10, seed: int = 0) ->
 def whitened(weight: Array, hessian: Array, rank: int, damping: float = 0.01) -> tuple[Array, Array]:
     """The U V of rank `rank` with the least ||X (W - U V)||, where `hessian` [inputs, inputs] is mean X^T X.
 
-    With X^T X = L L^T the error is ||L^T W - L^T U V||, whose optimum the SVD of L^T W gives. `damping` is
-    the share of the mean diagonal that is added to the diagonal.
+    With X^T X = L L^T the error is ||L^T W - L^T U V||, whose optimum is L^T W projected on its first `rank`
+    singular vectors of either side; those of the shorter side come from its square, in double precision.
+    `damping` is the share of the mean diagonal that is added to the diagonal.
     """
     size = float(np.trace(hessian)) / len(hessian)
     damped = hessian + np.eye(len(hessian)) * (damping * size or 1.0)
     lower = np.linalg.cholesky(damped)
-    left, values, right = np.linalg.svd(lower.T @ weight, full_matrices=False)
-    u = np.linalg.solve(lower.T, left[:, :rank] * values[:rank])
-    return u.astype(weight.dtype), right[:rank].astype(weight.dtype)
+    seen = lower.T @ weight
+    if len(weight) <= weight.shape[1]:
+        left = np.linalg.eigh(seen @ seen.T)[1][:, : -rank - 1 : -1]
+        u, v = np.linalg.solve(lower.T, left), left.T @ seen
+    else:
+        right = np.linalg.eigh(seen.T @ seen)[1][:, : -rank - 1 : -1]
+        u, v = np.linalg.solve(lower.T, seen @ right), right.T
+    return u.astype(weight.dtype), v.astype(weight.dtype)
 
 
 _SOLVERS = {"svd": randomized_svd, "snmf": semi_nmf, "nmf": nmf, "random": random_factors}
