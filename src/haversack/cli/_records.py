@@ -72,12 +72,26 @@ class CandidateRecord(_Record):
     fits: bool
 
 
+class LayerRecord(_Record):
+    """What a structure method made of a matrix. `rank`: null where it stayed dense, which `kept` explains;
+    `error`: ||W - BA|| / ||W|| as stored; `output_error`: the same of outputs on calibration text."""
+
+    name: str
+    shape: tuple[Count, Count]
+    rank: Count | None
+    nbytes: dict[str, Count]
+    error: float | None
+    output_error: float | None
+    kept: str | None
+
+
 class PackOutput(_Record):
-    """`haversack pack`"""
+    """`haversack pack`. `layers`: of a pack with a structure, else none."""
 
     pack: str
     plan: dict[str, str]
     candidates: list[CandidateRecord]
+    layers: list[LayerRecord]
     seconds: float
     ram_mib: Memory
 
@@ -185,6 +199,32 @@ class RunEncoderOutput(_Record):
     ram_mib: Memory
     plan: dict[str, Any]
     machine: dict[str, Any]
+
+
+class SpeechSegment(_Record):
+    """What is said from `start` to `end`, in seconds."""
+
+    start: float
+    end: float
+    text: str
+
+
+class RunSpeechOutput(_Record):
+    """`haversack run` of a speech model. `seconds` of sound in `windows`; `notes`: what was done to the file;
+    `segments`: with --timestamps. `ms` of all the work, `realtime`: seconds of sound a second of it."""
+
+    text: str
+    language: str | None
+    tokens: Count
+    seconds: Share
+    windows: Count
+    notes: list[str]
+    ms: Share
+    realtime: Share
+    ram_mib: Memory
+    plan: dict[str, Any]
+    machine: dict[str, Any]
+    segments: list[SpeechSegment] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ParityRecord(_Record):
@@ -359,6 +399,7 @@ OUTPUTS: dict[str, type[msgspec.Struct]] = {
     "run": RunOutput,
     "serve": ServeOutput,
     "run-encoder": RunEncoderOutput,
+    "run-speech": RunSpeechOutput,
     "check": CheckOutput,
     "export": ExportOutput,
     "compare": CompareOutput,

@@ -101,18 +101,59 @@ def command(
     truncate: Annotated[
         bool, typer.Option("--truncate", help="encoders: read the beginning of a text that is too long")
     ] = False,
+    audio: Annotated[
+        Path | None,
+        typer.Option(help="speech models: the sound to transcribe (WAV; FLAC with the extra audio)"),
+    ] = None,
+    timestamps: Annotated[
+        bool, typer.Option("--timestamps", help="speech models: when each segment begins and ends")
+    ] = False,
+    language: Annotated[
+        str | None, typer.Option(help="speech models: what is spoken, such as en (default: found out)")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="speech models: transcribe or translate")] = None,
+    beam: Annotated[
+        int | None,
+        typer.Option(help="speech models: texts written side by side (default: the model's, or 1)"),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Complete a text: PROMPT, the file INPUT, or what standard input holds. On a terminal and without a
     text it is a chat. An encoder does what follows from its head: it prints an embedding, fills masked words
-    in, classifies, or labels every token.
+    in, classifies, or labels every token. A speech model writes what is said in AUDIO.
     """
     from threading import Thread
 
     from haversack.core.budget import Budget
-    from haversack.run._source import encodes, open_model, open_source
+    from haversack.run._source import encodes, hears, open_model, open_source
 
     source = open_source(model)
+    if hears(source):
+        from haversack.cli._transcribe import given_most, refuse_text_options, run_speech
+
+        refuse_text_options()
+        run_speech(
+            source,
+            audio,
+            timestamps=timestamps,
+            language=language,
+            task=task,
+            beams=beam,
+            most=given_most(max_tokens),
+            json=json,
+            ram_mib=ram_mib,
+            residency=residency,
+            activations=activations,
+            cache_type=cache_type,
+            threads=threads,
+        )
+        return
+    if audio is not None or timestamps or language is not None or task is not None or beam is not None:
+        raise UserError(
+            "--audio, --timestamps, --language, --task and --beam are for speech models.",
+            field="model",
+            given=model,
+        )
     if encodes(source):
         from haversack.cli._encode import refuse_decoder_options, run_encoder, text_or_file
 

@@ -12,15 +12,18 @@ _PUBLIC = {
     "Block": "_architecture",
     "Branch": "_architecture",
     "ChatTemplate": "_chat",
+    "CrossAttention": "_architecture",
     "EncoderArchitecture": "language._encoder",
     "FeedForward": "_architecture",
     "Linear": "_architecture",
     "Norm": "_architecture",
     "Positions": "_architecture",
     "Rope": "_rope",
+    "SpeechArchitecture": "audio._record",
     "Tokenizer": "_tokenizer",
     "read_architecture": "language",
     "read_encoder": "language",
+    "read_speech": "audio",
 }
 
 __all__ = list(_PUBLIC)

@@ -172,7 +172,34 @@ class FeedForward:
         return ()
 
 
-Layer = Attention | FeedForward
+@dataclass(frozen=True)
+class CrossAttention:
+    """Attention of a decoder's tokens to the states of an encoder, whose keys and values are made once.
+
+    `query` multiplies the tokens, `key` and `value` the encoder's states; every token sees every state.
+    """
+
+    kind: ClassVar[str] = "cross_attention"
+
+    heads: int
+    key_value_heads: int
+    head_width: int
+    scale: float
+    query: Linear
+    key: Linear
+    value: Linear
+    output: Linear
+
+    def products(self) -> tuple[tuple[Linear, ...], ...]:
+        """The matrix products in order; those in one tuple multiply the same input."""
+        return (self.key, self.value), (self.query,), (self.output,)
+
+    def norms(self) -> tuple[Norm, ...]:
+        """The norms inside the layer."""
+        return ()
+
+
+Layer = Attention | CrossAttention | FeedForward
 
 
 @dataclass(frozen=True)
@@ -202,6 +229,14 @@ class Block:
     index: int
     branches: tuple[Branch, ...]
     parallel: bool = False
+
+    @cached_property
+    def cross_attention(self) -> CrossAttention | None:
+        """The block's attention to an encoder; None when the block has none."""
+        for branch in self.branches:
+            if isinstance(branch.layer, CrossAttention):
+                return branch.layer
+        return None
 
     @cached_property
     def attention(self) -> Attention | None:

@@ -17,7 +17,9 @@ from haversack.models._architecture import Architecture
 from haversack.models._checkpoint import checkpoint
 from haversack.models._gguf import GgufModel, is_gguf
 from haversack.models._tokenizer import Tokenizer
+from haversack.models.audio import is_speech
 from haversack.models.language import is_encoder, read_architecture
+from haversack.run._forms import require_whole
 
 ADVICE = "give a pack, a checkpoint folder or a bundled model"
 
@@ -81,8 +83,17 @@ def open_source(what: str | os.PathLike[str] | TensorSource) -> TensorSource:
 
 def encodes(source: TensorSource) -> bool:
     """True when an opened source holds an encoder, which `run/_encoder.py` opens."""
-    config = source.record.architecture if isinstance(source, Pack) else getattr(source, "config", {})
-    return is_encoder(config)
+    return is_encoder(_config(source))
+
+
+def hears(source: TensorSource) -> bool:
+    """True when an opened source holds a speech model, which `run/_speech.py` opens."""
+    return is_speech(_config(source))
+
+
+def _config(source: TensorSource) -> Mapping[str, Any]:
+    found = source.record.architecture if isinstance(source, Pack) else getattr(source, "config", {})
+    return dict(found)
 
 
 def open_model(what: str | os.PathLike[str] | TensorSource) -> Model:
@@ -113,6 +124,7 @@ def _of_pack(pack: Pack) -> Model:
             given=pack.record.kind,
             nearest="language",
         )
+    require_whole(pack)
     architecture = read_architecture(pack.record.architecture)
     plan = dict(pack.record.plan)
     activations = str(plan.get("activations") or pack.record.activations)

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
 
 CROSSINGS = 32
 BETA = 10.0  # of Kaiser's window: about 100 dB of what would be folded
@@ -35,17 +36,18 @@ def resample(samples: F32, rate: int, to: int) -> F32:
     count = ceil(len(samples) * up / down)
     padded = np.pad(samples, (half - 1, half + down))
     windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * half)
-    taps = np.arange(1 - half, half + 1)
+    taps = np.arange(1 - half, half + 1, dtype=np.float64)
     found = np.empty(count, np.float32)
     for phase in range(min(up, count)):
         first, left = divmod(phase * down, up)
-        weights = kernel(taps - left / up, cutoff, half).astype(np.float32)
+        offsets: F64 = taps - left / up
+        weights = kernel(offsets, cutoff, half).astype(np.float32)
         outputs = -(-(count - phase) // up)
         found[phase::up] = windows[first::down][:outputs] @ weights
     return found
 
 
-def kernel(offsets: npt.NDArray[np.float64], cutoff: float, half: int) -> npt.NDArray[np.float64]:
+def kernel(offsets: F64, cutoff: float, half: int) -> F64:
     """The windowed sinc at `offsets` in samples of the input; `cutoff` in parts of its Nyquist frequency."""
     inside = np.clip(1.0 - np.square(offsets / half), 0.0, None)
     return cutoff * np.sinc(cutoff * offsets) * np.i0(BETA * np.sqrt(inside)) / np.i0(BETA)
