@@ -34,8 +34,8 @@ RECIPES = {
     "small": Recipe(Shape(64, 2, 256), Schedule(steps=1500, descent_share=0.5)),
     "base": Recipe(
         Shape(160, 4, 480),
-        Schedule(steps=750, descent_share=0.5),
-        stages=(Stage(0, 2, 1.5), Stage(300, 4, 3.0), Stage(500)),
+        Schedule(steps=625, descent_share=0.4),
+        stages=(Stage(0, 2, 1.5), Stage(300, 4, 3.0), Stage(475)),
     ),
 }
 

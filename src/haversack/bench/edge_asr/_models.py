@@ -47,7 +47,10 @@ def folder_of(size: str) -> Path:
 
 def _identity(size: str) -> list[Any]:
     folder = folder_of(size)
-    return [content_hash((f"reference_models/{MODELS[size]}/*",)), sorted(path.name for path in folder.iterdir())]
+    return [
+        content_hash((f"reference_models/{MODELS[size]}/*",)),
+        sorted(path.name for path in folder.iterdir()),
+    ]
 
 
 def pack_of(size: str, choice: str) -> Path:
@@ -66,9 +69,7 @@ def pack_of(size: str, choice: str) -> Path:
     return cached("edge-asr", inputs, make) / "speech.pack"
 
 
-def transcripts(
-    model: Path, activations: str, strings: Sequence[Utterance], weights: str | None = None
-) -> list[str]:
+def transcripts(model: Path, activations: str, strings: Sequence[Utterance]) -> list[str]:
     """What the engine writes down, a line for each string, greedily and on f32 caches."""
     from haversack.run._speech import Speech
     from haversack.run._transcribe import transcribe
@@ -97,7 +98,11 @@ def float_errors(size: str, each: int | None = None, seed: int | None = None) ->
 def packed_errors(size: str, choice: str, activations: str) -> WordErrors:
     """The errors of the pack that `choice` gives, with activations of a type."""
     pack = pack_of(size, choice)
-    inputs = {"pack": pack.parent.name, "activations": activations, "strings": [EACH_SPEAKER, SEED, _speakers()]}
+    inputs = {
+        "pack": pack.parent.name,
+        "activations": activations,
+        "strings": [EACH_SPEAKER, SEED, _speakers()],
+    }
 
     def make(goal: Path) -> None:
         _write(goal, _measured(pack, activations, EACH_SPEAKER, SEED))
@@ -194,7 +199,9 @@ def counted(size: str, setting: Setting, choice: str, tokens: int) -> tuple[list
         blocks += [product(linear, frames, 1) for linear in block.matrices()]
         layer = block.attention
         assert layer is not None
-        products += attention_products(f"encoder.{block.index}", frames, frames, layer.heads, layer.head_width)
+        products += attention_products(
+            f"encoder.{block.index}", frames, frames, layer.heads, layer.head_width
+        )
     for block in one.decoder.blocks:
         cross, own = block.cross_attention, block.attention
         assert cross is not None and own is not None
@@ -210,9 +217,40 @@ def counted(size: str, setting: Setting, choice: str, tokens: int) -> tuple[list
 
 
 def write_pack(folder: Path, goal: Path, choice: str, strings: Sequence[Utterance]) -> None:
-    """Pack the speech model in `folder` as `choice` says, calibrated on `strings`."""
-    try:
-        from haversack.shrink._speech import SpeechWalk
-    except ImportError:
-        raise Unavailable("shrink cannot walk through speech models yet") from None
-    raise NotImplementedError(SpeechWalk)
+    """Pack the speech model in `folder` as `choice` says, calibrated on `strings` and their words."""
+    from haversack.core.pack import PackWriter
+    from haversack.plan._enumerate import create_precision
+    from haversack.plan._job import add_files
+    from haversack.run._speech_source import open_speech
+    from haversack.shrink._pipeline import Policy, compress
+    from haversack.shrink._speech import SpeechWalk
+
+    model = open_speech(folder)
+    with PackWriter(goal, "speech") as writer:
+        compress(
+            model.source,
+            SpeechWalk(model.architecture, model.source),
+            create_precision(choice),
+            writer,
+            texts=calibration_pieces(folder, strings),
+            policy=Policy(),
+            folder=goal.parent,
+        )
+        add_files(writer, folder)
+        writer.add_file("preprocessor_config.json", folder / "preprocessor_config.json")
+        writer.finish({"architecture": dict(model.config), "plan": {"precision": choice}})
+
+
+def calibration_pieces(folder: Path, strings: Sequence[Utterance]) -> Any:
+    """The `texts` of shrink's pipeline: every string as a window of sound and the tokens of its words."""
+    from haversack.run._speech import Speech
+    from haversack.shrink._speech import Piece, Pieces
+
+    pieces = []
+    with Speech.open(folder) as speech:
+        start = [token for token in speech.rules.prompt(False) if token is not None]
+        for one in strings:
+            rows = speech.rows(np.asarray(one.samples))[: speech.window]
+            said = speech.tokenizer.encode(one.text, special=False)
+            pieces.append(Piece(rows, np.asarray([*start, *said], np.int32)))
+        return Pieces(speech.architecture, pieces)

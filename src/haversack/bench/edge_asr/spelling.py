@@ -43,8 +43,8 @@ def agreement_row(method: str, bits: int) -> Row:
     """One method at one width."""
     return Row(
         f"spelling-{method}-{bits}",
-        f"SpellingCNN, 1x1 convolutions by {NAMES[method]} at {bits} bits: answers that stay those of the float "
-        "network, beside its shipped int8 network's",
+        f"SpellingCNN, 1x1 convolutions by {NAMES[method]} at {bits} bits: answers that stay the "
+        "float network's, beside those of its shipped int8 network",
         "share",
         "quality",
         published="int8 = f32 = 90.91 % on 220 clips of its authors",
@@ -53,7 +53,7 @@ def agreement_row(method: str, bits: int) -> Row:
 
 
 def quantizer(method: str, bits: int) -> tuple[Callable[[F32, F32], F32], Callable[[int, int], int]]:
-    """A function of a matrix f32 [outputs, inputs] and what goes into it f32 [n, inputs] that gives the matrix
+    """A function of a matrix f32 [outputs, inputs] and of what goes in f32 [n, inputs] that gives the matrix
     as it reads back, and one of (outputs, inputs) that gives its bytes.
 
     Raises Unavailable where the method has not so many bits.
@@ -110,7 +110,10 @@ def compressed(content: bytes, features: Array, quantize: Callable[[F32, F32], F
         model.graph.output.append(onnx.helper.make_empty_tensor_value_info(node.input[0]))
         session = onnxruntime.InferenceSession(model.SerializeToString())
         entering = np.concatenate(
-            [session.run([node.input[0]], {"log_mel": features[at : at + 20]})[0] for at in range(0, len(features), 20)]
+            [
+                session.run([node.input[0]], {"log_mel": features[at : at + 20]})[0]
+                for at in range(0, len(features), 20)
+            ]
         )
         inputs = np.moveaxis(entering, 1, -1).reshape(-1, entering.shape[1])
         dense = onnx.numpy_helper.to_array(initial)
@@ -150,7 +153,8 @@ def shipped_logits(features: Array) -> Array:
     *(agreement_row(method, bits) for bits in BITS for method in METHODS),
     Row(
         "spelling-bytes",
-        "SpellingCNN's bytes with 1x1 convolutions in 4 bits and the rest in f32, beside the shipped int8 file",
+        "SpellingCNN's bytes with 1x1 convolutions in 4 bits and the rest in f32, beside the "
+        "shipped int8 file",
         "bytes",
         "bytes",
     ),
@@ -207,5 +211,7 @@ def _bytes(onnx: Any, content: bytes) -> Outcome:
     rounded = sum(nbytes(*shape[:2]) for shape in inside.values())
     others = sum(int(np.prod(one.dims)) for one in model.graph.initializer if one.name not in inside)
     ours = rounded + others * OUTSIDE_BITS // 8
-    note = f"1x1 convolutions {rounded:,}, the rest {others * OUTSIDE_BITS // 8:,}; the file holds its graph too"
+    note = (
+        f"1x1 convolutions {rounded:,}, the rest {others * OUTSIDE_BITS // 8:,}; the file holds its graph too"
+    )
     return Outcome.single(ours, data(SHIPPED_INT8).stat().st_size, against="shipped int8 file", note=note)
