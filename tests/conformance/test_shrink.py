@@ -21,6 +21,9 @@ from haversack.shrink._precision import calibrated
 ENTRIES = index.methods("shrink", "precision")
 TEXTS = np.random.default_rng(1).integers(0, 256, (8, 64)).astype(np.int32)
 
+QUICK = {"omniquant": "epochs=2", "tesseraq": "steps=2"}
+"""Of methods that learn, a little is enough to show what is stored."""
+
 every_method = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
 
 
@@ -42,7 +45,9 @@ def test_every_slot_of_the_stage_that_has_methods_is_tested() -> None:
 
 def packed(checkpoint: Path, goal: Path, choice: str) -> Pack:
     source = HubFolder.open(checkpoint)
-    method = index.create("shrink", "precision", choice)
+    name, _, rest = choice.partition(":")
+    given = ",".join(part for part in (rest, QUICK.get(name, "")) if part)
+    method = index.create("shrink", "precision", f"{name}:{given}" if given else name)
     with PackWriter(goal) as writer:
         compress(
             source,

@@ -8,6 +8,7 @@ from haversack.core.errors import UserError
 from haversack.kernels import Matrix, matmul, pack_int8
 from haversack.shrink._activations import Activations
 from haversack.shrink._block import BlockView
+from haversack.shrink._pipeline import Policy, stored_kinds
 from haversack.shrink.precision.round_to_nearest import round_to_nearest
 from haversack.shrink.precision.smoothquant import SmoothQuant, smoothing_scales
 
@@ -84,10 +85,19 @@ def test_smoothed_activations_are_as_hard_as_the_weights_they_meet(tmp_path):
     assert np.allclose(inputs, weights, rtol=1e-3)
 
 
-def test_a_model_without_norms_before_its_layers_is_refused(tmp_path):
-    with pytest.raises(UserError, match="nothing to smooth in block 0") as caught:
-        SmoothQuant().transform(view("opt-350m", tmp_path))
+def test_matrices_without_a_norm_before_them_are_listed_and_kept_only_if_allowed():
+    walk, _ = case("opt-350m")
+    names = [name for block in range(walk.blocks) for group in walk.products(block) for name in group]
+    assert list(SmoothQuant().refused(walk)) == names
+    assert not SmoothQuant(pairs="all").refused(walk), "values and outputs are a pair"
+    assert not SmoothQuant().refused(case("opt")[0])
+    with pytest.raises(
+        UserError, match=r"q_proj.weight \(no norm before it\).* and 21 more; allow"
+    ) as caught:
+        stored_kinds(walk, SmoothQuant(), Policy())
     assert caught.value.nearest == "round-to-nearest"
+    kinds = stored_kinds(walk, SmoothQuant(), Policy(kept="f16"))
+    assert {kinds[name].kind for name in names} == {"f16"}
 
 
 def test_inputs_that_are_not_finite_are_named(tmp_path):

@@ -65,11 +65,19 @@ def command(
     embedding: Annotated[
         str, typer.Option(help="an embedding that is not the output matrix: f16, f32 or int8")
     ] = "f16",
+    allow_kept: Annotated[
+        bool, typer.Option("--allow-kept", help="leave matrices that the precision cannot take in f16")
+    ] = False,
     calibration: Annotated[
-        Path | None, typer.Option(help="text to calibrate on (UTF-8, or .npy of tokens)")
+        Path | None,
+        typer.Option(
+            help="text to calibrate on (UTF-8, or .npy of tokens); speech models: a folder of sound files"
+        ),
     ] = None,
     calibration_tokens: Annotated[int, typer.Option(help="tokens to calibrate on")] = 32768,
-    evaluation: Annotated[Path | None, typer.Option(help="text to measure quality on (UTF-8)")] = None,
+    evaluation: Annotated[
+        Path | None, typer.Option(help="text to measure quality on (UTF-8); speech: a folder of sound")
+    ] = None,
     work_ram_mib: Annotated[
         float | None, typer.Option(help="memory of the packing itself, MiB (default: half of this machine's)")
     ] = None,
@@ -101,7 +109,7 @@ def command(
         activations=activations,
         residency=residency,
         cache_type=cache_type,
-        policy=Policy(output=output_matrix, embedding=embedding),
+        policy=Policy(output=output_matrix, embedding=embedding, kept="f16" if allow_kept else None),
         calibration=calibration,
         evaluation=evaluation,
         calibration_tokens=calibration_tokens,

@@ -28,6 +28,7 @@ from haversack.models._calibration import TokenText, segments, token_text
 from haversack.models._checkpoint import checkpoint
 from haversack.models._gguf import is_gguf
 from haversack.models._hub_cache import hub_origin
+from haversack.models.audio import is_speech
 from haversack.models.language import is_encoder
 from haversack.models.tokenizers import can_be_made, tokenizer_json
 from haversack.plan._candidates import OBJECTIVES, Candidate, Plan
@@ -40,7 +41,7 @@ from haversack.plan._search import Clock, screened, search
 from haversack.plan._structure import NONE, OFFERED, Structures, full_structure, layers_of
 from haversack.run._weights import check_tensors
 from haversack.shrink._language import LanguageWalk
-from haversack.shrink._pipeline import Policy, compress, memory_plan
+from haversack.shrink._pipeline import Policy, compress, kept_matrices, memory_plan
 from haversack.shrink._precision import calibrated
 from haversack.shrink.structure._packed import Layer
 
@@ -221,6 +222,8 @@ class Bench:
                     texts=texts,
                     policy=self.job.policy,
                     folder=self.scratch,
+                    seed=self.job.seed,
+                    bar=self.bar,
                 )
                 add_files(writer, self.source.path)
                 writer.finish({"architecture": self.source.config, "plan": Plan(*key).record()})
@@ -289,6 +292,10 @@ def pack_model(job: Job, tell: Callable[[str], None] = lambda text: None) -> Out
         from haversack.plan._encoder_job import pack_encoder
 
         return pack_encoder(job, source, tell)
+    if gguf is None and is_speech(source.config):
+        from haversack.plan._speech_job import pack_speech
+
+        return pack_speech(job, source, tell)
     walk = LanguageWalk(read_architecture(source.config))
     if gguf is None:
         source = checkpoint(source, walk.architecture)
@@ -317,6 +324,8 @@ def pack_model(job: Job, tell: Callable[[str], None] = lambda text: None) -> Out
         activations=job.activations,
         residency=job.residency,
         cache_type=job.cache_type,
+        effort_s=job.effort_s,
+        calibration_tokens=job.calibration_tokens,
         structures=(full_structure(job.structure),),
         compression=structures.compression,
     )
@@ -378,7 +387,7 @@ def write_pack(
         candidates=found,
         chosen=chosen,
         layers=bench.layers.get(chosen.plan.stored, ()),
-        facts=facts(job, bench, reference),
+        facts=facts(job, bench, reference, chosen),
     )
     with PackWriter(job.output, expected_bytes=pack.nbytes) as writer:
         for name, entry in pack.tensors.items():
@@ -407,7 +416,7 @@ def write_pack(
         )
 
 
-def facts(job: Job, bench: Bench, reference: float) -> list[tuple[str, str]]:
+def facts(job: Job, bench: Bench, reference: float, chosen: Candidate) -> list[tuple[str, str]]:
     """Labelled lines for the report: what quality and speed were measured on."""
     here = machine()
     text = bench.evaluation
@@ -416,10 +425,22 @@ def facts(job: Job, bench: Bench, reference: float) -> list[tuple[str, str]]:
         ("quality", f"bits per byte; the f32 model has {reference:.4f}"),
         ("evaluation", f"{text.source}: {len(text.tokens):,} tokens, {text.byte_count:,} bytes"),
         ("calibration", f"{bench.calibration_source}, seed {job.seed}"),
+        *kept_facts(bench, chosen),
         ("measured on", f"{here['cpu']}, {here['cores']} cores, {here['isa']}"),
         ("device", job.device.title + (f"; estimated in its profile: {estimated}" if estimated else "")),
         ("haversack", __version__),
     ]
+
+
+def kept_facts(bench: Bench, chosen: Candidate) -> list[tuple[str, str]]:
+    """A line on the matrices that a method could not take, where there are any."""
+    if bench.gguf is not None and bench.gguf.kept:
+        return []
+    method = bench.structures.compression(*chosen.plan.stored)
+    kept = kept_matrices(bench.walk, method, bench.job.policy)
+    if not kept:
+        return []
+    return [("kept in f16", ", ".join(f"{name} ({one.reason})" for name, one in kept.items()))]
 
 
 def half_of_this_machine_mib() -> float:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from haversack.kernels import CacheLayer, Visible, attention, gate
-from haversack.models._architecture import Attention
+from haversack.models._architecture import Attention, Layer
 from haversack.models.audio._record import Convolution, SpeechArchitecture
 from haversack.run._cache import Cache
 from haversack.run._encode import BothWays
@@ -185,6 +185,15 @@ class SpeechForward:
         cache.append(n, positions is None)
         normal = self._decoder.finish(hidden if every else hidden[-1:], weights)
         return self.logits(normal, weights)
+
+    def layer(self, block: int, layer: Layer, x: F32, cache: CacheLayer, weights: Weights) -> F32:
+        """What `layer` of block number `block`, the decoder's counted behind the encoder's, makes of x f32
+        [n, width], as a new array."""
+        positions = np.arange(len(x), dtype=np.int32)
+        self._both_ways.bounds, self.seen.mask = [0, len(x)], None
+        encodes = block < len(self.architecture.encoder.blocks)
+        forward = self._encoder if encodes else self._decoder
+        return forward.layer_forward(layer, x, positions, cache, weights)
 
     def logits(self, normal: F32, weights: Weights) -> F32:
         """Logits f32 [n, vocabulary] of normalized hidden states."""

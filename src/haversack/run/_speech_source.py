@@ -126,8 +126,10 @@ def open_speech(what: str | os.PathLike[str] | TensorSource | SpeechModel) -> Sp
             nearest="whisper",
         )
     architecture = read_speech(config)
-    flat = source if isinstance(source, Pack) else Flat(source, architecture)
-    view = checkpoint(flat, architecture)  # type: ignore[arg-type]  # it asks for names and shapes
+    view = source
+    if not isinstance(source, Pack):
+        flat: TensorSource = Flat(source, architecture)
+        view = checkpoint(flat, architecture)  # type: ignore[arg-type]  # it asks for names and shapes
     check_tensors(view, architecture)  # type: ignore[arg-type]
     rules = read_rules(config, _table(source, "generation_config.json"), architecture)
     _check_preprocessor(source.path, _table(source, "preprocessor_config.json"), architecture)

@@ -24,6 +24,7 @@ from haversack.core.memory import MemoryPlan, give_back_freed
 from haversack.core.pack import PackWriter, TensorSource
 from haversack.core.progress import Progress
 from haversack.kernels import Matrix
+from haversack.kernels._matrix import LAYOUTS
 from haversack.run._forms import bound
 from haversack.shrink._activations import IN_MEMORY_MIB, Activations
 from haversack.shrink._block import BlockView
@@ -36,8 +37,10 @@ from haversack.shrink._precision import (
     Stored,
     StoredKind,
     calibrated,
+    refused_by,
     statistics_nbytes,
 )
+from haversack.shrink._reconstruction import BLOCK, SETS, Writing, learning_lines, reconstruct_blocks
 from haversack.shrink._rounding import F32
 from haversack.shrink._source import read_rows, read_tensor
 from haversack.shrink._transforms import Pair
@@ -47,6 +50,7 @@ Tap = Callable[[str, F32], None]
 Weights = dict[str, Any]  # matrices as kernels.Matrix, vectors as f32 arrays
 
 FEWEST_OUTPUT_BITS = 6
+LISTED = 3  # matrices that a refusal names
 PROCESS_MIB = 200  # interpreter, libraries, tokenizer and the buffers of a forward pass
 
 
@@ -96,21 +100,33 @@ class Policy:
 
     `output`: kind of the output matrix, "as-blocks" or a kind; in "int8" (the default) it has 8 bits where
     the method gives fewer than 6, since every error in it is an error in the answer. `embedding`: kind of an
-    embedding that is not also the output matrix.
+    embedding that is not also the output matrix. `kept`: float kind of matrices that the method cannot take;
+    None refuses a model that has any.
     """
 
     output: str = "int8"
     embedding: str = "f16"
+    kept: str | None = None
 
     def __post_init__(self) -> None:
         if self.output not in ("int8", "f16", "as-blocks"):
             raise not_allowed("output", self.output, ("int8", "f16", "as-blocks"))
         if self.embedding not in ("f16", "f32", "int8"):
             raise not_allowed("embedding", self.embedding, ("f16", "f32", "int8"))
+        if self.kept not in (None, "f16", "f32", "bf16"):
+            raise not_allowed("kept", self.kept, ("f16", "f32", "bf16"))
+
+
+@dataclass(frozen=True)
+class KeptMatrix:
+    """A matrix that stays in a float `kind`, and why."""
+
+    kind: StoredKind
+    reason: str
 
 
 ARRAY_KINDS = {"float32": "f32", "int32": "i32", "uint8": "u8"}
-BITS = {"f32": 32, "f16": 16, "bf16": 16, "int8": 8, "int4": 4}
+BITS = {"f32": 32, "f16": 16, "bf16": 16, "int8": 8, "int4": 4, "int3": 3}
 
 
 def stored_kinds(walk: Walk, precision: Precision, policy: Policy) -> dict[str, Stored]:
@@ -123,15 +139,36 @@ def stored_kinds(walk: Walk, precision: Precision, policy: Policy) -> dict[str, 
         output = StoredKind(policy.output)
     for name in walk.first:
         kinds[name] = output if name == walk.output else _kind_outside(walk, name, natural, policy)
+    kept = kept_matrices(walk, precision, policy)
     for block in range(walk.blocks):
         for name in walk.names(block):
-            matrix = walk.is_matrix(name)
-            kinds[name] = _stored(walk, precision, name) if matrix else StoredKind("f32")
+            if not walk.is_matrix(name):
+                kinds[name] = StoredKind("f32")
+            else:
+                kinds[name] = kept[name].kind if name in kept else _stored(walk, precision, name)
     for name in walk.last:
         kinds[name] = _kind_outside(walk, name, natural, policy)
     if walk.output != walk.embedding:
         kinds[walk.output] = output
     return kinds
+
+
+def kept_matrices(walk: Walk, precision: Precision, policy: Policy) -> dict[str, KeptMatrix]:
+    """The matrices that `precision` cannot take, as `policy` lets them stay. Raises UserError, which lists
+    them, when it does not.
+    """
+    refused = refused_by(precision, walk)
+    if refused and policy.kept is None:
+        shown = [f"{name} ({reason})" for name, reason in list(refused.items())[:LISTED]]
+        more = f" and {len(refused) - LISTED} more" if len(refused) > LISTED else ""
+        raise UserError(
+            f"{precision.name} cannot take {', '.join(shown)}{more}; allow them to stay in f16 "
+            "(--allow-kept), or choose another precision.",
+            field="precision",
+            given=precision.name,
+            nearest="round-to-nearest",
+        )
+    return {name: KeptMatrix(StoredKind(policy.kept or "f16"), reason) for name, reason in refused.items()}
 
 
 def _stored(walk: Walk, precision: Precision, name: str) -> Stored:
@@ -174,8 +211,10 @@ def _matrix_shape(walk: Walk, name: str) -> tuple[int, int]:
     return shape[0], shape[1]
 
 
-def memory_plan(walk: Walk, precision: Precision, tokens: int, work_ram_mib: float | None) -> MemoryPlan:
-    """What `compress` will hold at most, and where the hidden states of `tokens` go.
+def memory_plan(
+    walk: Walk, precision: Precision, tokens: int, work_ram_mib: float | None, length: int = 512
+) -> MemoryPlan:
+    """What `compress` will hold at most, and where the hidden states of `tokens` go, in texts of `length`.
 
     Raises BudgetError when even with hidden states on disk `work_ram_mib` is not enough.
     """
@@ -190,7 +229,8 @@ def memory_plan(walk: Walk, precision: Precision, tokens: int, work_ram_mib: flo
     widest = max((walk.shape(name)[1] for name in inside), default=0)
     ends = max(4 * int(np.prod(walk.shape(name))) for name in (walk.embedding, walk.output))
     reads = calibrated(precision)
-    states = min(4 * tokens * walk.width, IN_MEMORY_MIB << 20) if reads else 0
+    sets = SETS if BLOCK in precision.needs else 1
+    states = min(sets * 4 * tokens * walk.width, IN_MEMORY_MIB << 20) if reads else 0
     working = getattr(precision, "working_nbytes", None)  # what the method holds beyond the rest
     factoring = getattr(precision, "factoring_nbytes", None)
     factored = [] if factoring is None else [factoring(*_matrix_shape(walk, name)) for name in inside]
@@ -200,6 +240,7 @@ def memory_plan(walk: Walk, precision: Precision, tokens: int, work_ram_mib: flo
         ("hidden states of the calibration text", states),
         ("program and buffers", PROCESS_MIB << 20),
         *([("factors of its largest matrix", max(factored))] if factored else []),
+        *learning_lines(walk, precision, length),
     ]
     if working is not None:
         lines.append((f"what {precision.name} tries", int(working(walk))))
@@ -246,22 +287,25 @@ def compress(
     policy: Policy,
     folder: Path,
     activations_mib: float = IN_MEMORY_MIB,
+    seed: int = 0,
     bar: Progress | None = None,
 ) -> None:
     """Write every tensor of `source` through `writer` as `precision` and `policy` say.
 
     `texts` i32 [pieces, length] is needed when the method's `needs` is not empty; `folder` takes hidden
-    states that do not fit in `activations_mib`. Raises UserError naming the tensor for weights or inputs that
-    are not finite.
+    states that do not fit in `activations_mib`; `seed` is for what a learning method draws. Raises UserError
+    naming the tensor for weights or inputs that are not finite.
     """
     reads = calibrated(precision)
     if reads and (texts is None or texts.size == 0):
         raise UserError(
             f"{precision.name} needs calibration text and got none.", field="calibration", given=None
         )
-    kinds = stored_kinds(walk, precision, policy)
+    kinds, kept = stored_kinds(walk, precision, policy), kept_matrices(walk, precision, policy)
     count, length = texts.shape if reads and texts is not None else (0, 0)
-    with Activations(count, length, walk.width, folder, activations_mib) as states:
+    learns = BLOCK in precision.needs
+    share_mib = activations_mib / SETS if learns else activations_mib
+    with Activations(count, length, walk.width, folder, share_mib) as states:
         if texts is not None and reads:
             weights = {name: Matrix.from_array(read_tensor(source, name)) for name in walk.first}
             for index, tokens in enumerate(texts):
@@ -269,8 +313,20 @@ def compress(
             del weights
         for name in walk.first:
             _write_rows(source, writer, name, kinds[name])
-        for block in range(walk.blocks):
-            _compress_block(source, walk, block, precision, states, writer)
+        if learns:
+            writing = Writing(
+                lambda name, found: write_compressed(writer, name, walk.shape(name), found),
+                lambda name, values: _write_vector(writer, name, values),
+            )
+            reconstruct_blocks(
+                *(source, walk, precision, states, writing),
+                folder=folder,
+                activations_mib=activations_mib,
+                seed=seed,
+                bar=bar,
+            )
+        for block in range(0 if learns else walk.blocks):
+            _compress_block(source, walk, block, precision, states, writer, kept)
             if bar is not None:
                 bar.advance()
     for name in walk.last:
@@ -289,7 +345,10 @@ def _compress_block(
     precision: Precision,
     states: Activations,
     writer: PackWriter,
+    kept: Mapping[str, KeptMatrix],
 ) -> None:
+    from haversack.shrink.precision.keep import Keep
+
     names = walk.names(block)
     plain = {name: read_tensor(source, name) for name in names}
     transform = getattr(precision, "transform", None)
@@ -306,7 +365,13 @@ def _compress_block(
         inputs = None
         if precision.needs:
             inputs = statistics_of(walk, block, weights, group[0], states, precision.needs)
-        found = precision.quantize({name: plain[name] for name in group}, inputs)
+        taken = {name: plain[name] for name in group if name not in kept}
+        found: dict[str, Any] = {}
+        for name in set(group) - set(taken):
+            found |= Keep(kind=kept[name].kind.kind).quantize({name: plain[name]}, None)
+        if taken:
+            found |= _named(precision, taken, inputs)
+        del taken
         for name in group:
             weights[name] = write_compressed(writer, name, walk.shape(name), found[name])
             del plain[name]
@@ -322,6 +387,21 @@ def _compress_block(
                 given=f"block {block}",
             )
         states.write(index, after)
+
+
+def _named(
+    precision: Precision, weights: Mapping[str, F32], inputs: InputStatistics | None
+) -> Mapping[str, Compressed | Formed]:
+    """What the method makes of matrices of one input; what it refuses names them."""
+    try:
+        return precision.quantize(weights, inputs)
+    except UserError as error:
+        names = ", ".join(weights)
+        if any(name in str(error) for name in weights):
+            raise
+        raise UserError(
+            f"{names}: {error}", field=error.field, given=error.given, nearest=error.nearest
+        ) from error
 
 
 def _write_rows(source: TensorSource, writer: PackWriter, name: str, kind: Stored) -> None:
@@ -342,8 +422,7 @@ def _write_rows(source: TensorSource, writer: PackWriter, name: str, kind: Store
             values = read_rows(source, name, start, min(start + at_once, rows))
             yield method.quantize({name: values}, None)[name].packed().data
 
-    layout = "rows16-1" if kind.kind in ("int8", "int4") else "rows-1"
-    writer.add_tensor(name, kind.kind, (rows, columns), pieces(), kind.group, layout)
+    writer.add_tensor(name, kind.kind, (rows, columns), pieces(), kind.group, LAYOUTS[kind.kind])
 
 
 def write_compressed(

@@ -11,6 +11,7 @@ record:
   several layers, which then share the scale. A norm after a sum feeds the residual too, and is none.
 - linear: value -> output of attention, where each key has one query (weights of attention add up to 1, so a
   shift passes as well). Under grouped queries one row of values feeds several columns, and there is no pair.
+  The norm behind an encoder feeds the keys and values of every block that attends to it, and is none.
 - gate: up -> down, through the product with the gate or through a ReLU. Scales pass, shifts do not; nothing
   passes GELU or SiLU of the up projection itself.
 """
@@ -24,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from haversack.core.errors import UserError
-from haversack.models._architecture import Attention, Block, FeedForward, Linear, Norm
+from haversack.models._architecture import Attention, Block, CrossAttention, FeedForward, Linear, Norm
 from haversack.shrink._rounding import F32
 
 Tensors = MutableMapping[str, F32]
@@ -61,11 +62,14 @@ def pairs_of(block: Block) -> tuple[Pair, ...]:
         layer = branch.layer
         if branch.norm is not None and isinstance(layer, Attention | FeedForward):
             _add_norm(found, branch.norm, layer.products()[0])
-        if isinstance(layer, Attention) and layer.heads == layer.key_value_heads:
+        if branch.norm is not None and isinstance(layer, CrossAttention):
+            _add_norm(found, branch.norm, (layer.query,))
+        if isinstance(layer, Attention | CrossAttention) and layer.heads == layer.key_value_heads:
             _add_matrix(found, layer.value, "linear", layer.output)
         if isinstance(layer, FeedForward) and (layer.gate is not None or layer.activation == "relu"):
             _add_matrix(found, layer.up, "gate", layer.down)
-    others = (branch for branch in block.branches if not isinstance(branch.layer, Attention | FeedForward))
+    known = Attention | CrossAttention | FeedForward
+    others = (branch for branch in block.branches if not isinstance(branch.layer, known))
     fed_otherwise = {branch.norm.weight for branch in others if branch.norm is not None}
     return tuple(pair for pair in found.values() if pair.producer not in fed_otherwise)
 

@@ -107,6 +107,11 @@ class SpeechArchitecture:
         return self.decoder.width
 
     @property
+    def head(self) -> Linear:
+        """The output matrix."""
+        return self.decoder.head
+
+    @property
     def embedding(self) -> str:
         """The tokens' matrix."""
         return self.decoder.embedding

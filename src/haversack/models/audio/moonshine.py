@@ -58,7 +58,7 @@ def read(values: Mapping[str, Any]) -> SpeechArchitecture:
         stem=_stem(width),
         blocks=tuple(
             blocks.listening(index)
-            for index in range(config.whole("encoder_num_hidden_layers", 6, least=0, most=4096))
+            for index in range(config.whole("encoder_num_hidden_layers", 6, most=4096))
         ),
         norm=blocks.norm("model.encoder.layer_norm"),
     )

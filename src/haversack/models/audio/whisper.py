@@ -53,9 +53,7 @@ def read(values: Mapping[str, Any]) -> SpeechArchitecture:
             _convolution("model.encoder.conv1", bands, width, 1),
             _convolution("model.encoder.conv2", width, width, 2),
         ),
-        blocks=tuple(
-            listening.block(index) for index in range(config.whole("encoder_layers", least=0, most=4096))
-        ),
+        blocks=tuple(listening.block(index) for index in range(config.whole("encoder_layers", most=4096))),
         norm=listening.norm("model.encoder.layer_norm"),
         bands=bands,
         positions=Positions("model.encoder.embed_positions.weight", frames),

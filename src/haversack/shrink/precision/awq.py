@@ -148,12 +148,15 @@ class Awq(Method):
         "Scales up the weights of channels with large activations, then clips each group, both searched."
     )
     system = 16
-    provides = frozenset({"weight-type:int8", "weight-type:int4", "weight-layout:rows16-1"})
+    provides = frozenset(
+        {"weight-type:int8", "weight-type:int4", "weight-type:int3", "weight-layout:rows16-1"}
+    )
     needs: ClassVar[frozenset[str]] = frozenset({"inputs"})
+    passes: ClassVar[float] = 8.0
 
-    bits: int = parameter(4, allowed=(4, 8), help="bits a weight")
+    bits: int = parameter(4, allowed=(3, 4, 8), help="bits a weight")
     group: int = parameter(
-        64, allowed=(32, 64, 128), help="inputs that share a scale at 4 bits; 8 bits: whole rows"
+        64, allowed=(32, 64, 128), help="inputs that share a scale below 8 bits; 8 bits: whole rows"
     )
     version: int = parameter(2, allowed=(1, 2), help="scales from activations (2), or from weights too (1)")
     scales: str = parameter("leaning", allowed=("largest", "leaning"), help="how the range of a group lies")
@@ -166,7 +169,7 @@ class Awq(Method):
 
     def noise(self) -> float:
         """Expected squared weight error over the weights' mean square, less what the scales save."""
-        return 0.8 * expected_noise(self.bits, self.group, self.scales)
+        return 0.7 * expected_noise(self.bits, self.group, self.scales)
 
     def working_nbytes(self, walk: Walk) -> int:
         """The matrices of one input as rounded, and the inputs and results that they are judged by."""

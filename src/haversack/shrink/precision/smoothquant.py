@@ -15,24 +15,26 @@ scale, and later inputs there would be blown up). The kernels give each token a 
 of the whole token, and what is left to smooth is less than in the paper.
 Cost: one pass of the text through each block; no search.
 Limits: for activations of 8 bits only; with float activations it makes weights harder to round and nothing
-easier. A model whose norms all come after sums has nothing to smooth and is refused.
+easier. Blocks whose norms all come after sums have nothing to smooth; their matrices are refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from haversack.core.errors import UserError
 from haversack.core.method import Method, parameter
 from haversack.shrink._block import BlockView
 from haversack.shrink._precision import InputStatistics, Quantized, StoredKind, expected_noise
 from haversack.shrink._rounding import F32
-from haversack.shrink._transforms import SMALLEST_SCALE, column_peaks
+from haversack.shrink._transforms import SMALLEST_SCALE, Pair, column_peaks
 from haversack.shrink.precision.round_to_nearest import round_to_nearest
+
+if TYPE_CHECKING:
+    from haversack.shrink._pipeline import Walk
 
 
 def smoothing_scales(inputs: F32, weights: F32, alpha: float) -> F32:
@@ -59,6 +61,7 @@ class SmoothQuant(Method):
     provides = frozenset({"weight-type:int8", "weight-type:int4", "weight-layout:rows16-1"})
     excludes = frozenset({"activation-type:f32"})
     needs: ClassVar[frozenset[str]] = frozenset()
+    passes: ClassVar[float] = 2.0
 
     bits: int = parameter(8, allowed=(4, 8), help="bits a weight")
     group: int = parameter(
@@ -80,18 +83,20 @@ class SmoothQuant(Method):
         """Expected squared weight error over the weights' mean square: as of plain rounding."""
         return expected_noise(self.bits, self.group, self.scales)
 
+    def refused(self, walk: Walk) -> dict[str, str]:
+        """The matrices of blocks in which nothing can be smoothed."""
+        bare = [block for block in range(walk.blocks) if not self._smoothed(walk.pairs(block))]
+        names = [name for block in bare for group in walk.products(block) for name in group]
+        reason = "no norm before it" if self.pairs == "norms" else "no exact pair before it"
+        return dict.fromkeys(names, reason)
+
+    def _smoothed(self, pairs: Sequence[Pair]) -> list[Pair]:
+        return [pair for pair in pairs if self.pairs == "all" or pair.kind == "norm"]
+
     def transform(self, block: BlockView) -> None:
         """Smooth the block's activations, by what the calibration text shows of their channels."""
-        pairs = [pair for pair in block.pairs if self.pairs == "all" or pair.kind == "norm"]
-        if not pairs and block.walk.products(block.index):
-            raise UserError(
-                f"smoothquant finds nothing to smooth in block {block.index}: no norm stands before its "
-                "matrices; use round-to-nearest.",
-                field="precision",
-                given=self.name,
-                nearest="round-to-nearest",
-            )
-        ranges = block.ranges()
+        pairs = self._smoothed(block.pairs)
+        ranges = block.ranges() if pairs else {}
         for pair in pairs:
             peaks = column_peaks(block.tensors, pair.consumers)
             scales = smoothing_scales(ranges[pair.consumers[0]].largest, peaks, self.alpha)

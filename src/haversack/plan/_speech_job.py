@@ -1,0 +1,403 @@
+"""The main job for speech models: every plan is predicted, the best are packed and measured, one is written.
+
+Sound to calibrate on and to measure on are the user's; without any, quality is only predicted and speed is
+measured on noise. Speed counts the states that the encoder makes and the tokens that the decoder writes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from haversack import __version__
+from haversack.core.errors import UserError, not_allowed
+from haversack.core.measurement import Measurement, Quality, machine
+from haversack.core.memory import MemoryPlan, run_measured
+from haversack.core.pack import Pack, PackWriter
+from haversack.core.progress import Progress, progress
+from haversack.core.roofline import Cost, energy_mj, seconds
+from haversack.formats.wav import write_wav
+from haversack.models._architecture import Block
+from haversack.models.audio._record import RATE
+from haversack.plan._candidates import Candidate, Plan, choose, ranked, refusal
+from haversack.plan._enumerate import activation_types, create_precision, precision_choices
+from haversack.plan._job import (
+    RECORD_NBYTES,
+    TOKENIZER_FILES,
+    Job,
+    Outcome,
+    add_files,
+    device_budget,
+    scratch_folder,
+)
+from haversack.plan._measure import RUN, TIMEOUT_S, MeasuringError
+from haversack.plan._predict import ACTIVATION_NOISE, LOSS_PER_NOISE, MIB, products_of
+from haversack.plan._report import report_html
+from haversack.plan._search import Clock, mild
+from haversack.plan._speech_quality import Said, audio_files, differing, say, windows_of
+from haversack.plan._structure import OFFERED, Structures, full_structure, layers_of
+from haversack.run._cache import CACHE_TYPES
+from haversack.run._encoder_weights import RESIDENCIES
+from haversack.run._speech import Speech
+from haversack.run._speech_source import SpeechModel, open_speech
+from haversack.shrink._pipeline import compress, memory_plan, stored_kinds, stored_nbytes
+from haversack.shrink._precision import calibrated
+from haversack.shrink._speech import Piece, Pieces, SpeechWalk
+from haversack.shrink.structure._packed import Layer
+
+SPEECH_FILES = ("preprocessor_config.json",)
+SAMPLE_S = 5.0  # of sound that speed is measured on
+TOKENS = 32  # written of a window, where a prediction needs a number
+MOST_EVALUATED = 64
+SMALL_CALLS = 14
+MEASURE = "share of tokens that it would write otherwise than the f32 model"
+
+
+class Workshop:
+    """Packs candidates in a scratch folder and measures them against the model as it came."""
+
+    def __init__(self, job: Job, model: SpeechModel, scratch: Path, bar: Progress) -> None:
+        self.job, self.model, self.scratch, self.bar = job, model, scratch, bar
+        self.walk = SpeechWalk(model.architecture, model.source)
+        self.structures = Structures(self.walk, model.source)
+        self.layers: dict[tuple[str, str], tuple[Layer, ...]] = {}
+        self._packs: dict[tuple[str, str], Path] = {}
+        self._losses: dict[tuple[str, str, str, str], float] = {}
+        self.calibration_files, self.evaluation_files = audio_files(job.calibration, job.evaluation)
+
+    @cached_property
+    def texts(self) -> list[Said]:
+        """What quality is measured on; empty where there is no sound for it."""
+        if not self.evaluation_files:
+            return []
+        with Speech.open(self.model) as speech:
+            found = windows_of(speech, self.evaluation_files, "evaluation", MOST_EVALUATED)
+            return [say(speech, samples) for samples in found]
+
+    @cached_property
+    def calibration(self) -> Pieces:
+        """What methods are calibrated on: as many windows as `calibration_tokens` states and tokens fill."""
+        one = self.model.architecture
+        with Speech.open(self.model) as speech:
+            fixed = one.encoder.window is not None
+            most = 4096 if not fixed else -(-self.job.calibration_tokens // one.encoder.frames(speech.window))
+            found, left = [], self.job.calibration_tokens
+            for samples in windows_of(speech, self.calibration_files, "calibration", max(most, 2)):
+                rows = speech.rows(samples)[: speech.window]
+                found.append(Piece(rows, say(speech, samples).tokens))
+                left -= one.encoder.frames(len(rows)) + len(found[-1].tokens)
+                if left <= 0:
+                    break
+        return Pieces(one, found)
+
+    def pack(self, plan: Plan) -> Path:
+        """The candidate pack of `plan`, written when first asked for."""
+        key = plan.stored
+        if key not in self._packs:
+            path = self.scratch / f"{len(self._packs)}.pack"
+            method = self.structures.compression(*key)
+            texts: Any = self.calibration if calibrated(method) else None
+            with PackWriter(path, "speech") as writer:
+                compress(
+                    self.model.source,
+                    self.walk,
+                    method,
+                    writer,
+                    texts=texts,
+                    policy=self.job.policy,
+                    folder=self.scratch,
+                )
+                self.add_files(writer)
+                writer.finish({"architecture": dict(self.model.config), "plan": Plan(*key).record()})
+            self.layers[key] = layers_of(method)
+            self._packs[key] = path
+        return self._packs[key]
+
+    def add_files(self, writer: PackWriter) -> None:
+        """Tokenizer, rules of writing, licence, and what says how the model hears."""
+        add_files(writer, self.model.path)
+        for name in SPEECH_FILES:
+            if (self.model.path / name).is_file():
+                writer.add_file(name, self.model.path / name)
+
+    def measured(self, candidate: Candidate) -> Candidate:
+        """`candidate` with loss, speed, memory and storage as measured; the loss stays predicted where there
+        is no sound to measure it on."""
+        begun = time.monotonic()
+        plan = candidate.plan
+        pack = self.pack(plan)
+        loss = candidate.loss
+        if self.texts:
+            key = (*plan.stored, plan.activations, plan.cache_type)
+            if key not in self._losses:
+                options: dict[str, Any] = {"activations": plan.activations, "cache_type": plan.cache_type}
+                with Speech.open(pack, residency=plan.residency, **options) as speech:
+                    self._losses[key] = differing(speech, self.texts)
+            loss = self._losses[key]
+        rate, ram_mib = self._figures(pack, plan)
+        return replace(
+            candidate,
+            loss=loss,
+            here=rate,
+            ram_mib=ram_mib,
+            storage_mib=(Pack.open(pack).nbytes + RECORD_NBYTES) / MIB,
+            source="measured",
+            seconds=time.monotonic() - begun,
+        )
+
+    @cached_property
+    def sample(self) -> Path:
+        """A sound file that a fresh process transcribes: of the evaluation's beginning, else noise."""
+        path = self.scratch / "sample.wav"
+        count = int(SAMPLE_S * RATE)
+        noise = 0.1 * np.random.default_rng(self.job.seed).standard_normal(count).astype(np.float32)
+        samples = np.concatenate([text.samples for text in self.texts]) if self.texts else noise
+        write_wav(path, samples[:count], RATE)
+        return path
+
+    def _figures(self, pack: Path, plan: Plan) -> tuple[float, float]:
+        """States and tokens a second, and peak memory, of a fresh process that transcribes the sample."""
+        argv = [
+            *(sys.executable, "-c", RUN, "run", str(pack), "--audio", str(self.sample), "--json"),
+            *("--residency", plan.residency, "--activations", plan.activations),
+            *("--cache-type", plan.cache_type, "--max-tokens", str(TOKENS)),
+        ]
+        files = [] if plan.residency == "mapped" else [pack / "weights.safetensors"]
+        done = run_measured(argv, files=files, timeout=TIMEOUT_S)
+        if done.returncode != 0:
+            said = (done.stdout.strip() or done.stderr.strip()).splitlines() or [f"exit {done.returncode}"]
+            raise MeasuringError(f"a packed candidate ({plan.label}) did not run: {said[-1]}")
+        record = json.loads(done.stdout)
+        work = record["windows"] * frames_of(self.model, record["seconds"]) + record["tokens"]
+        return 1e3 * work / record["ms"], done.peak_mib
+
+
+def frames_of(model: SpeechModel, seconds_: float = SAMPLE_S) -> int:
+    """States of a window of sound of so many seconds."""
+    encoder = model.architecture.encoder
+    return encoder.frames(encoder.window or int(seconds_ * RATE))
+
+
+def predictions(
+    job: Job, model: SpeechModel, files_nbytes: int, structures: Structures, choices: tuple[str, ...]
+) -> list[Candidate]:
+    """Every plan with a structure of `choices` as a predicted candidate."""
+    walk = SpeechWalk(model.architecture, model.source)
+    fixed = [job.residency] if job.residency else list(RESIDENCIES)
+    for name in fixed:
+        if name not in RESIDENCIES:
+            raise UserError(
+                f"residency {name} is not for speech models (allowed {', '.join(RESIDENCIES)}).",
+                field="residency",
+                given=name,
+                nearest="copied",
+            )
+    cache_type = job.cache_type or "f32"
+    weights = sum(int(np.prod(shape)) for shape in walk.shapes.values())
+    found = []
+    for structure, choice in itertools.product(choices, precision_choices(job.precision)):
+        method = structures.compression(choice, structure)
+        reads = calibrated(method)
+        if reads and job.calibration is None:
+            by_precision = calibrated(create_precision(choice))
+            if (job.precision if by_precision else job.structure) is None:
+                continue  # nobody asked for it, and there is nothing to calibrate it on
+            raise UserError(
+                f"{choice} is calibrated on sound; give --calibration FOLDER of .wav files, or take "
+                "round-to-nearest or keep.",
+                field="calibration",
+                nearest="round-to-nearest",
+            )
+        kinds = stored_kinds(walk, method, job.policy)
+        nbytes = stored_nbytes(walk, kinds)
+        types = {kind.kind for kind in kinds.values()}
+        for activations, residency in itertools.product(activation_types(types, job.activations), fixed):
+            plan = Plan(
+                choice, structure, activations=activations, residency=residency, cache_type=cache_type
+            )
+            noise = method.noise() + ACTIVATION_NOISE[activations]
+            took, work = job_seconds(job, model, nbytes / weights, activations, kinds)
+            found.append(
+                Candidate(
+                    plan,
+                    bits=8 * nbytes / weights,
+                    loss=LOSS_PER_NOISE * noise,
+                    storage_mib=(nbytes + files_nbytes) / MIB,
+                    ram_mib=_memory_mib(job, model, nbytes, plan),
+                    device=work / took,
+                    latency_ms=1e3 * took,
+                    energy_mj=energy_mj(took, job.device),
+                    calibrated=reads,
+                )
+            )
+    if not found and choices != OFFERED:
+        raise UserError(
+            f"no plan has activations {job.activations} with precision {job.precision}.",
+            field="activations",
+            given=job.activations,
+            nearest="f32",
+        )
+    return found
+
+
+def job_seconds(
+    job: Job, model: SpeechModel, nbytes_a_weight: float, activations: str, kinds: Any
+) -> tuple[float, int]:
+    """The roofline of hearing a window of SAMPLE_S and writing TOKENS on the job's device: (seconds, states
+    and tokens of it)."""
+    arithmetic = "f32" if activations == "f32" else "int8"
+    one, frames, costs = model.architecture, frames_of(model), []
+
+    def block(record: Block, rows: int, times: int, seen: int) -> None:
+        numbers = sum(linear.inputs * linear.outputs for linear in record.matrices())
+        made = sum(products_of(kinds[each.weight], each.outputs, each.inputs) for each in record.matrices())
+        for _ in range(times):
+            operations = 2.0 * rows * made
+            costs.append(Cost("products", numbers * nbytes_a_weight / 4, operations / 4, arithmetic, 4))
+            costs.append(Cost("attention", 8.0 * seen * one.width, 4.0 * rows * seen * one.width, "f32"))
+            costs.append(Cost("small", 16.0 * rows * one.width, 0.0, "f32", SMALL_CALLS))
+
+    for record in one.encoder.blocks:
+        block(record, frames, 1, frames)
+    for record in one.decoder.blocks:
+        block(record, 1, TOKENS, frames)
+    for convolution in one.encoder.stem:
+        matrix = convolution.matrix
+        numbers = matrix.inputs * matrix.outputs
+        rows = frames * convolution.stride
+        costs.append(Cost("products", numbers * nbytes_a_weight, 2.0 * rows * numbers, arithmetic))
+    head = one.head.inputs * one.head.outputs
+    for _ in range(TOKENS):
+        costs.append(Cost("products", head * nbytes_a_weight, 2.0 * head, arithmetic))
+    return seconds(costs, job.device), frames + TOKENS
+
+
+def _memory_mib(job: Job, model: SpeechModel, nbytes: int, plan: Plan) -> float:
+    probe = Speech(model, plan.residency, "f32", plan.cache_type, None).memory_plan(SAMPLE_S)
+    lines = {label: count for label, count in probe.lines if "weights" not in label and "mapped" not in label}
+    lines["program"] = int(job.device.base_ram_mib * MIB)
+    lines.pop("a matrix on its way", None)
+    return (sum(lines.values()) + nbytes) / MIB
+
+
+def pack_speech(job: Job, source: Any, tell: Callable[[str], None]) -> Outcome:
+    """`pack_model` for a speech model: predict, measure, choose, write."""
+    begun = time.monotonic()
+    if job.cache_type is not None and job.cache_type not in CACHE_TYPES:
+        raise not_allowed("cache_type", job.cache_type, CACHE_TYPES)
+    model = open_speech(source)
+    audio_files(job.calibration, job.evaluation)  # refused before the work
+    budget = device_budget(job.budget, job.device)
+    files = [model.path / name for name in (*TOKENIZER_FILES, *SPEECH_FILES)]
+    files_nbytes = sum(path.stat().st_size for path in files if path.is_file()) + RECORD_NBYTES
+    walk = SpeechWalk(model.architecture, model.source)
+    structures = Structures(walk, model.source)
+    candidates = predictions(job, model, files_nbytes, structures, (full_structure(job.structure),))
+    what = f"{job.model} on {job.device.name}"
+    fitting = [one for one in candidates if budget.fits(mild(one).demand())]
+    if not fitting and job.structure is None:
+        candidates += predictions(job, model, files_nbytes, structures, OFFERED)
+        fitting = [one for one in candidates if budget.fits(mild(one).demand())]
+    if not fitting:
+        raise refusal([mild(one) for one in candidates], budget, what)
+    plans = [
+        memory_plan(walk, structures.compression(*key), job.calibration_tokens, job.work_ram_mib)
+        for key in {one.plan.stored for one in fitting}
+    ]
+    memory: MemoryPlan = max(plans, key=lambda plan: plan.total_bytes)
+    with progress(f"packing {job.model}") as bar, scratch_folder(job.output) as scratch:
+        shop = Workshop(job, model, scratch, bar)
+        clock = Clock(job.effort_s)
+        known = {one.plan: one for one in candidates}
+        for candidate in _order(fitting, job.objective):
+            if choose(list(known.values()), budget, job.objective) is not None and clock.left_s <= 0:
+                break
+            tell(candidate.plan.label)
+            known[candidate.plan] = shop.measured(candidate)
+        found = list(known.values())
+        best = choose(found, budget, job.objective)
+        if best is None:
+            raise refusal([one for one in found if one.source == "measured"] or found, budget, what)
+        _write(job, shop, found, best)
+        layers = shop.layers.get(best.plan.stored, ())
+    taken = time.monotonic() - begun
+    return Outcome(job.output, best, tuple(found), budget, job.objective, taken, memory, layers)
+
+
+def _order(candidates: list[Candidate], objective: str) -> list[Candidate]:
+    """The best of every precision first, then the other ways to run them."""
+    first: dict[tuple[str, str], Candidate] = {}
+    order = ranked(candidates, objective)
+    for one in order:
+        first.setdefault(one.plan.stored, one)
+    return [*first.values(), *(one for one in order if one not in first.values())]
+
+
+def _write(job: Job, shop: Workshop, found: list[Candidate], best: Candidate) -> None:
+    """The chosen candidate's tensors under the name the user gave, with measurements and report."""
+    pack = Pack.open(shop.pack(best.plan))
+    quality = (Quality(MEASURE, best.loss, "lower"),) if shop.texts else ()
+    measurement = Measurement(
+        quality=quality,
+        memory_mib=best.ram_mib,
+        storage_mib=best.storage_mib,
+        throughput=best.here,
+        seed=job.seed,
+    )
+    here = machine()
+    texts = shop.texts
+    measured_on = (
+        f"{len(texts)} windows of {len(shop.evaluation_files)} files" if texts else "none: predicted"
+    )
+    calibrated_on = shop.calibration.shape[0] if "calibration" in shop.__dict__ else 0
+    page = report_html(
+        title=f"{Path(job.model).name or job.model} in a haversack",
+        model=job.model,
+        device=job.device,
+        budget=device_budget(job.budget, job.device),
+        objective=job.objective,
+        candidates=found,
+        chosen=best,
+        layers=shop.layers.get(best.plan.stored, ()),
+        facts=[
+            ("loss", MEASURE if texts else f"predicted, not measured (no sound given): {MEASURE}"),
+            ("evaluation", measured_on),
+            ("calibration", f"{calibrated_on} windows"),
+            ("speed", "states of the encoder and tokens written, a second"),
+            ("measured on", f"{here['cpu']}, {here['cores']} cores, {here['isa']}"),
+            ("device", job.device.title),
+            ("haversack", __version__),
+        ],
+    )
+    with PackWriter(job.output, "speech", expected_bytes=pack.nbytes) as writer:
+        for name, entry in pack.tensors.items():
+            writer.add_tensor(name, entry.kind, entry.shape, [pack.bytes(name)], entry.group, entry.layout)
+        for name, form in pack.forms.items():
+            writer.add_form(name, form)
+        shop.add_files(writer)
+        writer.add_file("report.html", page.encode())
+        writer.finish(
+            {
+                "architecture": dict(shop.model.config),
+                "plan": best.plan.record(),
+                "activations": best.plan.activations,
+                "measurements": [measurement.record()],
+                "provenance": {
+                    "model": job.model,
+                    "haversack": __version__,
+                    "device": job.device.name,
+                    "objective": job.objective,
+                    "evaluation": measured_on,
+                    "calibration": f"{calibrated_on} windows",
+                },
+            }
+        )
