@@ -16,6 +16,11 @@ from transformers import WhisperConfig
 from code_export import write_json
 from digits_recipe import END, START, feature_extractor
 
+NOTICE = """These weights were trained on recordings of the Free Spoken Digit Dataset by Zohar Jackson and
+contributors (https://github.com/Jakobovski/free-spoken-digit-dataset), which were resampled, joined, mixed
+with noise and turned into the weights of a speech model. Like the recordings they are licensed under Creative
+Commons Attribution-ShareAlike 4.0 International: https://creativecommons.org/licenses/by-sa/4.0/legalcode
+"""
 GENERATED = ("transformers_version", "dtype", "torch_dtype", "_name_or_path", "architectures")
 
 
@@ -87,4 +92,5 @@ def export_folder(
             "clean_up_tokenization_spaces": False,
         },
     )
+    (out / "NOTICE").write_text(NOTICE, encoding="utf-8")
     word_tokenizer(vocabulary).save(str(out / "tokenizer.json"))

@@ -60,11 +60,14 @@ class Shape:
 
 @dataclass(frozen=True)
 class Stage:
-    """From step ``first_step`` on, strings have at most ``most_digits``, in a window of ``window_s``."""
+    """From step ``first_step`` on, a step has ``rows`` strings of at most ``most_digits`` in a window of
+    ``window_s``.
+    """
 
     first_step: int
     most_digits: int = 6
     window_s: float = WINDOW_S
+    rows: int = 32
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,6 @@ class Recipe:
 
     shape: Shape
     schedule: Schedule
-    rows: int = 32
     seed: int = 16
     average_half_life_steps: float = 40.0
     alignment_share: float = 0.3
@@ -158,7 +160,7 @@ class Batches:
         stage = max(
             (one for one in self.recipe.stages if one.first_step <= step), key=lambda one: one.first_step
         )
-        drawn = [self.string(generator, stage) for _ in range(self.recipe.rows)]
+        drawn = [self.string(generator, stage) for _ in range(stage.rows)]
         features = self.log_mel(torch.from_numpy(numpy.stack([samples for samples, _ in drawn])))
         frames = features.shape[-1]
         for row in features:

@@ -35,7 +35,7 @@ RECIPES = {
     "base": Recipe(
         Shape(160, 4, 480),
         Schedule(steps=625, descent_share=0.4),
-        stages=(Stage(0, 2, 1.5), Stage(300, 4, 3.0), Stage(475)),
+        stages=(Stage(0, 2, 1.5), Stage(300, 4, 3.0), Stage(345, 4, 3.0, rows=16), Stage(450, rows=16)),
     ),
 }
 

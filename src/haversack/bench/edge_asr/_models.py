@@ -18,10 +18,10 @@ from haversack.bench.edge_asr._bench import FILES, MODELS, Setting
 from haversack.bench.edge_asr._strings import (
     EACH_SPEAKER,
     SEED,
-    WordErrors,
+    SetErrors,
     calibration_strings,
+    set_errors,
     test_sets,
-    word_errors,
 )
 from haversack.core.errors import UserError
 from haversack.models.audio._spoken_digits import Utterance
@@ -78,13 +78,13 @@ def transcripts(model: Path, activations: str, strings: Sequence[Utterance]) -> 
         return [transcribe(speech, np.asarray(one.samples)).text for one in strings]
 
 
-def _measured(model: Path, activations: str, each: int, seed: int) -> WordErrors:
+def _measured(model: Path, activations: str, each: int, seed: int) -> SetErrors:
     sets = test_sets(each, seed)
     written = {name: transcripts(model, activations, strings) for name, strings in sets.items()}
-    return word_errors({name: [one.text for one in strings] for name, strings in sets.items()}, written)
+    return set_errors({name: [one.text for one in strings] for name, strings in sets.items()}, written)
 
 
-def float_errors(size: str, each: int | None = None, seed: int | None = None) -> WordErrors:
+def float_errors(size: str, each: int | None = None, seed: int | None = None) -> SetErrors:
     """The errors of the model as it came, its f16 weights computed with in f32."""
     each, seed = each or EACH_SPEAKER, SEED if seed is None else seed
     inputs = {"model": _identity(size), "program": content_hash(FILES), "strings": [each, seed, _speakers()]}
@@ -95,7 +95,7 @@ def float_errors(size: str, each: int | None = None, seed: int | None = None) ->
     return _read(cached("edge-asr-float-errors", inputs, make))
 
 
-def packed_errors(size: str, choice: str, activations: str) -> WordErrors:
+def packed_errors(size: str, choice: str, activations: str) -> SetErrors:
     """The errors of the pack that `choice` gives, with activations of a type."""
     pack = pack_of(size, choice)
     inputs = {
@@ -114,12 +114,12 @@ def _speakers() -> list[str]:
     return sorted(test_sets(1))
 
 
-def _write(goal: Path, errors: WordErrors) -> None:
+def _write(goal: Path, errors: SetErrors) -> None:
     (goal / "errors.json").write_text(json.dumps(asdict(errors)), encoding="utf-8")
 
 
-def _read(folder: Path) -> WordErrors:
-    return WordErrors(**json.loads((folder / "errors.json").read_text(encoding="utf-8")))
+def _read(folder: Path) -> SetErrors:
+    return SetErrors(**json.loads((folder / "errors.json").read_text(encoding="utf-8")))
 
 
 def same_texts(size: str, each: int | None = None, seed: int | None = None) -> Outcome:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 from haversack.bench._rows import Unavailable
 from haversack.bench._spelling_cnn import spoken_digits
-from haversack.core.errors import UserError
+from haversack.core.errors import MissingExtraError
 from haversack.models.audio._spoken_digits import Utterance, digit_strings
+from haversack.models.audio.word_errors import word_errors
 
 EACH_SPEAKER, QUICK_EACH_SPEAKER, SEED = 50, 6, 2026
 CALIBRATION, CALIBRATION_SEED = 128, 16
@@ -41,7 +42,7 @@ def calibration_strings(count: int = CALIBRATION, seed: int = CALIBRATION_SEED) 
 
 
 @dataclass(frozen=True)
-class WordErrors:
+class SetErrors:
     """Word error rates in per cent by set; `words` were said in all, and so many of each error were made."""
 
     by_set: Mapping[str, float]
@@ -63,27 +64,15 @@ class WordErrors:
         )
 
 
-def word_errors(said: Mapping[str, Sequence[str]], written: Mapping[str, Sequence[str]]) -> WordErrors:
+def set_errors(said: Mapping[str, Sequence[str]], written: Mapping[str, Sequence[str]]) -> SetErrors:
     """Compare lines of words, set by set.
 
     Raises UserError for a set without words, over which no rate is defined; Unavailable without jiwer.
     """
     try:
-        import jiwer
-    except ImportError:
-        raise Unavailable("jiwer is not installed; run: pip install 'haversack[bench]'") from None
-    rates, counts = {}, [0, 0, 0, 0]
-    for name, lines in said.items():
-        words = sum(len(line.split()) for line in lines)
-        if not words:
-            raise UserError(
-                f"the set {name} says no word, and an error rate over no words is not defined; give it "
-                "transcripts.",
-                field="data",
-                given=name,
-            )
-        found = jiwer.process_words(list(lines), list(written[name]))
-        rates[name] = 100 * found.wer
-        for at, value in enumerate((words, found.substitutions, found.deletions, found.insertions)):
-            counts[at] += value
-    return WordErrors(rates, *counts)
+        counts = {name: word_errors(lines, written[name], "as-is") for name, lines in said.items()}
+    except MissingExtraError as error:
+        raise Unavailable(str(error)) from error
+    total = sum(list(counts.values())[1:], next(iter(counts.values())))
+    rates = {name: 100 * one.rate for name, one in counts.items()}
+    return SetErrors(rates, total.words, total.substitutions, total.deletions, total.insertions)

@@ -22,9 +22,9 @@ from haversack.bench.edge_asr._bench import (
     undefined,
 )
 from haversack.bench.edge_asr._models import float_errors, packed_errors, same_texts
-from haversack.bench.edge_asr._strings import QUICK_EACH_SPEAKER, WordErrors
+from haversack.bench.edge_asr._strings import QUICK_EACH_SPEAKER, SetErrors
 
-Grid = Mapping[tuple[str, str, str], WordErrors | Unavailable]  # size, setting, method
+Grid = Mapping[tuple[str, str, str], SetErrors | Unavailable]  # size, setting, method
 W3 = "w3a16"
 
 
@@ -114,16 +114,16 @@ def ranks(increases: Mapping[str, float]) -> dict[str, float]:
     }
 
 
-def _increases(grid: Grid, floats: Mapping[str, WordErrors], size: str, setting: str) -> dict[str, float]:
+def _increases(grid: Grid, floats: Mapping[str, SetErrors], size: str, setting: str) -> dict[str, float]:
     """Points that each method at hand adds."""
     return {
         method: found.mean - floats[size].mean
         for (its_size, its_setting, method), found in grid.items()
-        if (its_size, its_setting) == (size, setting) and isinstance(found, WordErrors)
+        if (its_size, its_setting) == (size, setting) and isinstance(found, SetErrors)
     }
 
 
-def judged(grid: Grid, floats: Mapping[str, WordErrors]) -> dict[str, Outcome | Unavailable]:
+def judged(grid: Grid, floats: Mapping[str, SetErrors]) -> dict[str, Outcome | Unavailable]:
     """The rows with bars, from the grid and the float models' errors."""
     found: dict[str, Outcome | Unavailable] = {}
     for size in MODELS:
@@ -204,7 +204,7 @@ def floats(run: Run) -> Outcomes:
 @bench.measure(*BARS, *(grid_row(*cell) for cell in CELLS), seconds=1500)
 def grid(run: Run) -> Outcomes:
     plain = {size: float_errors(size) for size in MODELS}
-    cells: dict[tuple[str, str, str], WordErrors | Unavailable] = {}
+    cells: dict[tuple[str, str, str], SetErrors | Unavailable] = {}
     found: dict[str, Outcome | Unavailable] = {}
     for size, setting, method in CELLS:
         name = f"wer-{size}-{setting.name}-{method}"

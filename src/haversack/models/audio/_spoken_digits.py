@@ -170,9 +170,9 @@ def _files(path: Path) -> Iterator[tuple[str, bytes]]:
         with tarfile.open(path) as archive:
             for member in archive:
                 if member.isfile() and member.name.endswith(".wav"):
-                    file = archive.extractfile(member)
-                    assert file is not None
-                    yield member.name, file.read()
+                    packed = archive.extractfile(member)
+                    assert packed is not None
+                    yield member.name, packed.read()
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
         raise DamagedFileError(path, f"it is no whole tar or zip archive ({error})", field="data") from error
 
