@@ -89,7 +89,7 @@ def test_saved_loaded_applied(choice: str, checkpoint: Path, tmp_path: Path) -> 
     assert np.isfinite(found).all()
     error = np.linalg.norm(found - exact) / np.linalg.norm(exact)
     bits = min(32 if kind.kind.startswith(("f", "bf")) else int(kind.kind[3:]) for kind in kinds.values())
-    assert error < {4: 0.7, 8: 0.05}.get(bits, 0.02), f"a relative error of {error:.3f}"
+    assert error < {3: 1.2, 4: 0.7, 8: 0.05}.get(bits, 0.02), f"a relative error of {error:.3f}"
     with Engine.open(pack.path) as engine:
         answer = generate(engine, "def f(x):", Limits(max_tokens=4, end=()))
         assert len([token for token in answer if token.id is not None]) == 4

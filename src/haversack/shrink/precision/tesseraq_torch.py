@@ -160,7 +160,8 @@ def reconstruct(task: BlockTask, method: Any) -> Reconstructed:
 
 
 def learn(task: BlockTask, method: Any, lesson: Lesson, hooks: Rounding, best: Best) -> list[float]:
-    """Harden and learn, round by round; the error after each, the last with every rounding hard."""
+    """Harden and learn, round by round; the mean error of each round's steps, then that of all texts with
+    every rounding hard."""
     roundings, factors = hooks.learned()
     rate = RATE * PAPER_STEPS / method.steps
     texts = endless(lesson)
@@ -175,16 +176,19 @@ def learn(task: BlockTask, method: Any, lesson: Lesson, hooks: Rounding, best: B
             each.requires_grad_(bool(share))
         optimizer = torch.optim.AdamW(groups, lr=rate)
         label = f"round {number + 1} of {len(SOFT_SHARES) + 1}"
+        seen = 0.0
         for _ in range(method.steps):
-            if not step(optimizer, lesson.error(next(texts), hooks)):
+            loss = lesson.error(next(texts), hooks)
+            if not step(optimizer, loss):
                 best.lost(label)
                 restore([*roundings, *factors], kept)
                 hooks.harden(0.0)
                 return [*losses, lesson.whole_error(hooks)]
+            seen += float(loss.detach())
             hooks.rounding.forget()
-        losses.append(lesson.whole_error(hooks))
+        losses.append(seen / method.steps)
         task.note(f"{method.name}, block {task.index}, {label}: error {losses[-1]:.5f}")
-    return losses
+    return [*losses, lesson.whole_error(hooks)]
 
 
 def endless(lesson: Lesson) -> Iterator[Sequence[int]]:
