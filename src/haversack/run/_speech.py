@@ -159,10 +159,10 @@ class Speech:
         samples = int(seconds * RATE)
         rows = self.window if encoder.bands else min(self.window, max(samples, 1))
         frames = encoder.frames(rows)
-        # Samples as read and at 16 kHz; the spectrogram in double precision and in single.
-        sound = 4 * 2 * samples
+        # Samples as read, at 16 kHz, and with what is put around them; the spectrogram.
+        sound = 4 * 3 * max(samples, self.window * HOP if encoder.bands else 0)
         if encoder.bands:
-            sound += 12 * encoder.bands * max(samples // HOP, self.window)
+            sound += 4 * encoder.bands * max(samples // HOP, self.window)
         held, stem = rows, 0
         for convolution in encoder.stem:
             out = convolution.length(held)

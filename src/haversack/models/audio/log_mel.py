@@ -5,7 +5,7 @@ filters as in Slaney's Auditory Toolbox (1998).
 What is here: windows of 400 samples (a periodic Hann window) every 160, the signal reflected at both ends;
 power; triangular filters of equal area, evenly spaced in mel from 0 to 8 kHz; log10, at most 8 below its
 largest value over the whole signal; (x + 4) / 4.
-What we changed: everything up to the result is in double precision.
+What we changed: everything up to the logarithm is in double precision.
 Cost: one real transform of 400 numbers for every 10 ms, about 5 ms a second of sound.
 Limits: the largest value is that of all the sound there is, so a stream that is heard bit by bit differs.
 """
@@ -62,17 +62,20 @@ def log_mel(samples: F32, bands: int, length: int = 0) -> F32:
     Silence is put behind a signal of fewer than `length` samples. At least 201 samples are needed, with
     silence.
     """
-    silence = np.zeros(max(length - len(samples), 0), np.float32)
     half = WINDOW // 2
-    signal = np.pad(np.concatenate([samples, silence]), half, mode="reflect")
+    if len(samples) < length:
+        samples = np.pad(samples, (0, length - len(samples)))
+    signal = np.pad(samples, half, mode="reflect")
     windows = np.lib.stride_tricks.sliding_window_view(signal, WINDOW)[::HOP]
     count = frames_of(len(signal) - 2 * half)
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW)
     weights = filters(bands).T
-    found = np.empty((count, bands), np.float64)
+    found = np.empty((count, bands), np.float32)
     for start in range(0, count, AT_ONCE):
         part = slice(start, min(start + AT_ONCE, count))
         spectrum = np.fft.rfft(windows[part] * hann, axis=1)
         found[part] = np.log10(np.maximum((spectrum.real**2 + spectrum.imag**2) @ weights, FLOOR))
-    np.maximum(found, found.max(initial=-np.inf) - DEPTH, out=found)
-    return ((found + 4.0) / 4.0).astype(np.float32)
+    np.maximum(found, found.max(initial=-np.inf) - np.float32(DEPTH), out=found)
+    found += np.float32(4)
+    found /= np.float32(4)
+    return found

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from haversack.core.errors import UserError, nearest_name
+from haversack.models.audio import is_speech
 from haversack.models.language._features import refuse_features
 
 if TYPE_CHECKING:
@@ -53,6 +54,13 @@ def read_architecture(config: Mapping[str, Any]) -> Architecture:
     if is_encoder(config):
         raise UserError(
             f"config.json: {family} is an encoder, which reads texts and writes none; this needs a decoder.",
+            field="model_type",
+            given=family,
+        )
+    if is_speech(config):
+        raise UserError(
+            f"config.json: {family} is a speech model, which hears sound (haversack run --audio); this needs "
+            "a model that reads text.",
             field="model_type",
             given=family,
         )
