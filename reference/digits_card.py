@@ -39,11 +39,9 @@ def card(name: str, recipe: Recipe, recordings: list[Recording], numbers: dict[s
     trained = sum(one.split == "train" for one in recordings)
     by_speaker = ", ".join(f"{speaker} {wer:.1f}" for speaker, wer in numbers["by_speaker"].items())
     other = "digits" if name == "digits-small" else "digits-small"
-    stages = ",\n  then ".join(
-        f"{one.rows} strings of at most {one.most_digits} digits in {one.window_s:g} s from step "
-        f"{one.first_step}"
-        for one in recipe.stages
-    )
+    begins = ""
+    if recipe.grown_from is not None:
+        begins = f", grown out of\n  `{NAMES[recipe.grown_from]}` (reference/digits_grow.py)"
     speakers = len({one.speaker for one in recordings})
     errors = ", ".join(f"{numbers[kind]} {kind}" for kind in ("substitutions", "deletions", "insertions"))
     return f"""# {name}
@@ -55,7 +53,7 @@ Writes down spoken strings of English digits. A small real Whisper to try speech
 - Shape: Whisper, {shape.layers} layers in the encoder and {shape.layers} in the decoder, width {shape.width},
   {shape.width // 32} heads, feed-forward {shape.feed_forward}, 80 mel bands, a window of 5 s, no timestamps;
   vocabulary of 12 (ten words, two marks).
-- Seed {recipe.seed}; {schedule.steps} steps: {stages}.
+- Seed {recipe.seed}; {schedule.steps} steps of {recipe.rows} strings{begins}.
 - Data: {trained:,} recordings of {speakers} speakers from the Free Spoken Digit Dataset (8 kHz, resampled
   to 16), indices 5 to 49: its official split. A string is 2 to 6 recordings of a speaker with gaps of 50 to
   200 ms, drawn anew for every step.

@@ -59,28 +59,17 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """From step ``first_step`` on, a step has ``rows`` strings of at most ``most_digits`` in a window of
-    ``window_s``.
-    """
-
-    first_step: int
-    most_digits: int = 6
-    window_s: float = WINDOW_S
-    rows: int = 32
-
-
-@dataclass(frozen=True)
 class Recipe:
     """Everything the weights depend on besides the recordings and the machine type."""
 
     shape: Shape
     schedule: Schedule
+    rows: int = 32
     seed: int = 16
     average_half_life_steps: float = 40.0
     alignment_share: float = 0.3
     tenths: tuple[int, ...] = (9, 10, 11)
-    stages: tuple[Stage, ...] = (Stage(0),)
+    grown_from: str | None = None
 
 
 def feature_extractor() -> WhisperFeatureExtractor:
@@ -125,21 +114,13 @@ class Batches:
             self.spoken[key] = resample(self.speakers[speaker][at].samples, 10, tenths)
         return self.spoken[key]
 
-    def string(
-        self, generator: numpy.random.Generator, stage: Stage
-    ) -> tuple[numpy.ndarray[Any, Any], list[int]]:
-        """Samples f32 of a stage's window, and the digits that are said in them."""
-        length = int(RATE * stage.window_s)
-        fewest = min(2, stage.most_digits - 1)
+    def string(self, generator: numpy.random.Generator) -> tuple[numpy.ndarray[Any, Any], list[int]]:
+        """Samples f32 [80,000] and the digits that are said in them."""
+        length = RATE * WINDOW_S
         while True:
             speaker = self.names[int(generator.integers(len(self.names)))]
             own = self.speakers[speaker]
-            drawn = [
-                int(at)
-                for at in generator.integers(
-                    len(own), size=int(generator.integers(fewest, stage.most_digits + 1))
-                )
-            ]
+            drawn = [int(at) for at in generator.integers(len(own), size=int(generator.integers(2, 7)))]
             tenths = int(generator.choice(self.recipe.tenths))
             gaps = [float(gap) for gap in generator.uniform(50, 200, size=len(drawn) - 1)]
             whole = joined([self.recording(speaker, at, tenths) for at in drawn], gaps)
@@ -154,18 +135,14 @@ class Batches:
         return samples, [own[at].digit for at in drawn]
 
     def rows(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of a step: features [rows, 80, frames], tokens read and tokens to say [rows, 7], digits [rows, 6]
+        """Of a step: features [rows, 80, 500], tokens read and tokens to say [rows, 7], digits [rows, 6]
         (the last two filled up with -100)."""
         generator = numpy.random.default_rng([self.recipe.seed, step])
-        stage = max(
-            (one for one in self.recipe.stages if one.first_step <= step), key=lambda one: one.first_step
-        )
-        drawn = [self.string(generator, stage) for _ in range(stage.rows)]
+        drawn = [self.string(generator) for _ in range(self.recipe.rows)]
         features = self.log_mel(torch.from_numpy(numpy.stack([samples for samples, _ in drawn])))
-        frames = features.shape[-1]
         for row in features:
             hidden = float(row.mean())
-            for axis, size, widest in ((1, frames, 16), (1, frames, 16), (0, 80, 10), (0, 80, 10)):
+            for axis, size, widest in ((1, FRAMES, 16), (1, FRAMES, 16), (0, 80, 10), (0, 80, 10)):
                 width = int(generator.integers(widest))
                 begin = int(generator.integers(size - width))
                 row.narrow(axis, begin, width).fill_(hidden)

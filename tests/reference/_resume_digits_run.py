@@ -13,7 +13,7 @@ import torch
 sys.path.insert(0, sys.argv[1])
 import train_digits
 from digits_export import export_folder
-from digits_recipe import VOCABULARY, Recipe, Shape, Stage
+from digits_recipe import VOCABULARY, Recipe, Shape
 from haversack.models._train_loop_torch import Schedule
 from haversack.models.audio._spoken_digits import Recording
 
@@ -26,7 +26,8 @@ recordings = [
     for index in (4, 5)
 ]
 schedule = Schedule(steps=6, warm_up_steps=2)
-recipe = Recipe(Shape(32, 1, 64), schedule, stages=(Stage(0, 2, 1.0, 3), Stage(4, rows=2)), seed=3)
+train_digits.RECIPES = {"toy": Recipe(Shape(32, 1, 64), schedule, rows=2, seed=3)}
+recipe = Recipe(Shape(64, 2, 96), schedule, rows=2, seed=3, grown_from="toy")
 weights = train_digits.train(recordings, recipe, work, 0.0, int(sys.argv[3]))
 export_folder(work / "model", recipe.shape.hub_config(), weights, VOCABULARY)
 joined = b"".join(weights[name].detach().numpy().tobytes() for name in sorted(weights))

@@ -15,9 +15,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-SYSTEM = 16
+from haversack.models._costs import FLOAT_BITS
 
-FLOAT_BITS = 16
+SYSTEM = 16
 
 
 @dataclass(frozen=True)

@@ -24,15 +24,13 @@ from haversack.bench.edge_asr._strings import (
     test_sets,
 )
 from haversack.core.errors import UserError
+from haversack.models._costs import FLOAT_BITS, bits_of
 from haversack.models.audio._spoken_digits import Utterance
-from haversack.shrink.bit_operations import FLOAT_BITS, Product, attention_products
+from haversack.shrink.bit_operations import Product, attention_products
 
 if TYPE_CHECKING:
     from haversack.models._architecture import Linear
     from haversack.models.audio._record import SpeechArchitecture
-
-BITS = {"f32": 16, "f16": 16, "bf16": 16, "int8": 8, "int4": 4, "int3": 3}
-"""Bits that a stored weight counts as; floats count as 16, whatever our kernels hold."""
 
 
 def folder_of(size: str) -> Path:
@@ -178,7 +176,7 @@ def counted(size: str, setting: Setting, choice: str, tokens: int) -> tuple[list
 
     def product(linear: Linear, rows: int, reads: int) -> Product:
         entry = stored[linear.weight]
-        bits = BITS[entry.kind]
+        bits = bits_of(entry.kind)
         return Product(
             linear.weight,
             rows,
