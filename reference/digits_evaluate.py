@@ -24,7 +24,7 @@ from digits_recipe import WINDOW_S, feature_extractor
 from haversack.core._datasets import dataset_path
 from haversack.models.audio._spoken_digits import RATE, Utterance, digit_strings, read_recordings
 
-EACH_SPEAKER, SEED, ROWS = 80, 2026, 50
+EACH_SPEAKER, SEED, ROWS = 40, 2026, 50
 
 
 def transcribe(folder: Path, strings: Sequence[Utterance]) -> list[str]:

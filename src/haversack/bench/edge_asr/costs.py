@@ -1,8 +1,8 @@
 """What each setting costs, counted: bit operations, stored bytes, bytes moved.
 
 An utterance is a window of five seconds in the encoder and a string of four digits in the decoder, one token
-at a time. Convolutions and attention's scores and mixtures stay float and count as 16-bit weights and activations;
-the output matrix has 8 bits where the blocks have fewer.
+at a time. Convolutions and attention's scores and mixtures stay float and count as 16-bit weights and
+activations; the output matrix has 8 bits where the blocks have fewer.
 """
 
 from __future__ import annotations
