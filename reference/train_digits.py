@@ -3,10 +3,9 @@
     OMP_WAIT_POLICY=passive python reference/train_digits.py --work DIR [--size small|base] [--data PATH]
     [--out DIR]
 
-About five minutes (small), and as many more for base, which grows out of small, on two quiet cores with
-AVX-512 bfloat16. Killed runs resume from their last checkpoint in DIR.
-PATH is a folder or an archive of the spoken digits, by default the registry's
-(see docs/data.md).
+About five minutes on two quiet cores with AVX-512 bfloat16 for small, and one more for base, which grows out
+of it. Killed runs resume from their last checkpoint in DIR. PATH is a folder or an archive of the spoken
+digits, by default the registry's (see docs/data.md).
 """
 
 from __future__ import annotations
