@@ -98,7 +98,7 @@ class Trainer:
         self.model, self.schedule, self.folder = model, schedule, folder
         self.average_keep = 0.5 ** (1.0 / average_half_life_steps)
         named = dict(model.named_parameters())
-        matrices = {name for name, value in named.items() if value.ndim == 2 and "embed_tokens" not in name}
+        matrices = {name for name, value in named.items() if value.ndim == 2 and "embed_" not in name}
         self.muon = Muon([named[name] for name in sorted(matrices)], schedule)
         others = [value for name, value in named.items() if name not in matrices]
         self.adam = torch.optim.AdamW(others, lr=schedule.other_rate, betas=(0.9, 0.95), weight_decay=0.0)
