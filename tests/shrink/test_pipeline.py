@@ -14,6 +14,7 @@ from haversack.formats.safetensors import SafetensorsFile, write_safetensors
 from haversack.kernels import Matrix, unpack
 from haversack.shrink._activations import Activations
 from haversack.shrink._pipeline import Policy, compress, memory_plan, stored_kinds, stored_nbytes
+from haversack.shrink._transforms import Pair
 from haversack.shrink.precision.gptq import Gptq
 from haversack.shrink.precision.keep import Keep
 from haversack.shrink.precision.round_to_nearest import RoundToNearest
@@ -57,6 +58,17 @@ class GatedBlocks:
 
     def is_matrix(self, name):
         return not name.endswith("norm")
+
+    def pairs(self, block):
+        gate, up, down = (f"b{block}.{name}" for name in ("gate", "up", "down"))
+        return [
+            Pair(f"b{block}.norm", "norm", (gate, up), None, (None, None)),
+            Pair(up, "gate", (down,), None, (None,)),
+        ]
+
+    def inspect(self, block, pair, x, weights):
+        gate, up, down = (unpack(weights[f"b{block}.{name}"]) for name in ("gate", "up", "down"))
+        return (np.tanh(x @ gate.T) * (x @ up.T)) @ down.T
 
     def embed(self, tokens, weights):
         return unpack(weights["embed"])[tokens]

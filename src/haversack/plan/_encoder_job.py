@@ -50,6 +50,7 @@ from haversack.run._encoder_source import EncoderModel, open_encoder
 from haversack.run._encoder_weights import RESIDENCIES
 from haversack.shrink._encoder import EncoderWalk
 from haversack.shrink._pipeline import compress, memory_plan, stored_kinds, stored_nbytes
+from haversack.shrink._precision import calibrated
 
 PROMPT_TOKENS = 64  # of the text whose reading is predicted
 EVALUATION_TEXTS = 64
@@ -116,7 +117,7 @@ class Workshop:
         if precision not in self._packs:
             path = self.scratch / f"{len(self._packs)}.pack"
             method = create_precision(precision)
-            texts = self.calibration if method.needs else None
+            texts = self.calibration if calibrated(method) else None
             with PackWriter(path) as writer:
                 compress(
                     self.model.source,
@@ -225,7 +226,7 @@ def predictions(job: Job, model: EncoderModel, files_nbytes: int) -> list[Candid
                     device=PROMPT_TOKENS / took,
                     latency_ms=1e3 * took,
                     energy_mj=energy_mj(took, job.device),
-                    calibrated=bool(method.needs),
+                    calibrated=calibrated(method),
                 )
             )
     if not found:

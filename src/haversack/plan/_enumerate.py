@@ -16,7 +16,7 @@ from haversack.plan._predict import LOSS_PER_NOISE, MIB, Sizes, bits_a_weight, n
 from haversack.run._memory import planned_memory
 from haversack.shrink._language import LanguageWalk
 from haversack.shrink._pipeline import Policy, stored_kinds
-from haversack.shrink._precision import Precision
+from haversack.shrink._precision import Precision, calibrated
 
 # Parameters that change a pack's size or type and are worth a plan each; others stay at their defaults.
 VARIED = ("bits", "group", "kind")
@@ -125,7 +125,7 @@ def predicted(space: Space) -> tuple[list[Candidate], dict[Plan, float]]:
             plan = Plan(choice, activations=activations, residency=residency, cache_type=cache_type)
             noises[plan] = noise(method.noise(), activations, cache_type)
             candidate = predict(space, plan, found, noises[plan])
-            candidates.append(replace(candidate, calibrated=bool(method.needs)))
+            candidates.append(replace(candidate, calibrated=calibrated(method)))
     if not candidates:
         raise UserError(
             f"no plan has activations {space.activations} with precision {space.precision}.",

@@ -40,6 +40,7 @@ from haversack.plan._search import Clock, screened, search
 from haversack.run._weights import check_tensors
 from haversack.shrink._language import LanguageWalk
 from haversack.shrink._pipeline import Policy, compress, memory_plan
+from haversack.shrink._precision import calibrated
 
 CALIBRATION_TOKENS = 32_768
 CALIBRATION_LENGTH = 512
@@ -202,7 +203,7 @@ class Bench:
                 return kept
             method = create_precision(precision)
             texts = None
-            if method.needs:
+            if calibrated(method):
                 length = min(CALIBRATION_LENGTH, self.architecture.context)
                 count = -(-self.job.calibration_tokens // length)
                 texts = segments(self.calibration.tokens, length, count, self.job.seed)

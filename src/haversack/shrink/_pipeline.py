@@ -4,7 +4,8 @@ Calibration text runs through the blocks already compressed, so that each block 
 will really get. Inside a block the same holds: matrices that share an input (query, key and value; gate and
 up) are compressed together, in order of use, and the pass that collects the next input's statistics runs
 through them as compressed and stops where that input is reached. At any time one block, one Hessian and the
-hidden states of the text are in memory.
+hidden states of the text are in memory. Before a block is compressed a method may fold scales into it (its
+`transform`, see shrink/_block.py).
 """
 
 from __future__ import annotations
@@ -24,9 +25,18 @@ from haversack.core.pack import PackWriter, TensorSource
 from haversack.core.progress import Progress
 from haversack.kernels import Matrix
 from haversack.shrink._activations import IN_MEMORY_MIB, Activations
-from haversack.shrink._precision import HessianSum, InputStatistics, Precision, StoredKind
+from haversack.shrink._block import BlockView
+from haversack.shrink._precision import (
+    Gathering,
+    InputStatistics,
+    Precision,
+    StoredKind,
+    calibrated,
+    statistics_nbytes,
+)
 from haversack.shrink._rounding import F32
 from haversack.shrink._source import read_rows, read_tensor
+from haversack.shrink._transforms import Pair
 
 I32 = NDArray[np.int32]
 Tap = Callable[[str, F32], None]
@@ -67,6 +77,13 @@ class Walk(Protocol):
 
     def run(self, block: int, hidden: F32, weights: Mapping[str, Any], tap: Tap | None) -> F32:
         """Hidden states f32 [n, width] after `block`; `tap` sees every matrix product's name and input."""
+
+    def pairs(self, block: int) -> Sequence[Pair]:
+        """Producers and consumers between which scales of channels may be folded, in order of use."""
+
+    def inspect(self, block: int, pair: Pair, x: F32, weights: Mapping[str, Any]) -> F32:
+        """What the layers that hold the consumers of a norm `pair` make of x f32 [n, columns], a text of its
+        own, before it is added to the hidden states: f32 [n, width]."""
 
 
 @dataclass(frozen=True)
@@ -167,17 +184,20 @@ def memory_plan(walk: Walk, precision: Precision, tokens: int, work_ram_mib: flo
         default=0,
     )
     ends = max(4 * int(np.prod(walk.shape(name))) for name in (walk.embedding, walk.output))
-    hessians = 2 * 4 * widest * widest if precision.needs else 0
-    states = min(4 * tokens * walk.width, IN_MEMORY_MIB << 20) if precision.needs else 0
+    reads = calibrated(precision)
+    states = min(4 * tokens * walk.width, IN_MEMORY_MIB << 20) if reads else 0
+    working = getattr(precision, "working_nbytes", None)  # what the method holds beyond the rest
     lines = [
         ("a block in f32, twice", 2 * max(largest, ends)),
-        ("statistics of its widest input", hessians),
+        ("statistics of its widest input", statistics_nbytes(precision.needs, widest)),
         ("hidden states of the calibration text", states),
         ("program and buffers", PROCESS_MIB << 20),
     ]
+    if working is not None:
+        lines.append((f"what {precision.name} tries", int(working(walk))))
     plan = MemoryPlan(tuple(lines))
     if work_ram_mib is not None and plan.total_mib > work_ram_mib:
-        lines[2] = ("hidden states of the calibration text (on disk)", 8 << 20 if precision.needs else 0)
+        lines[2] = ("hidden states of the calibration text (on disk)", 8 << 20 if reads else 0)
         plan = MemoryPlan(tuple(lines))
         if plan.total_mib > work_ram_mib:
             failure = Failure("work_ram_mib", work_ram_mib, float(np.ceil(plan.total_mib)), "MiB")
@@ -190,14 +210,14 @@ class _Reached(Exception):  # noqa: N818 - it is no error
 
 
 def statistics_of(
-    walk: Walk, block: int, weights: Weights, first: str, states: Activations
+    walk: Walk, block: int, weights: Weights, first: str, states: Activations, needs: frozenset[str]
 ) -> InputStatistics:
     """What the calibration text sends into the matrix `first`; passes end there."""
-    total = HessianSum(walk.shape(first)[1])
+    found = Gathering(walk.shape(first)[1], needs, len(states) * states.shape[1])
 
     def gather(name: str, x: F32) -> None:
         if name == first:
-            total.add(x)
+            found.add(x)
             raise _Reached
 
     for index in range(len(states)):
@@ -205,14 +225,7 @@ def statistics_of(
             walk.run(block, states.read(index), weights, gather)
         except _Reached:
             continue
-    if not np.isfinite(np.trace(total.sum)):
-        raise UserError(
-            f"calibration text gives inputs of {first} that are not finite; the model cannot be "
-            "calibrated on it.",
-            field="calibration",
-            given=first,
-        )
-    return total.finish()
+    return found.finish(first)
 
 
 def compress(
@@ -233,15 +246,15 @@ def compress(
     states that do not fit in `activations_mib`. Raises UserError naming the tensor for weights or inputs that
     are not finite.
     """
-    if precision.needs and (texts is None or texts.size == 0):
+    reads = calibrated(precision)
+    if reads and (texts is None or texts.size == 0):
         raise UserError(
             f"{precision.name} needs calibration text and got none.", field="calibration", given=None
         )
     kinds = stored_kinds(walk, precision, policy)
-    calibrated = bool(precision.needs) and texts is not None
-    count, length = texts.shape if calibrated and texts is not None else (0, 0)
+    count, length = texts.shape if reads and texts is not None else (0, 0)
     with Activations(count, length, walk.width, folder, activations_mib) as states:
-        if texts is not None and calibrated:
+        if texts is not None and reads:
             weights = {name: Matrix.from_array(read_tensor(source, name)) for name in walk.first}
             for index, tokens in enumerate(texts):
                 states.write(index, walk.embed(tokens, weights))
@@ -272,6 +285,10 @@ def _compress_block(
 ) -> None:
     names = walk.names(block)
     plain = {name: read_tensor(source, name) for name in names}
+    transform = getattr(precision, "transform", None)
+    if transform is not None:
+        transform(BlockView(walk, block, plain, states))
+        give_back_freed()
     for name in names:
         if not walk.is_matrix(name):
             _write_vector(writer, name, plain[name])
@@ -279,7 +296,9 @@ def _compress_block(
         name: Matrix.from_array(values) if walk.is_matrix(name) else values for name, values in plain.items()
     }
     for group in walk.products(block):
-        inputs = statistics_of(walk, block, weights, group[0], states) if len(states) else None
+        inputs = None
+        if precision.needs:
+            inputs = statistics_of(walk, block, weights, group[0], states, precision.needs)
         found = precision.quantize({name: plain[name] for name in group}, inputs)
         for name in group:
             weights[name] = matrix = found[name].packed()

@@ -3,23 +3,30 @@
 A method that fills shrink: precision is asked once for each group of matrices that multiply the same input
 (query, key and value; gate and up), in order of use, with the statistics it declared in `needs` gathered on
 the already compressed blocks before it.
+
+A method may also have `transform(block: BlockView) -> None` (shrink/_block.py), which is called with each
+block before its matrices are quantized, to move scales from activations into weights.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from haversack.core.errors import UserError
 from haversack.kernels import Matrix, pack_int4, pack_int8, packed_nbytes
+from haversack.models._observers import ChannelMoments
 from haversack.shrink._rounding import F32, I8
 
-# Statistics of inputs that a method may name in `needs`.
-STATISTICS = ("hessian",)
+# Statistics of inputs that a method may name in `needs`: the mean of x x^T, some of the inputs themselves,
+# and every channel's range, mean and mean magnitude.
+STATISTICS = ("hessian", "inputs", "ranges")
+SAMPLE_ROWS = 512  # inputs that are kept where a method needs them
 
 
 @dataclass(frozen=True)
@@ -40,13 +47,17 @@ class StoredKind:
 
 @dataclass(frozen=True)
 class InputStatistics:
-    """What calibration saw of one input: `tokens` rows, whose mean x x^T is `hessian` f64 [columns, columns].
+    """What calibration saw of one input, of `tokens` rows; what the method did not ask for is None.
 
-    A method may overwrite `hessian` (it is the largest array of the job), and does so at most once.
+    `hessian` f64 [columns, columns] is the mean x x^T; a method may overwrite it (it is the largest array
+    of the job), and does so at most once. `inputs` f32 [at most SAMPLE_ROWS, columns] are rows spread
+    evenly over the text. `ranges` are of every channel.
     """
 
     tokens: int
-    hessian: NDArray[np.float64]
+    hessian: NDArray[np.float64] | None = None
+    inputs: F32 | None = None
+    ranges: ChannelMoments | None = None
 
 
 class HessianSum:
@@ -72,6 +83,49 @@ class HessianSum:
             stop = min(start + self.PANEL, len(self.sum))
             self.sum[start:stop, :start] = self.sum[:start, start:stop].T
         return InputStatistics(self.tokens, self.sum)
+
+
+class Gathering:
+    """Adds up the statistics `needs` of one input of `columns` channels over a text of `tokens` tokens."""
+
+    def __init__(self, columns: int, needs: Collection[str], tokens: int) -> None:
+        self._hessian = HessianSum(columns) if "hessian" in needs else None
+        self._ranges = ChannelMoments(columns) if "ranges" in needs else None
+        self._sample: list[F32] | None = [] if "inputs" in needs else None
+        self._step = max(1, tokens // SAMPLE_ROWS)
+        self._finite = True
+        self.tokens = 0
+
+    def add(self, x: F32) -> None:
+        """Count the rows of `x` f32 [n, columns]."""
+        self._finite &= bool(np.isfinite(x).all())
+        if self._hessian is not None:
+            self._hessian.add(x)
+        if self._ranges is not None:
+            self._ranges.add(x)
+        if self._sample is not None and self._finite:
+            self._sample.append(x[-self.tokens % self._step :: self._step].copy())
+        self.tokens += len(x)
+
+    def finish(self, name: str) -> InputStatistics:
+        """What was seen; UserError, which names the matrix `name`, when some of it was not finite."""
+        if not self._finite:
+            raise UserError(
+                f"calibration text gives inputs of {name} that are not finite; the model cannot be "
+                "calibrated on it.",
+                field="calibration",
+                given=name,
+            )
+        hessian = None if self._hessian is None else self._hessian.finish().hessian
+        sample = None if self._sample is None else np.concatenate(self._sample)[:SAMPLE_ROWS]
+        return InputStatistics(self.tokens, hessian, sample, self._ranges)
+
+
+def statistics_nbytes(needs: Collection[str], columns: int) -> int:
+    """Bytes that `Gathering` holds at most, the temporaries of its sums included."""
+    total = 2 * 4 * columns * columns if "hessian" in needs else 0
+    total += 2 * 4 * SAMPLE_ROWS * columns if "inputs" in needs else 0
+    return total + (7 * 8 * columns if "ranges" in needs else 0)
 
 
 @dataclass(frozen=True)
@@ -114,7 +168,8 @@ class Compressed(Protocol):
 class Precision(Protocol):
     """Fills shrink: precision.
 
-    `needs` is a subset of STATISTICS; empty means that no calibration text is read.
+    `needs` is the part of STATISTICS that `quantize` is given. Calibration text is read when it is not
+    empty or the method has a `transform`.
     """
 
     name: ClassVar[str]
@@ -132,6 +187,11 @@ class Precision(Protocol):
         self, weights: Mapping[str, F32], inputs: InputStatistics | None
     ) -> Mapping[str, Compressed]:
         """Compress matrices f32 [rows, columns] of one input; `inputs` is None when `needs` is empty."""
+
+
+def calibrated(precision: Precision) -> bool:
+    """True for a method that reads calibration text."""
+    return bool(precision.needs) or hasattr(precision, "transform")
 
 
 def expected_noise(bits: int, group: int, choice: str) -> float:

@@ -14,6 +14,7 @@ from haversack.core.errors import UserError
 
 F32 = NDArray[np.float32]
 I8 = NDArray[np.int8]
+Limits = tuple[F32, F32]  # smallest and largest codes
 
 # Shares of the full range tried by a clipping search, widest first; below 0.6 no layer met so far gained.
 CLIPPING = tuple(1.0 - 0.04 * step for step in range(11))
@@ -65,12 +66,13 @@ def divide(values: F32, scales: F32) -> F32:
     )
 
 
-def codes_of(values: F32, scales: F32, bits: int) -> F32:
+def codes_of(values: F32, scales: F32, bits: int | Limits) -> F32:
     """The nearest code of each of `values`, still as float32; `scales` broadcasts against them.
 
-    Ties go to even.
+    Ties go to even. Smallest and largest codes in place of `bits` broadcast as well: from -zero to 2^b - 1 -
+    zero they make the scale an affine one.
     """
-    low, high = levels(bits)
+    low, high = levels(bits) if isinstance(bits, int) else bits
     return np.clip(np.rint(divide(values, scales)), low, high)
 
 

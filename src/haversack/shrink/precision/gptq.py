@@ -34,6 +34,7 @@ from haversack.shrink._rounding import (
     CLIPPING,
     F32,
     I8,
+    Limits,
     choose_scales,
     codes_of,
     group_count,
@@ -100,7 +101,9 @@ class Feedback:
         return cls(hessian, np.square(diagonal).astype(np.float32), permutation)
 
 
-def round_columns(weights: F32, targets: F32, scales: F32, unit_upper: F32, bits: int) -> tuple[F32, F32]:
+def round_columns(
+    weights: F32, targets: F32, scales: F32, unit_upper: F32, bits: int | Limits
+) -> tuple[F32, F32]:
     """Round the columns of one block in order, spreading each error over the columns after it.
 
     `weights` f32 [columns, ..., rows]; `targets`, alike and overwritten, are the weights with the spread of
@@ -268,7 +271,7 @@ class Gptq(Method):
 
     def quantize(self, weights: Mapping[str, F32], inputs: InputStatistics | None) -> dict[str, Quantized]:
         """Every matrix of `weights` as codes and scales; they share `inputs.hessian` and its factor."""
-        assert inputs is not None
+        assert inputs is not None and inputs.hessian is not None
         feedback = Feedback.of(inputs.hessian, self.damping, self.order)
         quantized = {}
         for name, weight in weights.items():
