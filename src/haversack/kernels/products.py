@@ -114,7 +114,8 @@ def matmul(
     [rows] where given.
 
     `int8-static` multiplies the integers as they are: what `static_zero` adds goes into `bias`, see
-    `zero_bias`. `add` may be `out` itself; `x` may not. UserError for a shape, type or activation type that does not fit.
+    `zero_bias`. `add` may be `out` itself; `x` may not. UserError for a shape, type or activation type that
+    does not fit.
     """
     module = native()
     if module is not None:
@@ -122,7 +123,14 @@ def matmul(
             to = np.empty((len(x), matrix.rows), np.float32) if out is None else out
             code = _CODES[activations]
             if (code == 2) == (static_scale is not None) and module.matmul(
-                x, matrix._handle or _handle(module, matrix), to, add, code, static_scale or 0.0, bias, static_zero
+                x,
+                matrix._handle or _handle(module, matrix),
+                to,
+                add,
+                code,
+                static_scale or 0.0,
+                bias,
+                static_zero,
             ):
                 return to
         except (TypeError, KeyError):  # not what the kernel takes: made so below, or refused

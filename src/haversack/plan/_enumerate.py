@@ -22,6 +22,8 @@ from haversack.shrink._precision import Precision, calibrated
 VARIED = ("bits", "group", "kind")
 CACHE_TYPES = ("f32", "f16", "int8")
 ACTIVATIONS = ("f32", "int8-dynamic")
+STATIC = "int8-static"
+STATIC_TRAIT = f"activation-type:{STATIC}"
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,10 @@ def precision_choices(fixed: str | None) -> list[str]:
     if fixed is not None and ":" in fixed:
         named = [name for name in parse_choice(fixed)[1] if name not in VARIED]
         return [full_name(index.create("shrink", "precision", fixed), (*VARIED, *named))]
-    entries = (
-        index.methods("shrink", "precision") if fixed is None else [index.find("shrink", "precision", fixed)]
-    )
+    if fixed is None:  # what learns a whole model with static ranges is tried when it is asked for
+        entries = [one for one in index.methods("shrink", "precision") if STATIC_TRAIT not in one.provides]
+    else:
+        entries = [index.find("shrink", "precision", fixed)]
     choices: list[str] = []
     for entry in entries:
         varied = [
@@ -109,10 +112,14 @@ def residencies(kinds: Iterable[str], fixed: str | None) -> list[str]:
     return [entry.name for entry in index.methods("run", "residency") if not index.conflicts([entry], given)]
 
 
-def activation_types(kinds: Iterable[str], fixed: str | None) -> list[str]:
+def activation_types(
+    kinds: Iterable[str], fixed: str | None, provided: frozenset[str] = frozenset()
+) -> list[str]:
     """The activation types that the kernels have for weights stored in `kinds`: integers meet only
-    integers.
+    integers. A method that has `provided` static ranges is run with them, unless another type is `fixed`.
     """
+    if STATIC_TRAIT in provided and fixed in (None, STATIC):
+        return [STATIC]
     integers = any(kind in ("int8", "int4") for kind in kinds)
     return [one for one in ACTIVATIONS if (one == "f32" or integers) and fixed in (None, one)]
 
@@ -127,7 +134,7 @@ def predicted(space: Space) -> tuple[list[Candidate], dict[Plan, float]]:
         found = Sizes.of(space.architecture, kinds)
         types = {kind.kind for kind in kinds.values()}
         for activations, residency, cache_type in itertools.product(
-            activation_types(types, space.activations),
+            activation_types(types, space.activations, getattr(method, "provides", frozenset())),
             residencies(types, space.residency),
             [one for one in CACHE_TYPES if space.cache_type in (None, one)],
         ):

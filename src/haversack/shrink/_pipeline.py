@@ -260,6 +260,9 @@ def compress(
             f"{precision.name} needs calibration text and got none.", field="calibration", given=None
         )
     kinds = stored_kinds(walk, precision, policy)
+    if texts is not None and hasattr(precision, "learn"):
+        precision, texts = precision.learn(source, walk, texts), None
+        reads = False
     count, length = texts.shape if reads and texts is not None else (0, 0)
     with Activations(count, length, walk.width, folder, activations_mib) as states:
         if texts is not None and reads:
@@ -280,6 +283,8 @@ def compress(
             _write_vector(writer, name, read_tensor(source, name))
     if walk.output != walk.embedding:
         _write_rows(source, writer, walk.output, kinds[walk.output])
+    for name, data in getattr(precision, "files", dict)().items():
+        writer.add_file(name, data)
 
 
 def _compress_block(
