@@ -17,6 +17,7 @@ from haversack.run._memory import planned_memory
 from haversack.shrink._language import LanguageWalk
 from haversack.shrink._pipeline import Policy, stored_kinds
 from haversack.shrink._precision import Precision, calibrated
+from haversack.shrink._reconstruction import BLOCK
 
 # Parameters that change a pack's size or type and are worth a plan each; others stay at their defaults.
 VARIED = ("bits", "group", "kind")
@@ -53,8 +54,8 @@ class Space:
 def precision_choices(fixed: str | None) -> list[str]:
     """The precision methods with their varied parameters, as `NAME:key=value,...`; only `fixed` when given.
 
-    A fixed method without parameters is varied in them too. Raises UserError for an unknown method or
-    parameter.
+    A fixed method without parameters is varied in them too. Methods that learn take minutes a block and
+    PyTorch: they are tried when they are named. Raises UserError for an unknown method or parameter.
     """
     if fixed is not None and ":" in fixed:
         named = [name for name in parse_choice(fixed)[1] if name not in VARIED]
@@ -64,6 +65,8 @@ def precision_choices(fixed: str | None) -> list[str]:
     )
     choices: list[str] = []
     for entry in entries:
+        if fixed is None and BLOCK in create_precision(entry.name).needs:
+            continue
         varied = [
             [f"{parameter.name}={value}" for value in parameter.allowed]
             for parameter in entry.parameters

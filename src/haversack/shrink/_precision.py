@@ -24,8 +24,9 @@ from haversack.models._observers import ChannelMoments
 from haversack.shrink._rounding import F32, I8
 
 # Statistics of inputs that a method may name in `needs`: the mean of x x^T, some of the inputs themselves,
-# and every channel's range, mean and mean magnitude.
-STATISTICS = ("hessian", "inputs", "ranges")
+# and every channel's range, mean and mean magnitude. "block" gives it whole blocks instead, with their inputs
+# and outputs (see shrink/_reconstruction.py).
+STATISTICS = ("hessian", "inputs", "ranges", "block")
 SAMPLE_ROWS = 512  # inputs that are kept where a method needs them
 
 
