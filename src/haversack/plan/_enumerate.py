@@ -10,6 +10,7 @@ from haversack.core import index
 from haversack.core.device import Device
 from haversack.core.errors import UserError
 from haversack.core.method import Method, parse_choice
+from haversack.kernels._matrix import PACKED
 from haversack.models._architecture import Architecture
 from haversack.plan._candidates import Candidate, Plan
 from haversack.plan._predict import LOSS_PER_NOISE, MIB, Sizes, bits_a_weight, noise, times
@@ -116,7 +117,7 @@ def activation_types(kinds: Iterable[str], fixed: str | None) -> list[str]:
     """The activation types that the kernels have for weights stored in `kinds`: integers meet only
     integers.
     """
-    integers = any(kind in ("int8", "int4") for kind in kinds)
+    integers = any(kind in PACKED for kind in kinds)
     return [one for one in ACTIVATIONS if (one == "f32" or integers) and fixed in (None, one)]
 
 

@@ -24,6 +24,7 @@ from haversack.core.memory import MemoryPlan, give_back_freed
 from haversack.core.pack import PackWriter, TensorSource
 from haversack.core.progress import Progress
 from haversack.kernels import Matrix
+from haversack.kernels._matrix import LAYOUTS
 from haversack.run._forms import bound
 from haversack.shrink._activations import IN_MEMORY_MIB, Activations
 from haversack.shrink._block import BlockView
@@ -111,7 +112,7 @@ class Policy:
 
 
 ARRAY_KINDS = {"float32": "f32", "int32": "i32", "uint8": "u8"}
-BITS = {"f32": 32, "f16": 16, "bf16": 16, "int8": 8, "int4": 4}
+BITS = {"f32": 32, "f16": 16, "bf16": 16, "int8": 8, "int4": 4, "int3": 3}
 
 
 def stored_kinds(walk: Walk, precision: Precision, policy: Policy) -> dict[str, Stored]:
@@ -362,8 +363,7 @@ def _write_rows(source: TensorSource, writer: PackWriter, name: str, kind: Store
             values = read_rows(source, name, start, min(start + at_once, rows))
             yield method.quantize({name: values}, None)[name].packed().data
 
-    layout = "rows16-1" if kind.kind in ("int8", "int4") else "rows-1"
-    writer.add_tensor(name, kind.kind, (rows, columns), pieces(), kind.group, layout)
+    writer.add_tensor(name, kind.kind, (rows, columns), pieces(), kind.group, LAYOUTS[kind.kind])
 
 
 def write_compressed(
