@@ -15,6 +15,7 @@ from haversack.core._names import lazily
 # Public name -> the file that holds it.
 _PUBLIC = {
     "Matrix": "_matrix",
+    "pack_int3": "_matrix",
     "pack_int4": "_matrix",
     "pack_int8": "_matrix",
     "interleave_rows": "_matrix",
@@ -47,6 +48,8 @@ _PUBLIC = {
     "PoolLayer": "pooled",
     "pool_attention": "pooled",
     "pool_write": "pooled",
+    "Outliers": "outliers",
+    "gather": "outliers",
     "filter_logits": "sampling",
     "greedy": "sampling",
     "sample": "sampling",

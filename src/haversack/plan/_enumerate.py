@@ -10,6 +10,7 @@ from haversack.core import index
 from haversack.core.device import Device
 from haversack.core.errors import UserError
 from haversack.core.method import Method, parse_choice
+from haversack.kernels._matrix import PACKED
 from haversack.models._architecture import Architecture
 from haversack.plan._candidates import Candidate, Plan
 from haversack.plan._predict import LOSS_PER_NOISE, MIB, Sizes, bits_a_weight, noise, times
@@ -17,6 +18,7 @@ from haversack.run._memory import planned_memory
 from haversack.shrink._language import LanguageWalk
 from haversack.shrink._pipeline import Policy, stored_kinds
 from haversack.shrink._precision import Precision, calibrated
+from haversack.shrink._reconstruction import BLOCK
 
 # Parameters that change a pack's size or type and are worth a plan each; others stay at their defaults.
 VARIED = ("bits", "group", "kind")
@@ -55,8 +57,8 @@ class Space:
 def precision_choices(fixed: str | None) -> list[str]:
     """The precision methods with their varied parameters, as `NAME:key=value,...`; only `fixed` when given.
 
-    A fixed method without parameters is varied in them too. Raises UserError for an unknown method or
-    parameter.
+    A fixed method without parameters is varied in them too. Methods that learn take minutes a block and
+    PyTorch: they are tried when they are named. Raises UserError for an unknown method or parameter.
     """
     if fixed is not None and ":" in fixed:
         named = [name for name in parse_choice(fixed)[1] if name not in VARIED]
@@ -67,6 +69,8 @@ def precision_choices(fixed: str | None) -> list[str]:
         entries = [index.find("shrink", "precision", fixed)]
     choices: list[str] = []
     for entry in entries:
+        if fixed is None and BLOCK in create_precision(entry.name).needs:
+            continue
         varied = [
             [f"{parameter.name}={value}" for value in parameter.allowed]
             for parameter in entry.parameters
@@ -120,7 +124,7 @@ def activation_types(
     """
     if STATIC_TRAIT in provided and fixed in (None, STATIC):
         return [STATIC]
-    integers = any(kind in ("int8", "int4") for kind in kinds)
+    integers = any(kind in PACKED for kind in kinds)
     return [one for one in ACTIVATIONS if (one == "f32" or integers) and fixed in (None, one)]
 
 

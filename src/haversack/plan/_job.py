@@ -221,6 +221,8 @@ class Bench:
                     texts=texts,
                     policy=self.job.policy,
                     folder=self.scratch,
+                    seed=self.job.seed,
+                    bar=self.bar,
                 )
                 add_files(writer, self.source.path)
                 writer.finish({"architecture": self.source.config, "plan": Plan(*key).record()})

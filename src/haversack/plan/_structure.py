@@ -11,6 +11,7 @@ from haversack.core.pack import TensorSource
 from haversack.plan._enumerate import create_precision
 from haversack.shrink._pipeline import Walk
 from haversack.shrink._precision import Precision
+from haversack.shrink._reconstruction import BLOCK
 from haversack.shrink.structure._packed import Factored, Layer, expected_loss, ranks_of
 from haversack.shrink.structure.low_rank import LowRank
 
@@ -36,6 +37,13 @@ class Structures:
         inner = create_precision(precision)
         if structure == NONE:
             return inner
+        if BLOCK in inner.needs:
+            raise UserError(
+                f"{inner.name} learns whole blocks and cannot be given the factors of {structure}; use gptq.",
+                field="precision",
+                given=precision,
+                nearest="gptq",
+            )
         method, ranks, lost = self._of(structure)
         return Factored(method, inner, ranks, lost)  # type: ignore[return-value]  # names are per instance
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from haversack.core.pack import TensorSource
 from haversack.kernels import Matrix
-from haversack.models._architecture import Linear
+from haversack.models._architecture import Block, Linear
 from haversack.models.language._encoder import EncoderArchitecture
 from haversack.run._encode import EncoderForward, Tokens, positions_of
 from haversack.shrink._pipeline import Tap
@@ -28,6 +28,8 @@ class EncoderWalk:
     Positions, token types and the matrix of a few classes are stored as what lies outside the blocks is; the
     words' embedding as an output matrix is, tied to one or not.
     """
+
+    causal = False
 
     def __init__(self, architecture: EncoderArchitecture, source: TensorSource) -> None:
         self.architecture = architecture
@@ -65,6 +67,10 @@ class EncoderWalk:
             return [(name,) for name in self._last_linears]
         groups = self.architecture.blocks[block].products()
         return [tuple(linear.weight for linear in group) for group in groups]
+
+    def record(self, block: int) -> Block | None:
+        """What `block` is declared to be; None for the pooler and the head's layer."""
+        return self.architecture.blocks[block] if block < len(self.architecture.blocks) else None
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor."""

@@ -93,7 +93,7 @@ class Scales(nn.Module):
 
     def __init__(self, given: F32, half: bool, start: float) -> None:
         super().__init__()
-        self.half = half
+        self.halved = half
         self.register_buffer("given", torch.from_numpy(np.array(given, np.float32)))
         self.learned = nn.Parameter(torch.full(given.shape, start))
 
@@ -105,7 +105,7 @@ class Scales(nn.Module):
         """`span`: further factors, which follow the weights."""
         scales = self.share() * self.given
         scales = scales if span is None else scales * span
-        return half_rounded(scales) if self.half else scales
+        return half_rounded(scales) if self.halved else scales
 
 
 class Clipped(Scales):

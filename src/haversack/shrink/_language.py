@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from haversack.kernels import CacheLayer
-from haversack.models._architecture import Architecture
+from haversack.models._architecture import Architecture, Block
 from haversack.run._forward import Forward
 from haversack.shrink._pipeline import Tap
 from haversack.shrink._rounding import F32
@@ -45,6 +45,10 @@ class LanguageWalk:
         """The matrices of `block` in order of use, those that multiply the same input together."""
         groups = self.architecture.blocks[block].products()
         return [tuple(linear.weight for linear in group) for group in groups]
+
+    def record(self, block: int) -> Block:
+        """What `block` is declared to be."""
+        return self.architecture.blocks[block]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor."""

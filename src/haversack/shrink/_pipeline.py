@@ -24,6 +24,7 @@ from haversack.core.memory import MemoryPlan, give_back_freed
 from haversack.core.pack import PackWriter, TensorSource
 from haversack.core.progress import Progress
 from haversack.kernels import Matrix
+from haversack.kernels._matrix import LAYOUTS
 from haversack.run._forms import bound
 from haversack.shrink._activations import IN_MEMORY_MIB, Activations
 from haversack.shrink._block import BlockView
@@ -38,6 +39,7 @@ from haversack.shrink._precision import (
     calibrated,
     statistics_nbytes,
 )
+from haversack.shrink._reconstruction import BLOCK, SETS, Writing, learning_lines, reconstruct_blocks
 from haversack.shrink._rounding import F32
 from haversack.shrink._source import read_rows, read_tensor
 from haversack.shrink._transforms import Pair
@@ -110,7 +112,7 @@ class Policy:
 
 
 ARRAY_KINDS = {"float32": "f32", "int32": "i32", "uint8": "u8"}
-BITS = {"f32": 32, "f16": 16, "bf16": 16, "int8": 8, "int4": 4}
+BITS = {"f32": 32, "f16": 16, "bf16": 16, "int8": 8, "int4": 4, "int3": 3}
 
 
 def stored_kinds(walk: Walk, precision: Precision, policy: Policy) -> dict[str, Stored]:
@@ -174,8 +176,10 @@ def _matrix_shape(walk: Walk, name: str) -> tuple[int, int]:
     return shape[0], shape[1]
 
 
-def memory_plan(walk: Walk, precision: Precision, tokens: int, work_ram_mib: float | None) -> MemoryPlan:
-    """What `compress` will hold at most, and where the hidden states of `tokens` go.
+def memory_plan(
+    walk: Walk, precision: Precision, tokens: int, work_ram_mib: float | None, length: int = 512
+) -> MemoryPlan:
+    """What `compress` will hold at most, and where the hidden states of `tokens` go, in texts of `length`.
 
     Raises BudgetError when even with hidden states on disk `work_ram_mib` is not enough.
     """
@@ -190,7 +194,8 @@ def memory_plan(walk: Walk, precision: Precision, tokens: int, work_ram_mib: flo
     widest = max((walk.shape(name)[1] for name in inside), default=0)
     ends = max(4 * int(np.prod(walk.shape(name))) for name in (walk.embedding, walk.output))
     reads = calibrated(precision)
-    states = min(4 * tokens * walk.width, IN_MEMORY_MIB << 20) if reads else 0
+    sets = SETS if BLOCK in precision.needs else 1
+    states = min(sets * 4 * tokens * walk.width, IN_MEMORY_MIB << 20) if reads else 0
     working = getattr(precision, "working_nbytes", None)  # what the method holds beyond the rest
     factoring = getattr(precision, "factoring_nbytes", None)
     factored = [] if factoring is None else [factoring(*_matrix_shape(walk, name)) for name in inside]
@@ -200,6 +205,7 @@ def memory_plan(walk: Walk, precision: Precision, tokens: int, work_ram_mib: flo
         ("hidden states of the calibration text", states),
         ("program and buffers", PROCESS_MIB << 20),
         *([("factors of its largest matrix", max(factored))] if factored else []),
+        *learning_lines(walk, precision, length),
     ]
     if working is not None:
         lines.append((f"what {precision.name} tries", int(working(walk))))
@@ -246,13 +252,14 @@ def compress(
     policy: Policy,
     folder: Path,
     activations_mib: float = IN_MEMORY_MIB,
+    seed: int = 0,
     bar: Progress | None = None,
 ) -> None:
     """Write every tensor of `source` through `writer` as `precision` and `policy` say.
 
     `texts` i32 [pieces, length] is needed when the method's `needs` is not empty; `folder` takes hidden
-    states that do not fit in `activations_mib`. Raises UserError naming the tensor for weights or inputs that
-    are not finite.
+    states that do not fit in `activations_mib`; `seed` is for what a learning method draws. Raises UserError
+    naming the tensor for weights or inputs that are not finite.
     """
     reads = calibrated(precision)
     if reads and (texts is None or texts.size == 0):
@@ -264,7 +271,9 @@ def compress(
         precision, texts = precision.learn(source, walk, texts), None
         reads = False
     count, length = texts.shape if reads and texts is not None else (0, 0)
-    with Activations(count, length, walk.width, folder, activations_mib) as states:
+    learns = BLOCK in precision.needs
+    share_mib = activations_mib / SETS if learns else activations_mib
+    with Activations(count, length, walk.width, folder, share_mib) as states:
         if texts is not None and reads:
             weights = {name: Matrix.from_array(read_tensor(source, name)) for name in walk.first}
             for index, tokens in enumerate(texts):
@@ -272,7 +281,19 @@ def compress(
             del weights
         for name in walk.first:
             _write_rows(source, writer, name, kinds[name])
-        for block in range(walk.blocks):
+        if learns:
+            writing = Writing(
+                lambda name, found: write_compressed(writer, name, walk.shape(name), found),
+                lambda name, values: _write_vector(writer, name, values),
+            )
+            reconstruct_blocks(
+                *(source, walk, precision, states, writing),
+                folder=folder,
+                activations_mib=activations_mib,
+                seed=seed,
+                bar=bar,
+            )
+        for block in range(0 if learns else walk.blocks):
             _compress_block(source, walk, block, precision, states, writer)
             if bar is not None:
                 bar.advance()
@@ -347,8 +368,7 @@ def _write_rows(source: TensorSource, writer: PackWriter, name: str, kind: Store
             values = read_rows(source, name, start, min(start + at_once, rows))
             yield method.quantize({name: values}, None)[name].packed().data
 
-    layout = "rows16-1" if kind.kind in ("int8", "int4") else "rows-1"
-    writer.add_tensor(name, kind.kind, (rows, columns), pieces(), kind.group, layout)
+    writer.add_tensor(name, kind.kind, (rows, columns), pieces(), kind.group, LAYOUTS[kind.kind])
 
 
 def write_compressed(

@@ -22,26 +22,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from haversack.core.errors import UserError
-from haversack.kernels import Matrix, pack_int4, pack_int8, packed_nbytes
+from haversack.kernels import Matrix, pack_int3, pack_int4, pack_int8, packed_nbytes
 from haversack.models._observers import ChannelMoments
 from haversack.shrink._rounding import F32, I8
 
 # Statistics of inputs that a method may name in `needs`: the mean of x x^T, some of the inputs themselves,
-# and every channel's range, mean and mean magnitude.
-STATISTICS = ("hessian", "inputs", "ranges")
+# and every channel's range, mean and mean magnitude. "block" gives it whole blocks instead, with their inputs
+# and outputs (see shrink/_reconstruction.py).
+STATISTICS = ("hessian", "inputs", "ranges", "block")
 SAMPLE_ROWS = 512  # inputs that are kept where a method needs them
 
 
 @dataclass(frozen=True)
 class StoredKind:
-    """How a matrix is stored: `kind` f32, f16, bf16, int8 or int4; at int4 `group` inputs share a scale."""
+    """How a matrix is stored: `kind` f32, f16, bf16, int8, int4 or int3; at the last two `group` inputs share
+    a scale.
+    """
 
     kind: str
     group: int | None = None
 
     @classmethod
     def of_bits(cls, bits: int, group: int | None) -> StoredKind:
-        return cls("int8") if bits == 8 else cls("int4", group)
+        return cls("int8") if bits == 8 else cls(f"int{bits}", group)
 
     def nbytes(self, rows: int, columns: int) -> int:
         """Bytes of a stored matrix [rows, columns], scales and padding included."""
@@ -144,7 +147,8 @@ class Quantized:
         if self.kind.kind == "int8":
             return pack_int8(self.codes, np.ascontiguousarray(self.scales[:, 0]))
         assert self.kind.group is not None
-        return pack_int4(self.codes, self.scales, self.kind.group)
+        pack = pack_int3 if self.kind.kind == "int3" else pack_int4
+        return pack(self.codes, self.scales, self.kind.group)
 
 
 @dataclass(frozen=True)
@@ -235,7 +239,7 @@ def expected_noise(bits: int, group: int, choice: str) -> float:
     ln 2n) (extreme value theory), a step is that over the largest code, and the error is even over a step:
     step^2 / 12.
     """
-    sharing = group if bits == 4 else 1024
+    sharing = 1024 if bits == 8 else group
     peak = math.sqrt(2 * math.log(2 * sharing))
     peak += (0.5772 - (math.log(math.log(2 * sharing)) + math.log(4 * math.pi)) / 2) / peak
     largest_code = (1 << (bits - 1)) - (1 if choice == "largest" or bits == 8 else 0)

@@ -1,8 +1,8 @@
 """Levels and scales shared by the precision methods: symmetric integers, one scale a group of inputs.
 
 A weight matrix has one row an output and one column an input. A group is `group` neighbouring columns of one
-row (the last may be shorter); a weight is stored as code * scale with codes in -8..7 (4 bits) or -127..127 (8
-bits). Everything here is a pure function on numpy arrays.
+row (the last may be shorter); a weight is stored as code * scale with codes in -4..3 (3 bits), -8..7 (4 bits)
+or -127..127 (8 bits). Everything here is a pure function on numpy arrays.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ CLIPPING = tuple(1.0 - 0.04 * step for step in range(11))
 
 
 def levels(bits: int) -> tuple[int, int]:
-    """Smallest and largest code: (-8, 7) for 4 bits; (-127, 127) for 8, where one more gains nothing."""
+    """Smallest and largest code: (-4, 3) for 3 bits, (-8, 7) for 4; (-127, 127) for 8, where one more gains
+    nothing.
+    """
     high = (1 << (bits - 1)) - 1
     return (-high if bits == 8 else -high - 1), high
 

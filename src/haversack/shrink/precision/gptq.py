@@ -246,12 +246,14 @@ class Gptq(Method):
     slot = "precision"
     paper = "Frantar et al., GPTQ: Accurate Post-Training Quantization for Generative Transformers (2023)"
     summary = "Rounds one input after another; later inputs make good the error, judged on calibration text."
-    provides = frozenset({"weight-type:int8", "weight-type:int4", "weight-layout:rows16-1"})
+    provides = frozenset(
+        {"weight-type:int8", "weight-type:int4", "weight-type:int3", "weight-layout:rows16-1"}
+    )
     needs: ClassVar[frozenset[str]] = frozenset({"hessian"})
 
-    bits: int = parameter(4, allowed=(4, 8), help="bits a weight")
+    bits: int = parameter(4, allowed=(3, 4, 8), help="bits a weight")
     group: int = parameter(
-        64, allowed=(32, 64, 128), help="inputs that share a scale at 4 bits; 8 bits: whole rows"
+        64, allowed=(32, 64, 128), help="inputs that share a scale at 3 and 4 bits; 8 bits: whole rows"
     )
     scales: str = parameter(
         "searched", allowed=("largest", "leaning", "searched"), help="how the scale of a group is chosen"
