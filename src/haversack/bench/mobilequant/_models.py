@@ -97,12 +97,17 @@ def train(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
 
 
-def plain() -> tuple[Architecture, Tensors]:
-    """The trained model; trained when first asked for, about five minutes on two quiet cores."""
+def checkpoint() -> HubFolder:
+    """The trained model's folder; trained when first asked for, some minutes on two quiet cores."""
     text()
     workshop()
     inputs = {"shape": SHAPE, "training": TRAINING, "text": TEXT, "held_out": HELD_OUT, "version": 1}
-    source = HubFolder.open(cached("mobilequant-model", inputs, train))
+    return HubFolder.open(cached("mobilequant-model", inputs, train))
+
+
+def plain() -> tuple[Architecture, Tensors]:
+    """The trained model."""
+    source = checkpoint()
     architecture = read_architecture(source.config)
     return architecture, {name: read_tensor(source, name) for name in architecture.tensors()}
 
