@@ -233,3 +233,36 @@ def test_the_command_packs_and_runs(capsys, tmp_path):
     capsys.readouterr()
     assert main(["run", str(folder), "--prompt", "x", "--activations", "int8-static", "--json"]) == 2
     assert "mobilequant" in json.loads(capsys.readouterr().out)["error"]
+
+
+def test_the_graph_and_its_encodings_name_the_same_tensors(hub, pack, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    from haversack.run._source import open_model
+    from haversack.run.export import export
+
+    goal = tmp_path / "graph"
+    export(open_model(pack), "onnx", goal, weights="f32")
+    graph = onnx.load(goal / "model.onnx", load_external_data=False).graph
+    tensors = {name for node in graph.node for name in (*node.input, *node.output)}
+    found = json.loads((goal / "encodings.json").read_text())
+    ranges = json.loads(Pack.open(pack).read_file("act_ranges.json"))
+    assert len(found["activation_encodings"]) == sum(len(sides) for sides in ranges.values())
+    assert set(found["activation_encodings"]) | set(found["param_encodings"]) <= tensors
+    (one,) = found["activation_encodings"][next(iter(found["activation_encodings"]))]
+    assert set(one) == {"min", "max", "scale", "offset", "bitwidth", "is_symmetric"}
+    assert one["min"] == pytest.approx(one["offset"] * one["scale"], rel=1e-6, abs=1e-9)
+    down = found["param_encodings"]["model.layers.0.mlp.down_proj.weight.codes"]
+    assert len(down) == 64 and down[0]["is_symmetric"] and down[0]["bitwidth"] == int(pack.stem)
+    session = runtime.InferenceSession(goal / "model.onnx")
+    text = hub[1][0][None].astype(np.int64)
+    feeds = {
+        "input_ids": text,
+        "position_ids": np.arange(40)[None],
+        "attention_mask": np.ones((1, 40), np.int64),
+    }
+    for index in range(2):
+        for part in ("key", "value"):
+            feeds[f"past_key_values.{index}.{part}"] = np.zeros((1, 2, 0, 16), np.float32)
+    got = session.run(["logits"], feeds)[0]
+    assert lost(got, logits(pack, hub[1][:1], activations="f32")) < 1e-4

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from haversack.kernels import Matrix, matmul, unpack
+from haversack.models._architecture import Linear
 from haversack.run._forms import F32, Entry, Part, whole
 
 STATIC = "int8-static"
@@ -33,6 +35,11 @@ def parts(entry: Entry) -> Mapping[str, Part]:
 def bind(entry: Entry, parts: Mapping[str, Any]) -> StaticInput:
     """See Form."""
     return StaticInput(parts["codes"], parts["taken"], float(entry["scale"]), int(entry["zero"]))
+
+
+def chain(entry: Entry, linear: Linear) -> tuple[Linear]:
+    """`linear` over its codes: what a graph writes; the grids of its numbers stand in encodings.json."""
+    return (replace(linear, weight=f"{linear.weight}.codes"),)
 
 
 class StaticInput:
