@@ -338,7 +338,7 @@ F16 = kernels.Matrix.from_array(np.zeros((8, 64)), "f16")
         (lambda: kernels.matmul(X, INT4, static_scale=0.1), "static_scale"),
         (lambda: kernels.matmul(X, INT4, activations="int8-static", static_scale=-1.0), "positive"),
         (lambda: kernels.matmul(X, INT4, activations="int8-static", static_scale=float("nan")), "positive"),
-        (lambda: kernels.matmul(X, INT4, activations="int8-static", static_scale=0.1, static_zero=128), "127"),
+        (lambda: kernels.matmul(X, INT4, activations="int8-static", static_scale=1, static_zero=128), "127"),
         (lambda: kernels.matmul(X, INT4, out=np.zeros((2, 9), np.float32)), "out must be f32"),
         (lambda: kernels.matmul(X, INT4, out=np.zeros((2, 8))), "out must be f32"),
         (lambda: kernels.matmul(X, INT4, add=np.zeros((1, 8), np.float32)), "add must be f32"),

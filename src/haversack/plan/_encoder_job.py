@@ -222,7 +222,9 @@ def predictions(
             for one in block.matrices()
         )
         types = {kind.kind for kind in kinds.values()}
-        for activations, residency in itertools.product(activation_types(types, job.activations), fixed):
+        for activations, residency in itertools.product(
+            activation_types(types, job.activations, method), fixed
+        ):
             plan = Plan(choice, structure, activations=activations, residency=residency)
             # One scale a token or matrix: the noise that a vector keeps is about that of its products.
             noise = method.noise() + ACTIVATION_NOISE[activations]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from haversack.core import index
 from haversack.core.device import Device
@@ -116,16 +117,20 @@ def residencies(kinds: Iterable[str], fixed: str | None) -> list[str]:
     return [entry.name for entry in index.methods("run", "residency") if not index.conflicts([entry], given)]
 
 
-def activation_types(
-    kinds: Iterable[str], fixed: str | None, provided: frozenset[str] = frozenset()
-) -> list[str]:
-    """The activation types that the kernels have for weights stored in `kinds`: integers meet only
-    integers. A method that has `provided` static ranges is run with them, unless another type is `fixed`.
+def activation_types(kinds: Iterable[str], fixed: str | None, method: Any = None) -> list[str]:
+    """The activation types that the kernels have for weights stored in `kinds`, less those that `method`
+    excludes: integers meet only integers. A `method` that has static ranges is run with them, unless another
+    type is `fixed`.
     """
-    if STATIC_TRAIT in provided and fixed in (None, STATIC):
+    if STATIC_TRAIT in getattr(method, "provides", ()) and fixed in (None, STATIC):
         return [STATIC]
     integers = any(kind in PACKED for kind in kinds)
-    return [one for one in ACTIVATIONS if (one == "f32" or integers) and fixed in (None, one)]
+    excluded: frozenset[str] = getattr(method, "excludes", frozenset())
+    return [
+        one
+        for one in ACTIVATIONS
+        if (one == "f32" or integers) and fixed in (None, one) and f"activation-type:{one}" not in excluded
+    ]
 
 
 def predicted(space: Space) -> tuple[list[Candidate], dict[Plan, float]]:
@@ -134,11 +139,13 @@ def predicted(space: Space) -> tuple[list[Candidate], dict[Plan, float]]:
     noises: dict[Plan, float] = {}
     for structure, choice in itertools.product(space.structures, precision_choices(space.precision)):
         method = space.method(choice, structure)
+        if getattr(getattr(method, "inner", None), "in_parts", False):
+            continue  # a matrix that is factored already
         kinds = stored_kinds(LanguageWalk(space.architecture), method, space.policy)
         found = Sizes.of(space.architecture, kinds)
         types = {kind.kind for kind in kinds.values()}
         for activations, residency, cache_type in itertools.product(
-            activation_types(types, space.activations, getattr(method, "provides", frozenset())),
+            activation_types(types, space.activations, method),
             residencies(types, space.residency),
             [one for one in CACHE_TYPES if space.cache_type in (None, one)],
         ):
@@ -154,10 +161,11 @@ def predicted(space: Space) -> tuple[list[Candidate], dict[Plan, float]]:
             candidates.append(replace(candidate, calibrated=calibrated(method)))
     if not candidates:
         raise UserError(
-            f"no plan has activations {space.activations} with precision {space.precision}.",
+            f"no plan has activations {space.activations or 'of any type'} with precision {space.precision} "
+            f"and structure {' or '.join(space.structures)}; leave one of them out.",
             field="activations",
             given=space.activations,
-            nearest="f32",
+            nearest="int8-dynamic" if space.activations == "f32" else "f32",
         )
     return candidates, noises
 

@@ -8,7 +8,8 @@ A method may also have `transform(block: BlockView) -> None` (shrink/_block.py),
 block before its matrices are quantized, to move scales from activations into weights.
 
 A method that learns all blocks together has `learn(source, walk, texts) -> Precision`, which is called first
-and gives what the blocks are then asked of; `files()` of it are names and bytes that the pack holds beside them.
+and gives what the blocks are then asked of; its `files()` are names and bytes that the pack holds beside
+them.
 """
 
 from __future__ import annotations
@@ -225,6 +226,13 @@ class Precision(Protocol):
         self, weights: Mapping[str, F32], inputs: InputStatistics | None
     ) -> Mapping[str, Compressed | Formed]:
         """Compress matrices f32 [rows, columns] of one input; `inputs` is None when `needs` is empty."""
+
+
+def fitted_to(precision: Precision, walk: Any) -> Precision:
+    """The method for the model of `walk`: what its `for_walk` gives, or itself where it has none."""
+    prepare = getattr(precision, "for_walk", None)
+    found: Precision = precision if prepare is None else prepare(walk)
+    return found
 
 
 def calibrated(precision: Precision) -> bool:

@@ -34,6 +34,7 @@ from haversack.core.method import Method, parameter
 from haversack.models._architecture import Architecture, Attention, Block, FeedForward, Linear, Norm
 from haversack.models._fake_quant import SCALE_LIMITS, Grid, affine_grid, symmetric_grid
 from haversack.shrink._precision import InputStatistics, Stored, StoredKind, expected_noise
+from haversack.shrink._reconstruction import check_positive
 from haversack.shrink._rounding import F32, storable
 from haversack.shrink._transforms import Pair, column_peaks, fold, pairs_of
 from haversack.shrink.precision.smoothquant import smoothing_scales
@@ -236,8 +237,12 @@ class MobileQuant(Method):
         allowed=("e2e", "layerwise", "smoothed", "nearest"),
         help="what is learned: all blocks together, one after the other, or nothing",
     )
-    epochs: int = parameter(4, allowed=range(1, 61), help="passes over the calibration text")
+    epochs: int = parameter(4, help="passes over the calibration text")
     full: bool = parameter(False, help="8 bits in softmax, norms and residual too")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(epochs=self.epochs)
 
     def stored(self, rows: int, columns: int) -> StoredKind:
         """Kind and group of a matrix [rows, columns]; int4 goes by groups that share their row's scale."""
