@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from haversack.bench._cache import cached
+from haversack.bench._cache import cache_folder, cached, content_key
 from haversack.bench._rows import Unavailable
 from haversack.formats.safetensors import HubFolder
 from haversack.models._architecture import Architecture
@@ -97,12 +97,20 @@ def train(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
 
 
+NAME = "mobilequant-model"
+INPUTS = {"shape": SHAPE, "training": TRAINING, "text": TEXT, "held_out": HELD_OUT, "version": 1}
+
+
+def trained() -> bool:
+    """True when the model lies in the cache."""
+    return (cache_folder() / "bench" / f"{NAME}-{content_key(INPUTS)}").is_dir()
+
+
 def checkpoint() -> HubFolder:
     """The trained model's folder; trained when first asked for, some minutes on two quiet cores."""
     text()
     workshop()
-    inputs = {"shape": SHAPE, "training": TRAINING, "text": TEXT, "held_out": HELD_OUT, "version": 1}
-    return HubFolder.open(cached("mobilequant-model", inputs, train))
+    return HubFolder.open(cached(NAME, INPUTS, train))
 
 
 def plain() -> tuple[Architecture, Tensors]:

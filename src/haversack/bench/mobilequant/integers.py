@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from haversack.bench._harness import Run
-from haversack.bench._rows import Bar, Outcome, Outcomes, Row
+from haversack.bench._rows import Bar, Outcome, Outcomes, Row, Unavailable
 from haversack.bench.mobilequant import perplexity
 from haversack.bench.mobilequant._bench import bench
-from haversack.bench.mobilequant._models import LENGTH, checkpoint
+from haversack.bench.mobilequant._models import LENGTH, checkpoint, trained
 
 TEXTS, QUICK_TEXTS = 32, 8
 
@@ -88,6 +88,8 @@ def beside(run: Run) -> Outcomes:
     from haversack.shrink.precision._mobilequant_integer import run_integer
     from haversack.shrink.precision.mobilequant_torch import simulate
 
+    if run.quick and not trained():
+        raise Unavailable("the model is not trained yet; the full bench trains it")
     found: dict[str, Outcome] = {}
     whole = perplexity.held_out(QUICK_TEXTS if run.quick else TEXTS, seed=run.seed)
     texts = whole[:, :-1]
