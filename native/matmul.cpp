@@ -51,7 +51,7 @@ Tiles ready_floats(const float *x, int64_t n, int64_t columns, int64_t padded, i
 }
 
 // Inputs as int8 in units of 4, with a scale and a correction for each group.
-Tiles ready_int8(const float *x, int64_t n, const Weights &weights, float static_scale) {
+Tiles ready_int8(const float *x, int64_t n, const Weights &weights, Fixed fixed) {
     const int64_t groups = weights.groups(), padded = groups * weights.group, columns = weights.columns;
     const int32_t offset = weights.kind == Kind::int4 ? 8 : weights.kind == Kind::int3 ? 4 : 128;
     Tiles tiles = {n, (n + packed_tile - 1) / packed_tile, padded, groups, nullptr, nullptr, nullptr};
@@ -67,7 +67,7 @@ Tiles ready_int8(const float *x, int64_t n, const Weights &weights, float static
             const int64_t token = tiles.first(tile);
             const int tokens = tiles.size(tile);
             if (tokens == 1) {
-                quantize(x + token * columns, columns, weights.group, static_scale, offset,
+                quantize(x + token * columns, columns, weights.group, fixed, offset,
                          reinterpret_cast<int8_t *>(data) + token * padded, scales + token * groups,
                          corrections + token * groups);
                 continue;
@@ -76,7 +76,7 @@ Tiles ready_int8(const float *x, int64_t n, const Weights &weights, float static
             float *own_scales = reinterpret_cast<float *>(own + padded);
             int32_t *own_corrections = reinterpret_cast<int32_t *>(own_scales + groups);
             for (int t = 0; t < tokens; ++t) {
-                quantize(x + (token + t) * columns, columns, weights.group, static_scale, offset,
+                quantize(x + (token + t) * columns, columns, weights.group, fixed, offset,
                          reinterpret_cast<int8_t *>(own), own_scales, own_corrections);
                 char *to = data + token * padded + 4 * t;
                 for (int64_t u = 0; u < padded / 4; ++u) std::memcpy(to + 4 * u * tokens, own + 4 * u, 4);
@@ -96,14 +96,13 @@ bool alike(const Weights &a, const Weights &b) {
     return !a.packed() || (a.kind == b.kind && a.group == b.group);
 }
 
-void alike_products(const float *x, int64_t n, const Product *products, int count, Activations activations,
-                    float static_scale) {
+void alike_products(const float *x, int64_t n, const Product *products, int count, Activations activations, Fixed fixed) {
     const Weights &first = products[0].weights;
     const bool floats = activations == Activations::f32;
     const Tiles tiles = first.interleaved ? ready_floats(x, n, first.columns, first.columns, 1, panel_tile)
                         : !first.packed() ? ready_floats(x, n, first.columns, (first.columns + 15) / 16 * 16, 16, float_tile)
                         : floats ? ready_floats(x, n, first.columns, first.groups() * first.group, 1, packed_float_tile)
-                                 : ready_int8(x, n, first, activations == Activations::int8_static ? static_scale : 0.0f);
+                                 : ready_int8(x, n, first, activations == Activations::int8_static ? fixed : Fixed{});
     BlockKernel kernel = float_blocks;
     if (first.interleaved) kernel = panel_blocks;
     if (first.kind == Kind::int8) kernel = floats ? int8_float_blocks : int8_blocks;
@@ -127,11 +126,11 @@ void alike_products(const float *x, int64_t n, const Product *products, int coun
     });
 }
 
-void products(const float *x, int64_t n, const Product *list, int count, Activations activations, float static_scale) {
+void products(const float *x, int64_t n, const Product *list, int count, Activations activations, Fixed fixed) {
     if (n <= 0) return;
     for (int begin = 0, end; begin < count; begin = end) {
         for (end = begin + 1; end < count && alike(list[begin].weights, list[end].weights);) ++end;
-        alike_products(x, n, list + begin, end - begin, activations, static_scale);
+        alike_products(x, n, list + begin, end - begin, activations, fixed);
     }
 }
 

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "base/isa.h"
+#include "quantize.h"
 
 namespace haversack {
 
@@ -45,9 +46,9 @@ struct Product {
 };
 
 struct MatmulKernels {
-    // All products share their inputs x[n, columns]. Float kinds take Activations::f32 only.
-    void (*products)(const float *x, int64_t n, const Product *products, int count, Activations activations,
-                     float static_scale);
+    // All products share their inputs x[n, columns]. Float kinds take Activations::f32 only. int8_static: the integers are
+    // multiplied as they are, so fixed.zero * fixed.scale * the sum of a row's weights is to be taken off by its bias.
+    void (*products)(const float *x, int64_t n, const Product *products, int count, Activations activations, Fixed fixed);
 };
 
 }  // namespace haversack

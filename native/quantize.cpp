@@ -8,10 +8,12 @@ namespace {
 
 constexpr float smallest = 1e-30f;  // a group whose largest input is below this counts as all zeros
 
-void token(const float *x, int64_t columns, int64_t group, float static_scale, int32_t offset, int8_t *q, float *scales,
+void token(const float *x, int64_t columns, int64_t group, Fixed fixed, int32_t offset, int8_t *q, float *scales,
            int32_t *corrections) {
     const Ints magnitude_bits = set_ints(0x7fffffff);
     const int64_t groups = (columns + group - 1) / group;
+    const float middle = static_cast<float>(fixed.zero), lowest = fixed.scale == 0.0f ? -127.0f : -128.0f - middle;
+    const float highest = 127.0f - middle;
     for (int64_t g = 0; g < groups; ++g, x += group, q += group) {
         const int64_t left = columns - g * group, here = left < group ? left : group;
         const auto at = [&](int64_t i) { return here - i >= lanes ? load(x + i) : load_part(x + i, here > i ? here - i : 0); };
@@ -24,9 +26,9 @@ void token(const float *x, int64_t columns, int64_t group, float static_scale, i
         const bool finite = bits < 0x7f800000;
         if (!finite) {
             scale = __builtin_nanf("");
-        } else if (static_scale != 0.0f) {
-            scale = static_scale;
-            inverse = 1.0f / static_scale;
+        } else if (fixed.scale != 0.0f) {
+            scale = fixed.scale;
+            inverse = 1.0f / fixed.scale;
         } else if (size >= smallest) {
             scale = size / 127.0f;
             inverse = 127.0f / size;
@@ -35,10 +37,10 @@ void token(const float *x, int64_t columns, int64_t group, float static_scale, i
         if (inverse == 0.0f) {
             std::memset(q, 0, static_cast<size_t>(group));
         } else {
-            const Floats factor = set(inverse), low = set(-127.0f), high = set(127.0f);
+            const Floats factor = set(inverse), low = set(lowest), high = set(highest), zero = set(middle);
             Ints sums = set_ints(0);
             for (int64_t i = 0; i < group; i += lanes) {
-                const Floats rounded = round(min(max(at(i) * factor, low), high));
+                const Floats rounded = round(min(max(at(i) * factor, low), high)) + zero;
                 store_i8(q + i, rounded);
                 sums = sums + to_ints(rounded);
             }

@@ -49,7 +49,7 @@ void Program::run(const Step &step) const {
                 float *const to = at(matrix.out);
                 list.push_back({matrix.weights, to, matrix.add ? to : nullptr, matrix.bias});
             }
-            matmul().products(x, n, list.data(), static_cast<int>(list.size()), op.how, 0.0f);
+            matmul().products(x, n, list.data(), static_cast<int>(list.size()), op.how, op.fixed);
             break;
         case Operation::rope_write: {
             const NewEntries entries = {x,          at(op.y),       at(op.z), n,      op.heads, step.cos, step.sin,

@@ -63,6 +63,7 @@ struct Operation {
     float eps = 0, offset = 0;
     std::vector<Matrix> matrices;
     Activations how = Activations::f32;
+    Fixed fixed = {};
     Activation activation = Activation::silu;
     bool interleaved = false;
     int64_t heads = 0;

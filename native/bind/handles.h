@@ -14,6 +14,11 @@ struct MatrixHandle {
     nanobind::object owner;
 };
 
+// Whether a scale and zero point for all inputs can be used.
+inline bool sound(Fixed fixed) {
+    return fixed.scale >= 1e-30f && fixed.scale < 1e30f && fixed.zero >= -128 && fixed.zero <= 127;
+}
+
 // The four arrays of kernels/attend.py's CacheLayer.
 struct LayerHandle {
     Array keys, values, key_scales, value_scales;

@@ -31,8 +31,8 @@ Handle handle(nb::object array, int kind, int64_t rows, int64_t columns, int64_t
 
 constexpr int most_products = 8;
 
-bool sensible(Activations activations, float static_scale) {
-    return activations != Activations::int8_static || (static_scale >= 1e-30f && static_scale < 1e30f);
+bool sensible(Activations activations, Fixed fixed) {
+    return activations != Activations::int8_static || sound(fixed);
 }
 
 bool fits(const Inputs &x, const Handle &matrix, const Outputs &out, const Inputs *add, Activations activations) {
@@ -43,21 +43,23 @@ bool fits(const Inputs &x, const Handle &matrix, const Outputs &out, const Input
 }
 
 bool one(const Inputs &x, const Handle &matrix, const Outputs &out, const std::optional<Inputs> &add, int activations,
-         float static_scale, const std::optional<Bias> &bias) {
+         float static_scale, const std::optional<Bias> &bias, int static_zero) {
     const Activations how = static_cast<Activations>(activations);
-    if (!sensible(how, static_scale) || !fits(x, matrix, out, add ? &*add : nullptr, how)) return false;
+    const Fixed fixed = {static_scale, static_zero};
+    if (!sensible(how, fixed) || !fits(x, matrix, out, add ? &*add : nullptr, how)) return false;
     if (bias && static_cast<int64_t>(bias->size()) != matrix.weights.rows) return false;
     const Product product = {matrix.weights, out.data(), add ? add->data() : nullptr, bias ? bias->data() : nullptr};
     const Unlocked unlocked;
-    matmul().products(x.data(), static_cast<int64_t>(x.shape(0)), &product, 1, how, static_scale);
+    matmul().products(x.data(), static_cast<int64_t>(x.shape(0)), &product, 1, how, fixed);
     return true;
 }
 
 bool many(const Inputs &x, nb::list matrices, nb::list outs, nb::object adds, int activations, float static_scale,
-          nb::object biases) {
+          nb::object biases, int static_zero) {
     const Activations how = static_cast<Activations>(activations);
+    const Fixed fixed = {static_scale, static_zero};
     const size_t count = matrices.size();
-    if (!sensible(how, static_scale) || count > most_products || outs.size() != count) return false;
+    if (!sensible(how, fixed) || count > most_products || outs.size() != count) return false;
     if (!adds.is_none() && nb::len(adds) != count) return false;
     if (!biases.is_none() && nb::len(biases) != count) return false;
     Product products[most_products];
@@ -88,7 +90,7 @@ bool many(const Inputs &x, nb::list matrices, nb::list outs, nb::object adds, in
         products[i] = {matrix.weights, out.data(), added, bias};
     }
     const Unlocked unlocked;
-    matmul().products(x.data(), static_cast<int64_t>(x.shape(0)), products, static_cast<int>(count), how, static_scale);
+    matmul().products(x.data(), static_cast<int64_t>(x.shape(0)), products, static_cast<int>(count), how, fixed);
     return true;
 }
 
@@ -101,7 +103,8 @@ HAVERSACK_BIND(matmul) {
                nb::arg("interleaved") = false);
     module.def("matmul", &one, nb::arg("x").noconvert(), nb::arg("matrix"), nb::arg("out").noconvert(),
                nb::arg("add").noconvert().none(), nb::arg("activations"), nb::arg("static_scale"),
-               nb::arg("bias").noconvert().none() = nb::none());
+               nb::arg("bias").noconvert().none() = nb::none(), nb::arg("static_zero") = 0);
     module.def("matmul_many", &many, nb::arg("x").noconvert(), nb::arg("matrices"), nb::arg("outs"), nb::arg("adds").none(),
-               nb::arg("activations"), nb::arg("static_scale"), nb::arg("biases").none() = nb::none());
+               nb::arg("activations"), nb::arg("static_scale"), nb::arg("biases").none() = nb::none(),
+               nb::arg("static_zero") = 0);
 }

@@ -32,11 +32,13 @@ class Builder {
         op.offset = offset;
         append(std::move(op));
     }
-    void products(int x, nb::list matrices, const std::vector<int> &outs, nb::list biases, bool add, int activations) {
+    void products(int x, nb::list matrices, const std::vector<int> &outs, nb::list biases, bool add, int activations,
+                  float static_scale, int static_zero) {
         Operation op = made(Operation::products, x, x);
         op.how = static_cast<Activations>(activations);
-        if (matrices.size() != outs.size() || matrices.size() != biases.size() || op.how == Activations::int8_static)
-            unfit("products: lists differ in length");
+        op.fixed = {static_scale, static_zero};
+        if (matrices.size() != outs.size() || matrices.size() != biases.size()) unfit("products: lists differ in length");
+        if (op.how == Activations::int8_static && !sound(op.fixed)) unfit("products: a fixed scale or zero does not fit");
         for (size_t i = 0; i < outs.size(); ++i) {
             const nb::object matrix = matrices[i], bias = biases[i];
             const Weights &weights = nb::cast<const MatrixHandle &>(matrix).weights;
@@ -215,7 +217,7 @@ HAVERSACK_BIND(program) {
         .def("norm", &Builder::norm, nb::arg("x"), nb::arg("out"), nb::arg("weight"), nb::arg("bias").none(), nb::arg("eps"),
              nb::arg("offset"), nb::arg("layer"))
         .def("products", &Builder::products, nb::arg("x"), nb::arg("matrices"), nb::arg("outs"), nb::arg("biases"),
-             nb::arg("add"), nb::arg("activations"))
+             nb::arg("add"), nb::arg("activations"), nb::arg("static_scale") = 0.0f, nb::arg("static_zero") = 0)
         .def("rope_write", &Builder::rope_write, nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("q_norm").none(),
              nb::arg("k_norm").none(), nb::arg("eps"), nb::arg("offset"), nb::arg("interleaved"))
         .def("attention", &Builder::attention, nb::arg("q"), nb::arg("out"), nb::arg("scale"), nb::arg("softcap"))

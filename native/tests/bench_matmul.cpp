@@ -133,7 +133,7 @@ int main(int count, char **words) {
                     products[made++] = {weights, to, nullptr};
                     to += n * weights.rows;
                 }
-                matmul().products(x.data(), n, products, made, how, 0.0f);
+                matmul().products(x.data(), n, products, made, how, {});
             }
             if (round) spent.push_back(seconds() - start);
             if (round) reading.push_back(read_speed(data, bytes));

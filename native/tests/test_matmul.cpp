@@ -112,7 +112,7 @@ HAVERSACK_TEST(products_equal_plain_sums_and_their_bits_stay) {
                     std::vector<float> whole(static_cast<size_t>(n * rows)), part(whole.size());
                     const auto run = [&](int64_t tokens, std::vector<float> &out) {
                         const Product product = {made.weights, out.data(), nullptr};
-                        matmul().products(x.data(), tokens, &product, 1, how, 0.03f);
+                        matmul().products(x.data(), tokens, &product, 1, how, {0.03f, 0});
                     };
                     set_threads(1);
                     run(n, whole);
@@ -136,7 +136,7 @@ HAVERSACK_TEST(products_equal_plain_sums_and_their_bits_stay) {
                                                 : how == Activations::int8_static ? 0.5 * 0.03
                                                                                   : 0.5 * 6 / 127;
                             const double got = whole[size_t(t * rows + r)];
-                            const double clipped = how == Activations::int8_static ? size * 0.4 : 0;  // beyond 127 * 0.03
+                            const double clipped = how == Activations::int8_static ? size * 0.4 : 0;  // beyond 128 * 0.03
                             CHECK_NEAR(got, sum, 1e-5 * size + half * step + clipped);
                         }
                     uint64_t &of_kind = kind == Kind::int8_grouped ? grouped : kind == Kind::int3 ? three : digest;
@@ -161,7 +161,7 @@ HAVERSACK_TEST(quantized_inputs_are_symmetric_and_refuse_what_is_not_finite) {
     int8_t q[64];
     float scales[2];
     int32_t corrections[2];
-    quantize().token(x, 64, 32, 0.0f, 8, q, scales, corrections);
+    quantize().token(x, 64, 32, {}, 8, q, scales, corrections);
     CHECK(q[5] == -127);
     CHECK(scales[0] == 9.0f / 127.0f);
     int32_t sum = 0;
@@ -171,4 +171,20 @@ HAVERSACK_TEST(quantized_inputs_are_symmetric_and_refuse_what_is_not_finite) {
     }
     CHECK(corrections[0] == -8 * sum);
     CHECK(std::isnan(scales[1]) && q[40] == 0 && q[41] == 0 && corrections[1] == 0);
+}
+
+HAVERSACK_TEST(fixed_inputs_keep_their_zero_and_their_range) {
+    float x[64] = {};
+    x[0] = -1.0f;
+    x[1] = 3.0f;
+    x[2] = 100.0f;
+    x[3] = -100.0f;
+    int8_t q[64];
+    float scales[2];
+    int32_t corrections[2];
+    const Fixed fixed = {4.0f / 255.0f, 64 - 128};  // 8 bits on [-1, 3]
+    quantize().token(x, 40, 32, fixed, 128, q, scales, corrections);
+    CHECK(q[0] == -128 && q[1] == 127 && q[2] == 127 && q[3] == -128 && q[4] == -64 && q[63] == -64);
+    CHECK(scales[0] == fixed.scale && scales[1] == fixed.scale);
+    CHECK(corrections[1] == -128 * 32 * -64);
 }

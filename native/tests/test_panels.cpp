@@ -29,7 +29,7 @@ HAVERSACK_TEST(interleaved_rows_are_one_chain_of_fma) {
             for (const int64_t tokens : {1, 2, 6, 12, 13, 27}) {
                 set_threads(threads);
                 const Product product = {weights, out.data(), add.data()};
-                matmul().products(x.data(), tokens, &product, 1, Activations::f32, 0.0f);
+                matmul().products(x.data(), tokens, &product, 1, Activations::f32, {});
                 for (int64_t t = 0; t < tokens; ++t)
                     for (int64_t r = 0; r < rows; ++r) {
                         float chain = 0.0f;

@@ -52,18 +52,20 @@ def close(got, expected, tolerance=1e-5):
     n=st.integers(1, 27),
     group=st.sampled_from(GROUPS),
     activations=st.sampled_from(["f32", "int8-dynamic", "int8-static"]),
+    zero=st.integers(-128, 127),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_equals_its_twin(kind, rows, columns, n, group, activations, seed):
+def test_equals_its_twin(kind, rows, columns, n, group, activations, zero, seed):
     rng = np.random.default_rng(seed)
     matrix = random_matrix(rng, kind, rows, columns, group)
     activations = activations if kind in PACKED else "f32"
-    scale = 0.03 if activations == "int8-static" else None
+    scale, zero = (0.03, zero) if activations == "int8-static" else (None, 0)
     x = (rng.standard_normal((n, columns)) * rng.choice([1e-3, 1.0, 40.0])).astype(np.float32)
-    expected = matmul_twin(x, matrix, activations, scale)
+    expected = matmul_twin(x, matrix, activations, scale, zero)
     # Sums that cancel are judged by the size of what was added, as one rounding of a term is.
     size = np.abs(x).max() * np.abs(kernels.unpack(matrix)).max() * np.sqrt(columns)
-    got = kernels.matmul(x, matrix, activations=activations, static_scale=scale)
+    got = kernels.matmul(x, matrix, activations=activations, static_scale=scale, static_zero=zero)
+    size = max(size, 0.0 if scale is None else scale * 255 * np.abs(kernels.unpack(matrix)).max() * columns)
     assert np.abs(got - expected).max() <= 1e-5 * max(float(np.abs(expected).max()), 0.2 * float(size))
 
 
@@ -121,6 +123,18 @@ def test_int8_activations_are_near_the_f32_product(kind):
     exact = kernels.matmul(x, matrix)
     got = kernels.matmul(x, matrix, activations="int8-dynamic")
     assert np.linalg.norm(got - exact) <= 0.008 * np.linalg.norm(exact)
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_static_inputs_with_their_zero_taken_off_are_near_the_f32_product(kind):
+    rng = np.random.default_rng(3)
+    matrix = random_matrix(rng, kind, 70, 300, 32)
+    x = rng.uniform(-1, 3, (9, 300)).astype(np.float32)
+    scale, zero = 4 / 255, 64 - 128  # 8 bits on [-1, 3]
+    fixed = {"activations": "int8-static", "static_scale": scale, "static_zero": zero}
+    got = kernels.matmul(x, matrix, **fixed, bias=kernels.zero_bias(matrix, scale, zero))
+    exact = kernels.matmul((np.rint(x / np.float32(scale)) * np.float32(scale)).astype(np.float32), matrix)
+    assert np.abs(got - exact).max() <= 3e-6 * scale * 255 * 300 * np.abs(kernels.unpack(matrix)).max()
 
 
 @pytest.fixture(scope="module")
@@ -324,6 +338,7 @@ F16 = kernels.Matrix.from_array(np.zeros((8, 64)), "f16")
         (lambda: kernels.matmul(X, INT4, static_scale=0.1), "static_scale"),
         (lambda: kernels.matmul(X, INT4, activations="int8-static", static_scale=-1.0), "positive"),
         (lambda: kernels.matmul(X, INT4, activations="int8-static", static_scale=float("nan")), "positive"),
+        (lambda: kernels.matmul(X, INT4, activations="int8-static", static_scale=1, static_zero=128), "127"),
         (lambda: kernels.matmul(X, INT4, out=np.zeros((2, 9), np.float32)), "out must be f32"),
         (lambda: kernels.matmul(X, INT4, out=np.zeros((2, 8))), "out must be f32"),
         (lambda: kernels.matmul(X, INT4, add=np.zeros((1, 8), np.float32)), "add must be f32"),

@@ -27,6 +27,7 @@ _PUBLIC = {
     "to_blocks": "blocks",
     "matmul": "products",
     "matmul_many": "products",
+    "zero_bias": "products",
     "isa": "processor",
     "set_threads": "processor",
     "threads": "processor",

@@ -2,7 +2,8 @@
 
 Activations are `f32`; `int8-dynamic`, where each token's inputs are rounded to int8 with one scale for
 every group of columns (the matrix's own group for int4 and int3, 32 columns for int8); or `int8-static`,
-where one given scale serves all. Integer sums inside a group are exact; groups are added in order, in f32.
+where one given scale and zero point serve all. Integer sums inside a group are exact; groups are added in
+order, in f32.
 
 A token whose input is NaN or infinite gives NaN in all outputs of that token with int8 activations, and
 whatever f32 arithmetic gives with f32 activations.
@@ -28,13 +29,15 @@ SMALLEST = np.float32(1e-30)
 """A group of inputs whose largest input is below this counts as all zeros."""
 
 
-def quantize_activations(x: Array, group: int, static_scale: float | None = None) -> tuple[Array, Array]:
+def quantize_activations(
+    x: Array, group: int, static_scale: float | None = None, static_zero: int = 0
+) -> tuple[Array, Array]:
     """x f32[n, columns] -> integers int8[n, groups, group] and scales f32[n, groups]; the tail is padded
     with zeros.
 
     Dynamic: scale = largest / 127, integer = nearest even of x * (127 / largest). A group that holds NaN or
-    infinity gets scale NaN and integers 0. Static: integer = nearest even of x * (1 / scale), clipped to
-    -127..127.
+    infinity gets scale NaN and integers 0. Static: integer = nearest even of x * (1 / scale), plus
+    `static_zero`, clipped to -128..127.
     """
     n, columns = x.shape
     groups = -(-columns // group)
@@ -54,19 +57,33 @@ def quantize_activations(x: Array, group: int, static_scale: float | None = None
         inverse = np.where(alive, np.float32(127) / safe, np.float32(0)).astype(np.float32)
     scales = np.where(finite, scales, np.float32("nan")).astype(np.float32)
     clean = np.where(finite[:, :, None], padded, np.float32(0))
-    scaled = np.clip(clean * inverse[:, :, None], np.float32(-127), np.float32(127))
-    return np.rint(scaled).astype(np.int8), scales
+    zero = np.float32(static_zero)
+    low, high = (np.float32(-127 if static_scale is None else -128) - zero, np.float32(127) - zero)
+    integers = np.rint(np.clip(clean * inverse[:, :, None], low, high)) + zero
+    return np.where(finite[:, :, None], integers, np.float32(0)).astype(np.int8), scales
+
+
+def zero_bias(matrix: Matrix, static_scale: float, static_zero: int) -> Array:
+    """f32[rows]: what the zero point of `int8-static` adds to each output, with its sign turned; to be part
+    of the bias.
+    """
+    sums = unpack(matrix).astype(np.float64).sum(axis=1)
+    return np.asarray(-static_scale * static_zero * sums, np.float32)
 
 
 def matmul_twin(
-    x: Array, matrix: Matrix, activations: str = "f32", static_scale: float | None = None
+    x: Array,
+    matrix: Matrix,
+    activations: str = "f32",
+    static_scale: float | None = None,
+    static_zero: int = 0,
 ) -> Array:
     """The definition of `matmul`, in numpy."""
     if activations == "f32":
         weights = unpack(matrix)
         return np.stack([weights @ row for row in x]) if len(x) else np.zeros((0, matrix.rows), np.float32)
     group = matrix.group or INT8_COLUMNS
-    integers, scales = quantize_activations(x, group, static_scale)
+    integers, scales = quantize_activations(x, group, static_scale, static_zero)
     weights, weight_scales = unpack_integers(matrix)
     n, groups = scales.shape
     padded = np.zeros((matrix.rows, groups * group), np.float32)
@@ -88,6 +105,7 @@ def matmul(
     *,
     activations: str = "f32",
     static_scale: float | None = None,
+    static_zero: int = 0,
     out: Array | None = None,
     add: Array | None = None,
     bias: Array | None = None,
@@ -95,7 +113,9 @@ def matmul(
     """x f32[n, columns] times `matrix` -> f32[n, rows]; into `out`, plus `add` [n, rows] and then plus `bias`
     [rows] where given.
 
-    `add` may be `out` itself; `x` may not. UserError for a shape, type or activation type that does not fit.
+    `int8-static` multiplies the integers as they are: what `static_zero` adds goes into `bias`, see
+    `zero_bias`. `add` may be `out` itself; `x` may not. UserError for a shape, type or activation type that
+    does not fit.
     """
     module = native()
     if module is not None:
@@ -103,7 +123,14 @@ def matmul(
             to = np.empty((len(x), matrix.rows), np.float32) if out is None else out
             code = _CODES[activations]
             if (code == 2) == (static_scale is not None) and module.matmul(
-                x, matrix._handle or _handle(module, matrix), to, add, code, static_scale or 0.0, bias
+                x,
+                matrix._handle or _handle(module, matrix),
+                to,
+                add,
+                code,
+                static_scale or 0.0,
+                bias,
+                static_zero,
             ):
                 return to
         except (TypeError, KeyError):  # not what the kernel takes: made so below, or refused
@@ -113,6 +140,7 @@ def matmul(
         [matrix],
         activations=activations,
         static_scale=static_scale,
+        static_zero=static_zero,
         out=None if out is None else [out],
         add=None if add is None else [add],
         bias=None if bias is None else [bias],
@@ -125,6 +153,7 @@ def matmul_many(
     *,
     activations: str = "f32",
     static_scale: float | None = None,
+    static_zero: int = 0,
     out: Sequence[Array] | None = None,
     add: Sequence[Array | None] | None = None,
     bias: Sequence[Array | None] | None = None,
@@ -143,18 +172,18 @@ def matmul_many(
             adds = None if add is None else list(add)
             biases = None if bias is None else list(bias)
             if (code == 2) == (static_scale is not None) and module.matmul_many(
-                x, handles, to, adds, code, static_scale or 0.0, biases
+                x, handles, to, adds, code, static_scale or 0.0, biases, static_zero
             ):
                 return to
         except (TypeError, KeyError):  # as in matmul
             pass
-    _check(x, matrices, activations, static_scale, out, add)
+    _check(x, matrices, activations, (static_scale, static_zero), out, add)
     _check_bias(matrices, bias)
     if out is None:
         out = [np.empty((len(x), matrix.rows), np.float32) for matrix in matrices]
     if module is None:
         for i, matrix in enumerate(matrices):
-            result = matmul_twin(x, matrix, activations, static_scale)
+            result = matmul_twin(x, matrix, activations, static_scale, static_zero)
             for addend in (None if add is None else add[i], None if bias is None else bias[i]):
                 result = result if addend is None else result + addend
             out[i][...] = result
@@ -173,6 +202,7 @@ def matmul_many(
             _CODES[activations],
             static_scale or 0.0,
             None if bias is None else [b if b is None else np.ascontiguousarray(b) for b in bias[part]],
+            static_zero,
         )
         assert fitted, "checked above"
         for array, target in zip(out[part], targets, strict=True):
@@ -201,10 +231,11 @@ def _check(
     x: Array,
     matrices: Sequence[Matrix],
     activations: str,
-    static_scale: float | None,
+    static: tuple[float | None, int],
     out: Sequence[Any] | None,
     add: Sequence[Any] | None,
 ) -> None:
+    static_scale, static_zero = static
     if activations not in ACTIVATIONS:
         raise not_allowed("activations", activations, ACTIVATIONS)
     if (activations == "int8-static") != (static_scale is not None):
@@ -218,6 +249,12 @@ def _check(
             f"matmul: static_scale={static_scale} must be positive and finite",
             field="static_scale",
             given=static_scale,
+        )
+    if not -128 <= static_zero <= 127:
+        raise UserError(
+            f"matmul: static_zero={static_zero} is outside -128 to 127",
+            field="static_zero",
+            given=static_zero,
         )
     if not isinstance(x, np.ndarray) or x.dtype != np.float32 or x.ndim != 2:
         raise UserError(f"matmul: x must be f32[n, columns], got {_described(x)}", field="x")

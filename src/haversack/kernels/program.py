@@ -57,10 +57,15 @@ class Program:
         biases: Sequence[Array | None],
         add: bool,
         activations: str,
+        static_scale: float | None = None,
+        static_zero: int = 0,
     ) -> None:
         """`matmul_many`, plus a bias f32 [rows] where there is one; if `add`, to what the buffers hold."""
         handles = [matrix_handle(matrix) for matrix in matrices]
-        self._native.products(x, handles, list(outs), list(biases), add, ACTIVATIONS.index(activations))
+        code = ACTIVATIONS.index(activations)
+        self._native.products(
+            x, handles, list(outs), list(biases), add, code, static_scale or 0.0, static_zero
+        )
 
     def rope_write(
         self,

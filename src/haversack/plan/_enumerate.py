@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from haversack.core import index
 from haversack.core.device import Device
@@ -19,12 +20,13 @@ from haversack.run._memory import planned_memory
 from haversack.shrink._language import LanguageWalk
 from haversack.shrink._pipeline import Policy, Walk, stored_kinds
 from haversack.shrink._precision import Precision, calibrated, refused_by
-from haversack.shrink._reconstruction import BLOCK
 
 # Parameters that change a pack's size or type and are worth a plan each; others stay at their defaults.
 VARIED = ("bits", "group", "kind")
 CACHE_TYPES = ("f32", "f16", "int8")
 ACTIVATIONS = ("f32", "int8-dynamic")
+STATIC = "int8-static"
+STATIC_TRAIT = f"activation-type:{STATIC}"
 PRODUCTS_PER_S = 4e10  # of two cores that calibrate
 
 
@@ -65,9 +67,10 @@ def precision_choices(fixed: str | None) -> list[str]:
     if fixed is not None and ":" in fixed:
         named = [name for name in parse_choice(fixed)[1] if name not in VARIED]
         return [full_name(index.create("shrink", "precision", fixed), (*VARIED, *named))]
-    entries = (
-        index.methods("shrink", "precision") if fixed is None else [index.find("shrink", "precision", fixed)]
-    )
+    if fixed is None:  # what learns a whole model with static ranges is tried when it is asked for
+        entries = [one for one in index.methods("shrink", "precision") if STATIC_TRAIT not in one.provides]
+    else:
+        entries = [index.find("shrink", "precision", fixed)]
     choices: list[str] = []
     for entry in entries:
         if fixed is None and BLOCK in create_precision(entry.name).needs:
@@ -119,8 +122,11 @@ def residencies(kinds: Iterable[str], fixed: str | None) -> list[str]:
 
 def activation_types(kinds: Iterable[str], fixed: str | None, precision: str | None = None) -> list[str]:
     """The activation types that the kernels have for weights stored in `kinds` (integers meet only integers)
-    and that `precision` is defined for.
+    and that `precision` is defined for. A method that has static ranges is run with them, unless another
+    type is `fixed`.
     """
+    if precision is not None and fixed in (None, STATIC) and STATIC_TRAIT in _entry(precision).provides:
+        return [STATIC]
     integers = any(kind in PACKED for kind in kinds)
     types = [one for one in ACTIVATIONS if (one == "f32" or integers) and fixed in (None, one)]
     return [one for one in types if precision is None or not undefined(precision, one)]
@@ -128,8 +134,11 @@ def activation_types(kinds: Iterable[str], fixed: str | None, precision: str | N
 
 def undefined(precision: str, activations: str) -> list[str]:
     """Why the precision method cannot be run with activations of a type; empty when it can."""
-    entry = index.find("shrink", "precision", parse_choice(precision)[0])
-    return index.conflicts([entry], {f"activation-type:{activations}"})
+    return index.conflicts([_entry(precision)], {f"activation-type:{activations}"})
+
+
+def _entry(precision: str) -> Any:
+    return index.find("shrink", "precision", parse_choice(precision)[0])
 
 
 def offered(walk: Walk, precision: str, structure: str, tokens: int, effort_s: float) -> bool:

@@ -401,6 +401,9 @@ def write_pack(
             writer.add_form(name, form)
         add_files(writer, bench.source.path)
         writer.add_file("report.html", page.encode())
+        known = {entry.file for entry in pack.tensors.values()} | set(pack_files(bench.source.path))
+        for name in (one for one in pack.record.files if one not in known):  # what the method wrote
+            writer.add_file(name, pack.read_file(name))
         writer.finish(
             {
                 "architecture": bench.source.config,

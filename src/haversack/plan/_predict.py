@@ -23,7 +23,7 @@ SMALL_CALLS = 9
 # Share of the loss by which unit noise in all weights raises it, until something was measured.
 LOSS_PER_NOISE = 4.0
 # Squared error over mean square: one scale for 32 or 64 inputs, one for a head's key or value.
-ACTIVATION_NOISE = {"f32": 0.0, "int8-dynamic": 2.5e-5}
+ACTIVATION_NOISE = {"f32": 0.0, "int8-dynamic": 2.5e-5, "int8-static": 1e-4}
 CACHE_NOISE = {"f32": 0.0, "f16": 2e-8, "int8": 4e-5}
 
 

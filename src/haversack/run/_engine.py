@@ -30,11 +30,11 @@ from haversack.run._source import Model, open_model
 from haversack.run._step import Mask, checked_positions, is_linear, split
 from haversack.run._switch import read_across
 from haversack.run._units import aside_nbytes
-from haversack.run._weights import F32, check_tensors, kinds_of, nbytes
+from haversack.run._weights import F32, check_tensors, kinds_of, nbytes, require_static
 
 I32 = npt.NDArray[np.int32]
 WANTS = ("last", "all", "none", "hidden")
-ACTIVATIONS = ("f32", "int8-dynamic")
+ACTIVATIONS = ("f32", "int8-dynamic", "int8-static")
 EMBED_ROWS = 64
 """Tokens looked up in the embedding at once."""
 
@@ -103,6 +103,8 @@ class Engine:
         activations = activations or model.activations
         if activations not in ACTIVATIONS:
             raise not_allowed("activations", activations, ACTIVATIONS)
+        if activations == "int8-static":
+            require_static(model.source, model.architecture)
         check_activations(model.source, activations)
         cache_type = cache_type or str(model.plan.get("cache_type") or "f32")
         if cache_type not in CACHE_TYPES:

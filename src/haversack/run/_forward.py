@@ -16,10 +16,10 @@ import numpy.typing as npt
 from haversack.kernels import CacheLayer, Matrix, matmul
 from haversack.kernels import softcap as bounded
 from haversack.models._architecture import Architecture, Attention, Block, Layer
-from haversack.run._products import F32, Scratch, Tap, multiply, normalize
+from haversack.run._products import F32, Scratch, Tap, activations_of, multiply, normalize
 from haversack.run._program import Programs
 from haversack.run._step import Mask, Step
-from haversack.run._weights import FLOAT_KINDS, Weights, embedding_rows
+from haversack.run._weights import Weights, embedding_rows
 
 I32 = npt.NDArray[np.int32]
 
@@ -199,7 +199,7 @@ class Forward:
         """Logits f32 [n, rows of `matrix`] of normalized hidden states; `matrix` may be a part of the
         head.
         """
-        activations = "f32" if matrix.kind in FLOAT_KINDS else self.activations
+        activations = activations_of(matrix, self.activations)
         logits: F32 = matmul(normal, matrix, activations=activations, out=out)
         if bias is not None:
             logits += bias

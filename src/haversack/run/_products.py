@@ -86,8 +86,11 @@ def product(
 
 
 def activations_of(matrix: Any, activations: str) -> str:
-    """Float matrices take f32 activations, whatever the plan says of the packed ones."""
-    return "f32" if matrix.kind in FLOAT_KINDS else activations
+    """Float matrices take f32 activations, whatever the plan says of the packed ones. So does, under
+    int8-static, what has no grid for its inputs: the output matrix (see `require_static`).
+    """
+    plain = activations == "int8-static" and type(matrix) is Matrix
+    return "f32" if plain or matrix.kind in FLOAT_KINDS else activations
 
 
 def normalize(norm: Norm, x: F32, weights: Weights, out: F32 | None = None) -> F32:

@@ -86,6 +86,23 @@ def check_tensors(source: TensorSource, architecture: Architecture) -> None:
             )
 
 
+def require_static(source: TensorSource, architecture: Architecture) -> None:
+    """Raises UserError naming the first matrix of a block whose inputs have no static grid."""
+    forms = forms_of(source)
+    for block in architecture.blocks:
+        for linear in block.matrices():
+            form = str(forms[linear.weight]["form"]) if linear.weight in forms else "no form"
+            if form != "static-input":
+                raise UserError(
+                    f"{source.path}: int8-static needs a range for the inputs of every matrix, and "
+                    f"{linear.weight} has none; pack the model with --precision mobilequant, or run it with "
+                    "--activations int8-dynamic.",
+                    field="activations",
+                    given="int8-static",
+                    nearest="int8-dynamic",
+                )
+
+
 def inner_matrices(architecture: Any) -> list[Linear]:
     """The matrices that may have a form: those of blocks, and an encoder's pooler and dense layer."""
     found: list[Linear] = [linear for block in architecture.blocks for linear in block.matrices()]

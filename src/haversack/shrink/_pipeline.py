@@ -305,6 +305,9 @@ def compress(
             f"{precision.name} needs calibration text and got none.", field="calibration", given=None
         )
     kinds, kept = stored_kinds(walk, precision, policy), kept_matrices(walk, precision, policy)
+    if texts is not None and hasattr(precision, "learn"):
+        precision, texts = precision.learn(source, walk, texts), None
+        reads = False
     count, length = texts.shape if reads and texts is not None else (0, 0)
     learns = BLOCK in precision.needs
     share_mib = activations_mib / SETS if learns else activations_mib
@@ -339,6 +342,8 @@ def compress(
             _write_vector(writer, name, read_tensor(source, name))
     if walk.output != walk.embedding:
         _write_rows(source, writer, walk.output, kinds[walk.output])
+    for name, data in getattr(precision, "files", dict)().items():
+        writer.add_file(name, data)
 
 
 def _compress_block(

@@ -6,6 +6,10 @@ the already compressed blocks before it.
 
 A method may also have `transform(block: BlockView) -> None` (shrink/_block.py), which is called with each
 block before its matrices are quantized, to move scales from activations into weights.
+
+A method that learns all blocks together has `learn(source, walk, texts) -> Precision`, which is called first
+and gives what the blocks are then asked of; its `files()` are names and bytes that the pack holds beside
+them.
 """
 
 from __future__ import annotations
@@ -242,7 +246,7 @@ def refused_by(precision: Precision, walk: Any) -> Mapping[str, str]:
 
 def calibrated(precision: Precision) -> bool:
     """True for a method that reads calibration text."""
-    return bool(precision.needs) or hasattr(precision, "transform")
+    return bool(precision.needs) or hasattr(precision, "transform") or hasattr(precision, "learn")
 
 
 def expected_noise(bits: int, group: int, choice: str) -> float:

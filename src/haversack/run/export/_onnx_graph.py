@@ -53,6 +53,12 @@ class Graph:
         self._data = data
         self._constants: dict[tuple[Any, ...], str] = {}
         self._stored: dict[str, Any] = {}
+        self.points: dict[tuple[str, str], str] = {}
+
+    def mark(self, module: str, side: str, name: str) -> str:
+        """Remember `name` as what goes in or out of `module`, as act_ranges.json names it."""
+        self.points[module, side] = name
+        return name
 
     def add(self, kind: str, *inputs: str, out: str | None = None, domain: str = "", **fields: Any) -> str:
         """A node with one result."""
@@ -121,7 +127,7 @@ class Graph:
         if entry is not None:
             for part in chain(entry, layer):
                 x = self.linear(x, part)
-            return x
+            return self.mark(layer.weight.removesuffix(".weight"), "output", x)
         bias = None if layer.bias is None else self.vector(layer.bias)
         if not self._packed(layer.weight):
             inputs = [x, self._float(layer.weight), *([] if bias is None else [bias])]
@@ -157,6 +163,11 @@ class Graph:
 
     def norm(self, x: str, norm: Norm) -> str:
         """The last axis of x normalized."""
+        module = norm.weight.removesuffix(".weight")
+        self.mark(module, "input", x)
+        return self.mark(module, "output", self._norm(x, norm))
+
+    def _norm(self, x: str, norm: Norm) -> str:
         weight = self.vector(norm.weight, norm.offset)
         if norm.kind == "layer":
             bias = [] if norm.bias is None else [self.vector(norm.bias)]

@@ -98,6 +98,8 @@ def attention(graph: Graph, step: Step, layer: Attention, x: str, index: int) ->
     value = split(layer.value, shared, None)
     if layer.rope is not None:
         query, key = (_turn(graph, one, layer.rope, step.tables(layer.rope)) for one in (query, key))
+    at = layer.output.weight.removesuffix(".weight").rpartition(".")[0]
+    graph.mark(f"{at}.qk", "input2", key)
     key = graph.add("Concat", f"past_key_values.{index}.key", key, axis=2, out=f"present.{index}.key")
     value = graph.add("Concat", f"past_key_values.{index}.value", value, axis=2, out=f"present.{index}.value")
     grouped = graph.reshape(query, step.batch, shared, heads // shared, step.count, width)
@@ -105,20 +107,25 @@ def attention(graph: Graph, step: Step, layer: Attention, x: str, index: int) ->
     scores = graph.add("Mul", graph.add("MatMul", grouped, keys), graph.constant(layer.scale))
     if layer.softcap is not None:
         scores = softcap(graph, scores, layer.softcap)
+    graph.mark(f"{at}.qk", "output", scores)
     weights = graph.add("Softmax", graph.add("Add", scores, step.mask(layer.window)), axis=-1)
+    graph.mark(f"{at}.softmax", "output", weights)
     seen = graph.add("MatMul", weights, graph.add("Unsqueeze", value, graph.whole(2)))
     seen = graph.reshape(seen, step.batch, heads, step.count, width)
     seen = graph.add("Transpose", seen, perm=[0, 2, 1, 3])
-    return graph.linear(graph.reshape(seen, -1, heads * width), layer.output)
+    seen = graph.mark(f"{at}.pv", "output", graph.reshape(seen, -1, heads * width))
+    return graph.linear(seen, layer.output)
 
 
 def feed_forward(graph: Graph, step: Step, layer: FeedForward, x: str, index: int) -> str:
     """down(activation(gate(x)) * up(x)), or without a gate down(activation(up(x)))."""
+    at = layer.down.weight.removesuffix(".weight").rpartition(".")[0]
     up = graph.linear(x, layer.up)
-    if layer.gate is None:
-        return graph.linear(activation(graph, layer.activation, up), layer.down)
-    gate = activation(graph, layer.activation, graph.linear(x, layer.gate))
-    return graph.linear(graph.add("Mul", gate, up), layer.down)
+    first = up if layer.gate is None else graph.linear(x, layer.gate)
+    inner = graph.mark(f"{at}.act", "output", activation(graph, layer.activation, first))
+    if layer.gate is not None:
+        inner = graph.mark(f"{at}.mul", "output", graph.add("Mul", inner, up))
+    return graph.linear(inner, layer.down)
 
 
 LAYERS = {"attention": attention, "feed_forward": feed_forward}

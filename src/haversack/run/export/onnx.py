@@ -11,6 +11,10 @@ need operators of ONNX alone (opset 18). Packed matrices take the type of activa
 the one asked for: `f32` computes on the numbers that the integers stand for, `int8-dynamic` lets ONNX Runtime
 round the inputs of each product to int8, which it does much faster. All other arithmetic is in f32.
 
+A pack with static ranges (--precision mobilequant) is written in f32 arithmetic on its integers, and its
+ranges lie beside the graph in encodings.json, by the names of the graph's tensors: what a compiler for an
+integer device reads.
+
 Limit: where rotary frequencies depend on the length of the text (dynamic, longrope), they follow the highest
 position of each call; a text that outgrows the first context while it is decoded has to be given again whole.
 """
@@ -39,12 +43,13 @@ from haversack.models._architecture import (
 )
 from haversack.models._rope import Rope
 from haversack.run._source import Model
+from haversack.run.export._encodings import ENCODINGS, encodings_of
 from haversack.run.export._onnx_graph import ACCURACY, DATA_NAME, Graph, load_onnx, write_model
 from haversack.run.export._onnx_layers import LAYERS, Step, softcap
 from haversack.run.export._tensors import export_plan, hub_config
 
 LAYOUT = "folder"
-NAMES = ("model.onnx", DATA_NAME)
+NAMES = ("model.onnx", DATA_NAME, ENCODINGS)
 WEIGHTS = ("stored", "f32", "f16")
 ACTIVATIONS = tuple(ACCURACY)
 # What this file writes of each record. Another field that says something is refused, never left out.
@@ -77,12 +82,17 @@ def write(model: Model, goal: Path, weights: str, bar: Progress) -> None:
     """
     onnx = load_onnx()
     _refuse_unknown(model.architecture)
+    if model.activations not in ACTIVATIONS:  # int8-static: its grids are written beside the graph
+        model = dataclasses.replace(model, activations="f32")
     with (goal / DATA_NAME).open("wb") as data:
         graph = Graph(model, data, weights)
         caches = _decoder(graph, model.architecture, bar)
         data.flush()
         os.fsync(data.fileno())
     write_model(goal / NAMES[0], graph.model_proto(*_ends(onnx, model.architecture, caches)))
+    found = encodings_of(model.source, graph)
+    if found is not None:
+        (goal / ENCODINGS).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     (goal / "config.json").write_text(json.dumps(hub_config(model), indent=2) + "\n", encoding="utf-8")
 
 
