@@ -41,6 +41,10 @@ template <>
 struct Format<int8_t> {
     static constexpr const char *letters = "b";
 };
+template <>
+struct Format<uint8_t> {
+    static constexpr const char *letters = "B";
+};
 
 // A contiguous array, held as long as this object lives. Absent when None was given.
 class Array {
