@@ -11,6 +11,13 @@ namespace haversack {
 
 Workspace::Workspace(std::vector<int64_t> widths) : widths_(std::move(widths)), buffers_(widths_.size()) {}
 
+int Workspace::append(int64_t width) {
+    widths_.push_back(width);
+    buffers_.emplace_back();
+    rows_ = 0;
+    return count() - 1;
+}
+
 void Workspace::Free::operator()(float *p) const { std::free(p); }
 
 void Workspace::reserve(int64_t n) {

@@ -20,7 +20,8 @@ class Workspace {
     Workspace &operator=(const Workspace &) = delete;
     int count() const { return static_cast<int>(widths_.size()); }
     int64_t width(int buffer) const { return widths_[static_cast<size_t>(buffer)]; }
-    void reserve(int64_t n);  // room for n rows in each
+    int append(int64_t width);  // one more buffer; its number
+    void reserve(int64_t n);    // room for n rows in each
     float *at(int buffer) const { return buffers_[static_cast<size_t>(buffer)].get(); }
 
   private:

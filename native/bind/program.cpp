@@ -185,7 +185,9 @@ class Builder {
 }  // namespace
 
 HAVERSACK_BIND(program) {
-    nb::class_<Workspace>(module, "Workspace").def(nb::init<std::vector<int64_t>>(), nb::arg("widths"));
+    nb::class_<Workspace>(module, "Workspace")
+        .def(nb::init<std::vector<int64_t>>(), nb::arg("widths"))
+        .def("append", &Workspace::append, nb::arg("width"));
     nb::class_<Builder>(module, "Program")
         .def(nb::init<std::shared_ptr<Workspace>, int64_t, int64_t>(), nb::arg("space"), nb::arg("kv_heads"),
              nb::arg("head_width"))

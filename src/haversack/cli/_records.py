@@ -72,12 +72,26 @@ class CandidateRecord(_Record):
     fits: bool
 
 
+class LayerRecord(_Record):
+    """What a structure method made of a matrix. `rank`: null where it stayed dense, which `kept` explains;
+    `error`: ||W - BA|| / ||W|| as stored; `output_error`: the same of outputs on calibration text."""
+
+    name: str
+    shape: tuple[Count, Count]
+    rank: Count | None
+    nbytes: dict[str, Count]
+    error: float | None
+    output_error: float | None
+    kept: str | None
+
+
 class PackOutput(_Record):
-    """`haversack pack`"""
+    """`haversack pack`. `layers`: of a pack with a structure, else none."""
 
     pack: str
     plan: dict[str, str]
     candidates: list[CandidateRecord]
+    layers: list[LayerRecord]
     seconds: float
     ram_mib: Memory
 

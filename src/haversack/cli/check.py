@@ -16,8 +16,9 @@ def command(
 ) -> None:
     """Check a pack; prints everything it finds and exits with 0 (whole) or 2 (damaged)."""
     from haversack.core.pack import check_pack
+    from haversack.run._forms import pack_findings
 
-    findings = check_pack(pack)
+    findings = check_pack(pack) or pack_findings(pack)
     if json:
         print_json({"pack": pack, "whole": not findings, "findings": findings})
     elif findings:

@@ -45,7 +45,10 @@ def command(
     precision: Annotated[
         str | None, typer.Option(help="fix the precision: NAME or NAME:key=value,...")
     ] = None,
-    structure: Annotated[str | None, typer.Option(help="fix the structure")] = None,
+    structure: Annotated[
+        str | None,
+        typer.Option(help="fix the structure: none, or low-rank:rank=0.4,solver=whitened,..."),
+    ] = None,
     architecture: Annotated[str | None, typer.Option(help="fix the architecture")] = None,
     activations: Annotated[
         str | None, typer.Option(help="fix the activation type: f32 or int8-dynamic")
@@ -127,6 +130,8 @@ def _show(outcome: Outcome) -> None:
     best: dict[str, Candidate] = {}
     for one in ranked(kept, "quality"):  # what the model would take uncompressed, for comparison
         best.setdefault(one.plan.precision, one)
+    structured = any(one.plan.structure != "none" for one in outcome.candidates)
+    words: tuple[str, ...] = ("precision", "activations", "weights", "cache")
     rows = []
     for one in [*ranked(measured, outcome.objective), *best.values()]:
         fits = outcome.budget.fits(one.demand())
@@ -134,6 +139,7 @@ def _show(outcome: Outcome) -> None:
         style = "bold" if one.plan == outcome.chosen.plan else "" if fits else "dim"
         cells = (
             one.plan.precision,
+            *((one.plan.structure,) if structured else ()),
             one.plan.activations,
             one.plan.residency,
             one.plan.cache_type,
@@ -147,12 +153,17 @@ def _show(outcome: Outcome) -> None:
             "yes" if fits else "no",
         )
         rows.append([Text(cell, style) for cell in cells])
-    words = ("precision", "activations", "weights", "cache")
+    if structured:
+        words = (*words[:1], "structure", *words[1:])
     numbers = ("bits", "bits/byte", "loss", "MiB RAM", "MiB disk", "tokens/s here", "there")
     table((*words, *numbers, "fits"), rows, right=numbers)
     print(
         f"{len(measured)} plans measured, {len(outcome.candidates) - len(measured)} predicted (~), "
         f"{outcome.seconds:.0f} s; chosen: {outcome.chosen.plan.label}"
     )
+    if outcome.layers:
+        from haversack.plan._structure import summary
+
+        print(summary(outcome.layers))
     print(f"pack: {outcome.pack}   report: {outcome.pack / 'report.html'}")
     show_memory(outcome.memory)

@@ -31,6 +31,7 @@ from haversack.core._record import (
     FileEntry,
     PackRecord,
     TensorEntry,
+    check_form_entry,
     encode_record,
     nbytes_of,
     plain_name,
@@ -76,6 +77,7 @@ class PackWriter:
         self._expected_bytes = expected_bytes
         self._partial = partial_path(self.path)
         self._tensors: dict[str, tuple[str, tuple[int, ...], int | None, str, int]] = {}
+        self._forms: dict[str, dict[str, Any]] = {}
         self._files: dict[str, FileEntry] = {}
         self._weights: _SummedFile | None = None
         self._torn = False
@@ -138,6 +140,14 @@ class PackWriter:
         self._tensors[name] = (kind, shape, group, layout, needed)
         self._torn = False
 
+    def add_form(self, name: str, form: Mapping[str, Any]) -> None:
+        """Say how the tensors NAME.PART that were added make up the matrix `name`: `form`, `shape` and what
+        else the form asks for (run/forms/). Raises ValueError for what cannot be."""
+        if name in self._forms or not any(part.startswith(f"{name}.") for part in self._tensors):
+            raise ValueError(f"{name!r} has no parts here, or has a form already")
+        check_form_entry(name, form, self._tensors)
+        self._forms[name] = dict(form)
+
     def add_file(self, name: str, data: bytes | os.PathLike[str]) -> None:
         """Add a file beside the weights: bytes, or the path of a file to copy. Raises ValueError for a name
         that could leave the folder or was given before, UserError for a file that cannot be read and for a
@@ -195,6 +205,7 @@ class PackWriter:
                 provenance=dict(record.get("provenance", {})),
                 measurements=list(record.get("measurements", [])),
                 tensors=tensors,
+                forms=self._forms,
                 files=self._files,
                 crc32="",
             )

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import re
 import zlib
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import msgspec
@@ -13,7 +14,7 @@ import msgspec
 from haversack.core._safetensors import DIMENSIONS_MOST, NAME_MOST
 from haversack.core.errors import not_allowed
 
-FORMAT = (1, 1)
+FORMAT = (1, 2)
 PACK_KINDS = ("language", "speech", "vision", "signal", "delta", "mcu", "split", "codec")
 RECORD_NAME = "pack.json"
 WEIGHTS_NAME = "weights.safetensors"
@@ -74,7 +75,8 @@ class PackRecord(msgspec.Struct, frozen=True, kw_only=True):
     `format`: [major, minor]; a reader takes every minor of its major. `kind`: one of PACK_KINDS.
     `architecture`, `plan` (slot -> method), `provenance` (where it came from), `measurements` (records of
     core/measurement.py) are the business of those who made the pack; `activations` is the activation type of
-    the matrix products.
+    the matrix products. `forms`: matrix -> how its parts, the tensors NAME.PART, make it up: `form` (its
+    name), `shape` (as one matrix) and what the form asks for; run/_forms.py reads them.
     """
 
     format: tuple[int, int]
@@ -85,6 +87,7 @@ class PackRecord(msgspec.Struct, frozen=True, kw_only=True):
     provenance: dict[str, Any] = {}
     measurements: list[dict[str, Any]] = []
     tensors: tuple[TensorEntry, ...]
+    forms: dict[str, dict[str, Any]] = {}
     files: dict[str, FileEntry]
     crc32: str
 
@@ -192,3 +195,19 @@ def _check_record(record: PackRecord) -> None:
             raise ValueError(f"the tensor {shown} is in {entry.file[:80]!r}, which is no file of this pack")
         if not holder.start <= entry.offset <= holder.size - entry.nbytes:
             raise ValueError(f"the tensor {shown} lies outside of {entry.file}")
+    for name, form in record.forms.items():
+        check_form_entry(name, form, seen)
+
+
+def check_form_entry(name: str, form: Mapping[str, Any], tensors: Collection[str]) -> None:
+    """Raises ValueError unless `form` names a form and a matrix's shape, and `name` is no tensor itself."""
+    shown = name[:80]
+    if name in tensors:
+        raise ValueError(f"the matrix {shown} is a tensor and has a form too")
+    if not isinstance(form.get("form"), str):
+        raise ValueError(f"the form of {shown} has no name")
+    shape = form.get("shape")
+    sizes = shape if isinstance(shape, list | tuple) else ()
+    whole = [size for size in sizes if isinstance(size, int) and not isinstance(size, bool)]
+    if len(sizes) != 2 or len(whole) != 2 or not all(0 < size < 2**31 for size in whole):
+        raise ValueError(f"the form of {shown} has the shape {str(shape)[:80]}, which is no matrix's")

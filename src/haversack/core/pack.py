@@ -121,6 +121,11 @@ class Pack:
         return tuple(self.path / name for name in dict.fromkeys(e.file for e in self.tensors.values()))
 
     @property
+    def forms(self) -> Mapping[str, Mapping[str, Any]]:
+        """Matrix -> how its parts make it up, for those that are more than one tensor."""
+        return self.record.forms
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the pack on storage: its files and its record."""
         return (

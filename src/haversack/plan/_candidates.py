@@ -48,7 +48,13 @@ class Plan:
     @property
     def label(self) -> str:
         """What differs between plans, in a few words."""
-        return " ".join((self.precision, self.activations, self.residency, self.cache_type))
+        structure = () if self.structure == "none" else (self.structure,)
+        return " ".join((self.precision, *structure, self.activations, self.residency, self.cache_type))
+
+    @property
+    def stored(self) -> tuple[str, str]:
+        """What shapes the pack: plans that share it share a pack."""
+        return self.precision, self.structure
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from haversack.core.roofline import Cost, energy_mj, seconds
 from haversack.models._calibration import default_text
 from haversack.plan._candidates import Candidate, Plan, choose, ranked, refusal
 from haversack.plan._encoder_quality import loss, masked_bits
-from haversack.plan._enumerate import activation_types, create_precision, precision_choices
+from haversack.plan._enumerate import activation_types, precision_choices
 from haversack.plan._job import (
     RECORD_NBYTES,
     TOKENIZER_FILES,
@@ -40,9 +40,10 @@ from haversack.plan._job import (
     scratch_folder,
 )
 from haversack.plan._measure import RUN, TIMEOUT_S, MeasuringError
-from haversack.plan._predict import ACTIVATION_NOISE, LOSS_PER_NOISE, MIB
+from haversack.plan._predict import ACTIVATION_NOISE, LOSS_PER_NOISE, MIB, products_of
 from haversack.plan._report import report_html
 from haversack.plan._search import Clock, mild
+from haversack.plan._structure import OFFERED, Structures, full_structure, layers_of
 from haversack.run._answers import mask_token
 from haversack.run._encode import Tokens
 from haversack.run._encoder import Encoder
@@ -50,6 +51,7 @@ from haversack.run._encoder_source import EncoderModel, open_encoder
 from haversack.run._encoder_weights import RESIDENCIES
 from haversack.shrink._encoder import EncoderWalk
 from haversack.shrink._pipeline import compress, memory_plan, stored_kinds, stored_nbytes
+from haversack.shrink.structure._packed import Layer
 
 PROMPT_TOKENS = 64  # of the text whose reading is predicted
 EVALUATION_TEXTS = 64
@@ -64,8 +66,10 @@ class Workshop:
     def __init__(self, job: Job, model: EncoderModel, scratch: Path, bar: Progress) -> None:
         self.job, self.model, self.scratch, self.bar = job, model, scratch, bar
         self.walk = EncoderWalk(model.architecture, model.source)
-        self._packs: dict[str, Path] = {}
-        self._losses: dict[tuple[str, str], float] = {}
+        self.structures = Structures(self.walk, model.source)
+        self.layers: dict[tuple[str, str], tuple[Layer, ...]] = {}
+        self._packs: dict[tuple[str, str], Path] = {}
+        self._losses: dict[tuple[str, str, str], float] = {}
         with Encoder.open(model) as encoder:
             self.texts = self.pieces(encoder, "evaluation", job.evaluation)[:EVALUATION_TEXTS]
             self.vectors = encoder.embed_tokens(self.texts)
@@ -111,11 +115,12 @@ class Workshop:
         ends = [np.broadcast_to(end, (count, 1)) for end in (first, last)]
         return np.ascontiguousarray(np.concatenate([ends[0], rows, ends[1]], axis=1), np.int32)
 
-    def pack(self, precision: str) -> Path:
-        """The candidate pack of `precision`, written when first asked for."""
-        if precision not in self._packs:
+    def pack(self, plan: Plan) -> Path:
+        """The candidate pack of `plan`, written when first asked for."""
+        key = plan.stored
+        if key not in self._packs:
             path = self.scratch / f"{len(self._packs)}.pack"
-            method = create_precision(precision)
+            method = self.structures.compression(*key)
             texts = self.calibration if method.needs else None
             with PackWriter(path) as writer:
                 compress(
@@ -128,11 +133,10 @@ class Workshop:
                     folder=self.scratch,
                 )
                 add_files(writer, self.model.path)
-                writer.finish(
-                    {"architecture": dict(self.model.config), "plan": self.plan_record(Plan(precision))}
-                )
-            self._packs[precision] = path
-        return self._packs[precision]
+                writer.finish({"architecture": dict(self.model.config), "plan": self.plan_record(Plan(*key))})
+            self.layers[key] = layers_of(method)
+            self._packs[key] = path
+        return self._packs[key]
 
     def plan_record(self, plan: Plan) -> dict[str, Any]:
         """What pack.json keeps of a plan: the choices, and how vectors are pooled."""
@@ -142,8 +146,8 @@ class Workshop:
         """`candidate` with loss, speed, memory and storage as measured."""
         begun = time.monotonic()
         plan = candidate.plan
-        pack = self.pack(plan.precision)
-        key = (plan.precision, plan.activations)
+        pack = self.pack(plan)
+        key = (*plan.stored, plan.activations)
         if key not in self._losses:
             with Encoder.open(pack, residency=plan.residency, activations=plan.activations) as encoder:
                 self._losses[key] = loss(encoder, self.vectors, self.texts, self.bits)
@@ -191,8 +195,10 @@ def _read(path: Path, purpose: str) -> str:
     return text
 
 
-def predictions(job: Job, model: EncoderModel, files_nbytes: int) -> list[Candidate]:
-    """Every plan as a predicted candidate."""
+def predictions(
+    job: Job, model: EncoderModel, files_nbytes: int, structures: Structures, choices: tuple[str, ...]
+) -> list[Candidate]:
+    """Every plan with a structure of `choices` as a predicted candidate."""
     walk = EncoderWalk(model.architecture, model.source)
     fixed = [job.residency] if job.residency else list(RESIDENCIES)
     for name in fixed:
@@ -205,16 +211,21 @@ def predictions(job: Job, model: EncoderModel, files_nbytes: int) -> list[Candid
             )
     weights = sum(int(np.prod(shape)) for shape in walk.shapes.values())
     found = []
-    for choice in precision_choices(job.precision):
-        method = create_precision(choice)
+    for structure, choice in itertools.product(choices, precision_choices(job.precision)):
+        method = structures.compression(choice, structure)
         kinds = stored_kinds(walk, method, job.policy)
         nbytes = stored_nbytes(walk, kinds)
+        products = sum(
+            products_of(kinds[one.weight], one.outputs, one.inputs)
+            for block in model.architecture.blocks
+            for one in block.matrices()
+        )
         types = {kind.kind for kind in kinds.values()}
         for activations, residency in itertools.product(activation_types(types, job.activations), fixed):
-            plan = Plan(choice, activations=activations, residency=residency)
+            plan = Plan(choice, structure, activations=activations, residency=residency)
             # One scale a token or matrix: the noise that a vector keeps is about that of its products.
             noise = method.noise() + ACTIVATION_NOISE[activations]
-            took = reading_seconds(job, model, nbytes, activations)
+            took = reading_seconds(job, model, nbytes, activations, products)
             found.append(
                 Candidate(
                     plan,
@@ -238,8 +249,10 @@ def predictions(job: Job, model: EncoderModel, files_nbytes: int) -> list[Candid
     return found
 
 
-def reading_seconds(job: Job, model: EncoderModel, nbytes: int, activations: str) -> float:
-    """The roofline of reading a text of PROMPT_TOKENS tokens on the job's device."""
+def reading_seconds(job: Job, model: EncoderModel, nbytes: int, activations: str, products: int) -> float:
+    """The roofline of reading a text of PROMPT_TOKENS tokens on the job's device, whose blocks multiply
+    `products` times a token.
+    """
     arithmetic = "f32" if activations == "f32" else "int8"
     costs = []
     matrices = [linear for block in model.architecture.blocks for linear in block.matrices()]
@@ -248,7 +261,8 @@ def reading_seconds(job: Job, model: EncoderModel, nbytes: int, activations: str
     for block in model.architecture.blocks:
         numbers = sum(linear.inputs * linear.outputs for linear in block.matrices())
         read = nbytes * min(1.0, share / total) * numbers / share
-        costs.append(Cost("products", read / 4, 2.0 * PROMPT_TOKENS * numbers / 4, arithmetic, 4))
+        made = 2.0 * PROMPT_TOKENS * products * numbers / share
+        costs.append(Cost("products", read / 4, made / 4, arithmetic, 4))
         attention = 4.0 * PROMPT_TOKENS**2 * model.architecture.width
         costs.append(Cost("attention", 8.0 * PROMPT_TOKENS * model.architecture.width, attention, "f32"))
         costs.append(Cost("small", 16.0 * PROMPT_TOKENS * model.architecture.width, 0.0, "f32", SMALL_CALLS))
@@ -274,15 +288,19 @@ def pack_encoder(job: Job, source: Any, tell: Callable[[str], None]) -> Outcome:
     budget = device_budget(job.budget, job.device)
     files = [model.path / name for name in TOKENIZER_FILES]
     files_nbytes = sum(path.stat().st_size for path in files if path.is_file()) + RECORD_NBYTES
-    candidates = predictions(job, model, files_nbytes)
+    walk = EncoderWalk(model.architecture, model.source)
+    structures = Structures(walk, model.source)
+    candidates = predictions(job, model, files_nbytes, structures, (full_structure(job.structure),))
     what = f"{job.model} on {job.device.name}"
     fitting = [one for one in candidates if budget.fits(mild(one).demand())]
+    if not fitting and job.structure is None:
+        candidates += predictions(job, model, files_nbytes, structures, OFFERED)
+        fitting = [one for one in candidates if budget.fits(mild(one).demand())]
     if not fitting:
         raise refusal([mild(one) for one in candidates], budget, what)
-    walk = EncoderWalk(model.architecture, model.source)
     plans = [
-        memory_plan(walk, create_precision(name), job.calibration_tokens, job.work_ram_mib)
-        for name in {one.plan.precision for one in fitting}
+        memory_plan(walk, structures.compression(*key), job.calibration_tokens, job.work_ram_mib)
+        for key in {one.plan.stored for one in fitting}
     ]
     memory: MemoryPlan = max(plans, key=lambda plan: plan.total_bytes)
     with progress(f"packing {job.model}") as bar, scratch_folder(job.output) as scratch:
@@ -298,16 +316,19 @@ def pack_encoder(job: Job, source: Any, tell: Callable[[str], None]) -> Outcome:
         if best is None:
             raise _refused(list(known.values()), budget, what)
         _write(job, shop, list(known.values()), best)
+        layers = shop.layers.get(best.plan.stored, ())
     seconds_taken = time.monotonic() - begun
-    return Outcome(job.output, best, tuple(known.values()), budget, job.objective, seconds_taken, memory)
+    return Outcome(
+        job.output, best, tuple(known.values()), budget, job.objective, seconds_taken, memory, layers
+    )
 
 
 def _order(candidates: list[Candidate], objective: str) -> list[Candidate]:
     """The best of every precision first, then the other ways to run them."""
-    first: dict[str, Candidate] = {}
+    first: dict[tuple[str, str], Candidate] = {}
     order = ranked(candidates, objective)
     for one in order:
-        first.setdefault(one.plan.precision, one)
+        first.setdefault(one.plan.stored, one)
     return [*first.values(), *(one for one in order if one not in first.values())]
 
 
@@ -317,7 +338,7 @@ def _refused(candidates: list[Candidate], budget: Any, what: str) -> BudgetError
 
 def _write(job: Job, shop: Workshop, found: list[Candidate], best: Candidate) -> None:
     """The chosen candidate's tensors under the name the user gave, with measurements and report."""
-    pack = Pack.open(shop.pack(best.plan.precision))
+    pack = Pack.open(shop.pack(best.plan))
     measure = "1 - mean cosine of its vectors to the f32 model's"
     if shop.bits is not None:
         measure = "increase of the bits of a masked token over the f32 model's"
@@ -338,6 +359,7 @@ def _write(job: Job, shop: Workshop, found: list[Candidate], best: Candidate) ->
         objective=job.objective,
         candidates=found,
         chosen=best,
+        layers=shop.layers.get(best.plan.stored, ()),
         facts=[
             ("loss", measure),
             ("evaluation", f"{source}: {len(shop.texts)} texts"),
@@ -349,6 +371,8 @@ def _write(job: Job, shop: Workshop, found: list[Candidate], best: Candidate) ->
     with PackWriter(job.output, expected_bytes=pack.nbytes) as writer:
         for name, entry in pack.tensors.items():
             writer.add_tensor(name, entry.kind, entry.shape, [pack.bytes(name)], entry.group, entry.layout)
+        for name, form in pack.forms.items():
+            writer.add_form(name, form)
         add_files(writer, shop.model.path)
         writer.add_file("report.html", page.encode())
         writer.finish(

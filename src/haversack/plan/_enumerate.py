@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from haversack.core import index
@@ -39,6 +39,15 @@ class Space:
     activations: str | None = None
     residency: str | None = None
     cache_type: str | None = None
+    structures: tuple[str, ...] = ("none",)
+    compression: Callable[[str, str], Precision] | None = None
+    """(precision, structure) -> what compresses so; plan/_structure.py has it. None: no structures."""
+
+    def method(self, precision: str, structure: str) -> Precision:
+        """What compresses by `precision` and `structure`."""
+        if self.compression is None:
+            return create_precision(precision)
+        return self.compression(precision, structure)
 
 
 def precision_choices(fixed: str | None) -> list[str]:
@@ -112,8 +121,8 @@ def predicted(space: Space) -> tuple[list[Candidate], dict[Plan, float]]:
     """Every plan of `space` as a predicted candidate, and the noise each is expected to add."""
     candidates: list[Candidate] = []
     noises: dict[Plan, float] = {}
-    for choice in precision_choices(space.precision):
-        method = create_precision(choice)
+    for structure, choice in itertools.product(space.structures, precision_choices(space.precision)):
+        method = space.method(choice, structure)
         kinds = stored_kinds(LanguageWalk(space.architecture), method, space.policy)
         found = Sizes.of(space.architecture, kinds)
         types = {kind.kind for kind in kinds.values()}
@@ -122,7 +131,13 @@ def predicted(space: Space) -> tuple[list[Candidate], dict[Plan, float]]:
             residencies(types, space.residency),
             [one for one in CACHE_TYPES if space.cache_type in (None, one)],
         ):
-            plan = Plan(choice, activations=activations, residency=residency, cache_type=cache_type)
+            plan = Plan(
+                choice,
+                structure,
+                activations=activations,
+                residency=residency,
+                cache_type=cache_type,
+            )
             noises[plan] = noise(method.noise(), activations, cache_type)
             candidate = predict(space, plan, found, noises[plan])
             candidates.append(replace(candidate, calibrated=bool(method.needs)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from haversack import __version__
 from haversack.core import index
 from haversack.core._files import explain_write_errors, partial_path, remove, remove_stale_partials
 from haversack.core._pack_writer import check_goal
-from haversack.core.budget import Budget
+from haversack.core.budget import Budget, BudgetError
 from haversack.core.device import Device
 from haversack.core.errors import UserError, not_allowed
 from haversack.core.measurement import Measurement, Quality, machine
@@ -31,15 +31,17 @@ from haversack.models._hub_cache import hub_origin
 from haversack.models.language import is_encoder
 from haversack.models.tokenizers import can_be_made, tokenizer_json
 from haversack.plan._candidates import OBJECTIVES, Candidate, Plan
-from haversack.plan._enumerate import Space, create_precision, predicted
+from haversack.plan._enumerate import Space, predicted
 from haversack.plan._gguf_job import GgufJob, Origin
 from haversack.plan._measure import RunFigures, quality, run_figures
 from haversack.plan._predict import MIB
 from haversack.plan._report import report_html
 from haversack.plan._search import Clock, screened, search
+from haversack.plan._structure import NONE, OFFERED, Structures, full_structure, layers_of
 from haversack.run._weights import check_tensors
 from haversack.shrink._language import LanguageWalk
 from haversack.shrink._pipeline import Policy, compress, memory_plan
+from haversack.shrink.structure._packed import Layer
 
 CALIBRATION_TOKENS = 32_768
 CALIBRATION_LENGTH = 512
@@ -90,17 +92,16 @@ class Job:
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
             raise not_allowed("objective", self.objective, OBJECTIVES)
-        for slot in ("structure", "architecture"):
-            choice = getattr(self, slot)
-            if choice is not None and choice != "none":
-                name = index.create("shrink", slot, choice).name
-                raise UserError(
-                    f"{slot} {name} makes no packs yet; it acts on PyTorch modules "
-                    "(haversack.shrink.structure), so use none here.",
-                    field=slot,
-                    given=choice,
-                    nearest="none",
-                )
+        if self.structure is not None:
+            full_structure(self.structure)
+        if self.architecture is not None and self.architecture != "none":
+            name = index.create("shrink", "architecture", self.architecture).name
+            raise UserError(
+                f"architecture {name} makes no packs yet; use none here.",
+                field="architecture",
+                given=self.architecture,
+                nearest="none",
+            )
         if self.device.runtime != "python":
             raise UserError(
                 f"{self.device.name} does not run language packs (its runtime is {self.device.runtime}).",
@@ -121,6 +122,8 @@ class Outcome:
     objective: str
     seconds: float
     memory: MemoryPlan
+    layers: tuple[Layer, ...] = ()
+    """What a structure method did to each matrix of the pack."""
 
     def record(self) -> dict[str, Any]:
         """As `pack --json` prints it."""
@@ -128,14 +131,13 @@ class Outcome:
             "pack": str(self.pack),
             "plan": self.chosen.plan.record(),
             "candidates": [candidate.record(self.budget) for candidate in self.candidates],
+            "layers": [layer.record() for layer in self.layers],
             "seconds": round(self.seconds, 2),
         }
 
 
 def device_budget(budget: Budget, device: Device) -> Budget:
     """`budget` with the device's memory and storage as limits where none is set."""
-    from dataclasses import replace
-
     return replace(
         budget,
         ram_mib=budget.ram_mib if budget.ram_mib is not None else device.ram_mib,
@@ -156,8 +158,10 @@ class Bench:
         self.architecture = read_architecture(source.config)
         self.tokenizer = Tokenizer.of_folder(source.path)
         self.walk = LanguageWalk(self.architecture)
-        self._packs: dict[str, Path] = {}
-        self._qualities: dict[tuple[str, str, str], float] = {}
+        self.structures = Structures(self.walk, source)
+        self.layers: dict[tuple[str, str], tuple[Layer, ...]] = {}
+        self._packs: dict[tuple[str, str], Path] = {}
+        self._qualities: dict[tuple[str, str, str, str], float] = {}
 
     @cached_property
     def evaluation(self) -> TokenText:
@@ -190,17 +194,18 @@ class Bench:
         """Quality of the model as it came, computed in f32."""
         return quality(self.source.path, None, self.evaluation, self.window, self.scratch)
 
-    def pack(self, precision: str) -> Path:
-        """The candidate pack of `precision`, written when first asked for."""
-        if precision not in self._packs:
+    def pack(self, plan: Plan) -> Path:
+        """The candidate pack of `plan`, written when first asked for."""
+        key = plan.stored
+        if key not in self._packs:
             path = self.scratch / f"{len(self._packs)}.pack"
             if self.gguf is not None and self.gguf.kept:
                 kept = self.source.path if self.gguf.requantize is None else path
                 if kept == path:
                     self.gguf.write(path, origin=False)
-                self._packs[precision] = kept
+                self._packs[key] = kept
                 return kept
-            method = create_precision(precision)
+            method = self.structures.compression(*key)
             texts = None
             if method.needs:
                 length = min(CALIBRATION_LENGTH, self.architecture.context)
@@ -217,14 +222,15 @@ class Bench:
                     folder=self.scratch,
                 )
                 add_files(writer, self.source.path)
-                writer.finish({"architecture": self.source.config, "plan": Plan(precision).record()})
-            self._packs[precision] = path
-        return self._packs[precision]
+                writer.finish({"architecture": self.source.config, "plan": Plan(*key).record()})
+            self.layers[key] = layers_of(method)
+            self._packs[key] = path
+        return self._packs[key]
 
     def quality(self, plan: Plan) -> float:
-        key = (plan.precision, plan.activations, plan.cache_type)
+        key = (*plan.stored, plan.activations, plan.cache_type)
         if key not in self._qualities:
-            pack = self.pack(plan.precision)
+            pack = self.pack(plan)
             self._qualities[key] = quality(pack, plan, self.evaluation, self.window, self.scratch)
         return self._qualities[key]
 
@@ -232,10 +238,10 @@ class Bench:
         prompt = self.tokenizer.decode(self.evaluation.tokens[:PROMPT_CHARACTERS].tolist())[
             :PROMPT_CHARACTERS
         ]
-        return run_figures(self.pack(plan.precision), plan, prompt, SPEED_TOKENS)
+        return run_figures(self.pack(plan), plan, prompt, SPEED_TOKENS)
 
     def storage_mib(self, plan: Plan) -> float:
-        return (Pack.open(self.pack(plan.precision)).nbytes + RECORD_NBYTES) / MIB
+        return (Pack.open(self.pack(plan)).nbytes + RECORD_NBYTES) / MIB
 
 
 def pack_files(folder: Path) -> dict[str, bytes | Path]:
@@ -292,6 +298,14 @@ def pack_model(job: Job, tell: Callable[[str], None] = lambda text: None) -> Out
         for name, data in (gguf.files() if gguf else pack_files(source.path)).items()
         if name in TOKENIZER_FILES
     )
+    if gguf is not None and job.structure not in (None, NONE):
+        raise UserError(
+            f"{job.model} is a GGUF file, which is packed without a structure; pack the original checkpoint.",
+            field="structure",
+            given=job.structure,
+            nearest=NONE,
+        )
+    structures = Structures(walk, source)
     space = Space(
         architecture=walk.architecture,
         device=job.device,
@@ -302,17 +316,26 @@ def pack_model(job: Job, tell: Callable[[str], None] = lambda text: None) -> Out
         activations=job.activations,
         residency=job.residency,
         cache_type=job.cache_type,
+        structures=(full_structure(job.structure),),
+        compression=structures.compression,
     )
     what = f"{job.model} on {job.device.name}"
     kept = gguf if gguf is not None and gguf.kept else None
     candidates, noises = kept.predicted(space) if kept else predicted(space)
-    fitting = screened(candidates, budget, what)
+    try:
+        fitting = screened(candidates, budget, what)
+    except BudgetError:
+        if gguf is not None or job.structure is not None:
+            raise
+        more, noisier = predicted(replace(space, structures=OFFERED))
+        candidates, noises = [*candidates, *more], {**noises, **noisier}
+        fitting = screened(candidates, budget, what)
     plans = (
         [kept.memory_plan(job.work_ram_mib)]
         if kept
         else [
-            memory_plan(walk, create_precision(one), job.calibration_tokens, job.work_ram_mib)
-            for one in {candidate.plan.precision for candidate in fitting}
+            memory_plan(walk, structures.compression(*one), job.calibration_tokens, job.work_ram_mib)
+            for one in {candidate.plan.stored for candidate in fitting}
         ]
     )
     memory = max(plans, key=lambda plan: plan.total_bytes)
@@ -323,15 +346,16 @@ def pack_model(job: Job, tell: Callable[[str], None] = lambda text: None) -> Out
         reference = bench.reference()
         found, chosen = search(candidates, noises, budget, job.objective, reference, bench, clock, what, tell)
         write_pack(job, bench, budget, found, chosen, reference)
+        layers = bench.layers.get(chosen.plan.stored, ())
     seconds = time.monotonic() - begun
-    return Outcome(job.output, chosen, tuple(found), budget, job.objective, seconds, memory)
+    return Outcome(job.output, chosen, tuple(found), budget, job.objective, seconds, memory, layers)
 
 
 def write_pack(
     job: Job, bench: Bench, budget: Budget, found: list[Candidate], chosen: Candidate, reference: float
 ) -> None:
     """The chosen candidate's tensors under the name the user gave, with its measurements and report."""
-    pack = Pack.open(bench.pack(chosen.plan.precision))
+    pack = Pack.open(bench.pack(chosen.plan))
     assert chosen.quality is not None
     measurement = Measurement(
         quality=(
@@ -352,11 +376,14 @@ def write_pack(
         objective=job.objective,
         candidates=found,
         chosen=chosen,
+        layers=bench.layers.get(chosen.plan.stored, ()),
         facts=facts(job, bench, reference),
     )
     with PackWriter(job.output, expected_bytes=pack.nbytes) as writer:
         for name, entry in pack.tensors.items():
             writer.add_tensor(name, entry.kind, entry.shape, [pack.bytes(name)], entry.group, entry.layout)
+        for name, form in pack.forms.items():
+            writer.add_form(name, form)
         add_files(writer, bench.source.path)
         writer.add_file("report.html", page.encode())
         writer.finish(

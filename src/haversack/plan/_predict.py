@@ -14,7 +14,7 @@ from haversack.core.device import Device
 from haversack.core.roofline import Cost, energy_mj, seconds
 from haversack.models._architecture import Architecture
 from haversack.plan._candidates import OUTPUT_TOKENS
-from haversack.shrink._precision import StoredKind
+from haversack.shrink._precision import Stored
 
 MIB = 2**20
 PROMPT_TOKENS = 64  # the first output is predicted for a prompt of so many
@@ -31,22 +31,34 @@ CACHE_NOISE = {"f32": 0.0, "f16": 2e-8, "int8": 4e-5}
 class Sizes:
     """Bytes of a model as one precision stores it.
 
-    `blocks`: of each block; `output`: of the matrix that makes the logits; `weights`: of all tensors.
+    `blocks`: of each block; `output`: of the matrix that makes the logits; `weights`: of all tensors;
+    `products`: multiplications of a token in each block, fewer than weights where matrices are factored.
     """
 
     blocks: tuple[int, ...]
     output: int
     weights: int
+    products: tuple[int, ...]
 
     @classmethod
-    def of(cls, architecture: Architecture, kinds: Mapping[str, StoredKind]) -> Sizes:
+    def of(cls, architecture: Architecture, kinds: Mapping[str, Stored]) -> Sizes:
         """Of `architecture` with its tensors stored as `kinds`."""
         stored = {
             name: kinds[name].nbytes(shape[0] if len(shape) == 2 else 1, shape[-1])
             for name, shape in architecture.tensors().items()
         }
         blocks = tuple(sum(stored[name] for name in block.tensors()) for block in architecture.blocks)
-        return cls(blocks, stored[architecture.head.weight], sum(stored.values()))
+        products = tuple(
+            sum(products_of(kinds[one.weight], one.outputs, one.inputs) for one in block.matrices())
+            for block in architecture.blocks
+        )
+        return cls(blocks, stored[architecture.head.weight], sum(stored.values()), products)
+
+
+def products_of(stored: Stored, rows: int, columns: int) -> int:
+    """Multiplications of one input with a matrix [rows, columns] as it is stored."""
+    count = getattr(stored, "products", None)
+    return rows * columns if count is None else int(count(rows, columns))
 
 
 def bits_a_weight(architecture: Architecture, found: Sizes) -> float:
@@ -80,18 +92,17 @@ def token_costs(
     huge = residency == "copied"
     one_call = residency != "streamed"  # a block whose weights stay in memory: see run/_program.py
     costs = []
-    for block, nbytes in zip(architecture.blocks, found.blocks, strict=True):
-        linears = block.matrices()
-        operations = 2.0 * tokens * sum(linear.inputs * linear.outputs for linear in linears)
+    for block, nbytes, products in zip(architecture.blocks, found.blocks, found.products, strict=True):
+        operations = 2.0 * tokens * products
         calls = 1 if one_call else max(1, len(block.products()))
         stored = nbytes / calls if residency == "streamed" else 0.0
         costs.append(Cost("products", nbytes / calls, operations / calls, arithmetic, calls, stored, huge))
         attention = block.attention
         if attention is not None:
             seen = held if attention.window is None else min(held, attention.window)
-            products = 4.0 * tokens * seen * attention.heads * attention.head_width
+            meetings = 4.0 * tokens * seen * attention.heads * attention.head_width
             read = architecture.cache_nbytes(seen, cache_type) / len(architecture.blocks)
-            costs.append(Cost("attention", read, products, "f32"))
+            costs.append(Cost("attention", read, meetings, "f32"))
         small = 1 if one_call else SMALL_CALLS - 1
         costs.append(Cost("small", 128.0 * tokens * architecture.width / small, 0.0, "f32", small))
     head = 2.0 * architecture.width * architecture.vocabulary

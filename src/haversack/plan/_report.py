@@ -10,6 +10,7 @@ from typing import Any
 from haversack.core.budget import Budget
 from haversack.core.device import Device
 from haversack.plan._candidates import Candidate, front, ranked
+from haversack.shrink.structure._packed import Layer
 
 WIDTH, HEIGHT = 760, 360
 LEFT, RIGHT, TOP, BOTTOM = 64, 20, 18, 46
@@ -117,8 +118,11 @@ def report_html(
     candidates: Sequence[Candidate],
     chosen: Candidate,
     facts: Sequence[tuple[str, str]],
+    layers: Sequence[Layer] = (),
 ) -> str:
-    """The page. `facts` are labelled lines below the table (texts, machine, seeds, version)."""
+    """The page. `facts` are labelled lines below the table (texts, machine, seeds, version); `layers` what a
+    structure method did to each matrix.
+    """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -153,6 +157,7 @@ def report_html(
             }
             for one in order[:MOST_ROWS]
         ],
+        layers=layers,
         left_out=max(0, len(order) - MOST_ROWS),
         picture=picture(candidates, budget, chosen),
         facts=list(facts),

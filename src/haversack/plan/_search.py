@@ -74,13 +74,13 @@ def order_of_measuring(candidates: Sequence[Candidate], objective: str) -> list[
     By the objective, but taking turns between methods and bits, so that the effort shows something of every
     kind: the best of each, then the next pack of each, then other ways to run those packs, then what is left.
     """
-    packs: dict[str, list[Candidate]] = {}
+    packs: dict[tuple[str, str], list[Candidate]] = {}
     order = ranked(candidates, objective)
     for candidate in order:
-        packs.setdefault(candidate.plan.precision, []).append(candidate)
-    families: dict[tuple[str, int], list[list[Candidate]]] = {}
-    for precision, ways in packs.items():
-        family = (precision.partition(":")[0], round(ways[0].bits / 2))
+        packs.setdefault(candidate.plan.stored, []).append(candidate)
+    families: dict[tuple[str, str, int], list[list[Candidate]]] = {}
+    for (precision, structure), ways in packs.items():
+        family = (precision.partition(":")[0], structure, round(ways[0].bits / 2))
         families.setdefault(family, []).append(variants(ways))
     turns = [pack for turn in zip_longest(*families.values()) for pack in turn if pack is not None]
     first = [way for turn in zip_longest(*turns) for way in turn if way is not None]

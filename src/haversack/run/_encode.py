@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from haversack.kernels import CacheLayer, Visible, attention, gate, matmul
+from haversack.kernels import CacheLayer, Visible, attention, gate
 from haversack.models._architecture import Attention, Linear
 from haversack.models.language._encoder import EncoderArchitecture
 from haversack.run._forward import Forward
-from haversack.run._products import F32, Tap, normalize
+from haversack.run._products import F32, Tap, normalize, product
 from haversack.run._step import Step
-from haversack.run._weights import FLOAT_KINDS, Weights, embedding_rows
+from haversack.run._weights import Weights, embedding_rows
 
 I32 = npt.NDArray[np.int32]
 
@@ -133,9 +133,9 @@ class EncoderForward:
         if tap is not None:
             tap(linear.weight, x)
         matrix: Any = weights[linear.weight]
-        kind = "f32" if matrix.kind in FLOAT_KINDS else self.activations
         bias = None if linear.bias is None else weights[linear.bias]
-        out: F32 = matmul(x, matrix, activations=kind, bias=bias)
+        out = np.empty((len(x), linear.outputs), np.float32)
+        product(x, matrix, out, self.activations, bias)
         return out
 
 

@@ -26,6 +26,7 @@ from haversack.run._encoder_source import EncoderModel, open_encoder
 from haversack.run._encoder_weights import RESIDENCIES, load, planned_weights
 from haversack.run._memory import BASE_MIB, predicted_tokenizer_nbytes
 from haversack.run._pooling import Pooling, normalized, pool
+from haversack.run._weights import kinds_of
 
 F32 = npt.NDArray[np.float32]
 Text = str | tuple[str, str]
@@ -108,8 +109,9 @@ class Encoder:
         from haversack import kernels
 
         source, plan = self.model.source, self.model.plan
-        kinds = sorted({source.tensors[linear.weight].kind for linear in self.architecture.matrices()})
-        layouts = {self.weights[linear.weight].layout for linear in self.architecture.matrices()}
+        matrices = [linear.weight for linear in self.architecture.matrices()]
+        kinds = kinds_of(source, matrices)
+        layouts = {getattr(self.weights[name], "layout", "in parts") for name in matrices}
         return {
             "precision": str(plan.get("precision") or f"as stored ({', '.join(kinds)})"),
             "residency": self.residency,

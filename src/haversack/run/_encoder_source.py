@@ -19,6 +19,7 @@ from haversack.core.pack import Pack, TensorEntry, TensorSource
 from haversack.models._tokenizer import Tokenizer
 from haversack.models.language import is_encoder, read_encoder
 from haversack.models.language._encoder import EncoderArchitecture
+from haversack.run._forms import forms_of, require_whole, stored_names
 from haversack.run._pooling import Pooling, read_pooling
 from haversack.run._source import open_source
 from haversack.run._weights import check_tensors
@@ -31,9 +32,17 @@ class Renamed:
         self.source = source
         self.path = source.path
         self.files = source.files
-        self._names = names
+        held = forms_of(source)
+        self.forms = {name: held[old] for name, old in names.items() if old in held}
+        self._names = {
+            stored: f"{old}{stored.removeprefix(name)}"
+            for name, old in names.items()
+            for stored in stored_names(self, [name])
+        }
         self.tensors: dict[str, TensorEntry] = {
-            name: msgspec.structs.replace(source.tensors[old], name=name) for name, old in names.items()
+            name: msgspec.structs.replace(source.tensors[old], name=name)
+            for name, old in self._names.items()
+            if old in source.tensors
         }
 
     def bytes(self, name: str) -> memoryview:
@@ -125,7 +134,8 @@ def aligned(source: TensorSource, architecture: EncoderArchitecture) -> tuple[Re
 
     A pooler that only serves the pooled output may be absent; half of one is damage.
     """
-    held = source.tensors
+    require_whole(source)
+    held: dict[str, Any] = {**source.tensors, **forms_of(source)}
     if architecture.pooler is not None and (architecture.head is None or architecture.head.dense is None):
         names = [name for name, _ in architecture.pooler.tensors()]
         if not any(_found(name, architecture, held) for name in names):

@@ -19,7 +19,8 @@ from haversack.core.errors import DamagedFileError
 from haversack.core.pack import TensorEntry, TensorSource
 from haversack.kernels import Matrix, interleave_rows, interleaved_nbytes
 from haversack.models.language._encoder import EncoderArchitecture
-from haversack.run._weights import FLOAT_KINDS, bind, nbytes
+from haversack.run._forms import assemble, forms_of, stored_names
+from haversack.run._weights import FLOAT_KINDS, MATRIX_KINDS, nbytes, tensor
 
 Array = npt.NDArray[Any]
 
@@ -32,8 +33,9 @@ PIECE = 12 << 20
 
 def load(source: TensorSource, architecture: EncoderArchitecture, residency: str) -> dict[str, Any]:
     """The architecture's tensors as kernels take them."""
-    copied = _copied(architecture) if residency == "copied" else []
-    found = bind(source, (name for name in architecture.tensors() if name not in copied))
+    copied = _copied(source, architecture) if residency == "copied" else []
+    others = [name for name in stored_names(source, architecture.tensors()) if name not in set(copied)]
+    found = {name: tensor(source.tensors[name], source.bytes(name)) for name in others}
     sizes = [_held(source.tensors[name]) for name in copied]
     memory = huge_memory(sum(sizes))
     at = 0
@@ -46,7 +48,7 @@ def load(source: TensorSource, architecture: EncoderArchitecture, residency: str
         else:
             found[name] = _moved(read, memory[at : at + read.nbytes])
         at += size
-    return found
+    return assemble(forms_of(source), found)
 
 
 def planned_weights(
@@ -56,9 +58,9 @@ def planned_weights(
     everything = architecture.tensors()
     if residency == "mapped":
         return (("weights, mapped", nbytes(source, everything)),)
-    copied = _copied(architecture)
+    copied = _copied(source, architecture)
     held = [_held(source.tensors[name]) for name in copied]
-    rest = nbytes(source, [name for name in everything if name not in copied])
+    rest = nbytes(source, everything) - nbytes(source, copied)
     return (
         ("weights, copied", sum(held) + HUGE),
         ("embeddings, mapped", rest),
@@ -66,10 +68,14 @@ def planned_weights(
     )
 
 
-def _copied(architecture: EncoderArchitecture) -> list[str]:
-    """Names of the matrices that multiply, but for an embedding that is also the output."""
+def _copied(source: TensorSource, architecture: EncoderArchitecture) -> list[str]:
+    """Names of the matrices that multiply (or are parts of one that does), but for an embedding that is also
+    the output.
+    """
     names = dict.fromkeys(linear.weight for linear in architecture.matrices())
-    return [name for name in names if name != architecture.embedding]
+    stored = stored_names(source, (name for name in names if name != architecture.embedding))
+    entries = ((name, source.tensors[name]) for name in stored)
+    return [name for name, entry in entries if len(entry.shape) == 2 and entry.kind in MATRIX_KINDS]
 
 
 def _held(entry: TensorEntry) -> int:

@@ -29,7 +29,7 @@ from haversack.run._source import Model, open_model
 from haversack.run._step import Mask, checked_positions, is_linear, split
 from haversack.run._switch import read_across
 from haversack.run._units import aside_nbytes
-from haversack.run._weights import F32, check_tensors, nbytes
+from haversack.run._weights import F32, check_tensors, kinds_of, nbytes
 
 I32 = npt.NDArray[np.int32]
 WANTS = ("last", "all", "none", "hidden")
@@ -147,8 +147,7 @@ class Engine:
         """One choice per slot, and the types that numbers travel in."""
         from haversack import kernels
 
-        stored = {linear.weight for linear in self.architecture.matrices()}
-        kinds = sorted({self.model.source.tensors[name].kind for name in stored})
+        kinds = kinds_of(self.model.source, [linear.weight for linear in self.architecture.matrices()])
         return {
             "precision": str(self.model.plan.get("precision") or f"as stored ({', '.join(kinds)})"),
             **self.slots.record(),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from haversack.kernels import layer_norm, matmul, matmul_many, rms_norm
+from haversack.kernels import Matrix, layer_norm, matmul, matmul_many, rms_norm
 from haversack.models._architecture import HeadNorm, Linear, Norm
 from haversack.run._weights import FLOAT_KINDS, Weights
 
@@ -56,12 +56,12 @@ def multiply(
     if any(linear.bias is not None for linear in linears):
         biases = [None if linear.bias is None else weights[linear.bias] for linear in linears]
     types = {activations_of(matrix, activations) for matrix in matrices} if activations != "f32" else {"f32"}
-    if len(types) == 1 and len(matrices) > 1:
+    plain = all(type(matrix) is Matrix for matrix in matrices)
+    if plain and len(types) == 1 and len(matrices) > 1:
         matmul_many(x, matrices, activations=types.pop(), out=outs, bias=biases)
         return
     for index, matrix in enumerate(matrices):
-        bias = None if biases is None else biases[index]
-        matmul(x, matrix, activations=activations_of(matrix, activations), out=outs[index], bias=bias)
+        product(x, matrix, outs[index], activations, None if biases is None else biases[index])
 
 
 def multiply_add(
@@ -70,9 +70,19 @@ def multiply_add(
     """hidden [n, outputs] += x [n, inputs] times `linear`, plus its bias."""
     if tap is not None:
         tap(linear.weight, x)
-    matrix = weights[linear.weight]
     bias = None if linear.bias is None else weights[linear.bias]
-    matmul(x, matrix, activations=activations_of(matrix, activations), out=hidden, add=hidden, bias=bias)
+    product(x, weights[linear.weight], hidden, activations, bias, add=True)
+
+
+def product(
+    x: F32, matrix: Any, out: F32, activations: str, bias: F32 | None = None, *, add: bool = False
+) -> None:
+    """out [n, rows] = x [n, columns] times a matrix or a form, plus what `out` held if `add`, plus `bias`."""
+    if type(matrix) is not Matrix:
+        matrix.multiply(x, out, activations=activations, add=add, bias=bias)
+        return
+    kind = activations_of(matrix, activations)
+    matmul(x, matrix, activations=kind, out=out, add=out if add else None, bias=bias)
 
 
 def activations_of(matrix: Any, activations: str) -> str:

@@ -13,7 +13,7 @@ from dataclasses import fields
 from functools import cache
 from typing import Any
 
-from haversack.kernels import CacheLayer, PoolLayer
+from haversack.kernels import CacheLayer, Matrix, PoolLayer
 from haversack.kernels.program import Program, workspace
 from haversack.models._architecture import Architecture, Attention, Block, Branch, FeedForward, Linear, Norm
 from haversack.run._products import F32, activations_of
@@ -30,6 +30,8 @@ _KNOWN = {
     Linear: "weight inputs outputs bias",
     Norm: "weight width eps kind offset bias",
 }
+LEFT_OUT = object()
+"""In the place of a block's program where `layers/` must run it."""
 HIDDEN = 0
 """The buffer that a step's hidden states are."""
 
@@ -63,6 +65,8 @@ class Programs:
         program = weights.programs.get(self)
         if program is None:
             program = weights.programs[self] = self._make(block, weights)
+        if program is LEFT_OUT:
+            return False
         attention = block.attention
         if attention is None:
             return bool(program.run(hidden, None, None, None, 0, 0, None, None))
@@ -93,9 +97,12 @@ class Programs:
                 self._buffers.setdefault(name, len(self._buffers))
 
     def _make(self, block: Block, weights: Weights) -> Any:
+        if not all(_has_steps(weights[linear.weight]) for linear in block.matrices()):
+            return LEFT_OUT
         attention = block.attention
         heads, width = (1, 1) if attention is None else (attention.key_value_heads, attention.head_width)
-        maker = _Maker(Program(self._space, heads, width), weights, self.activations, self._buffers)
+        program = Program(self._space, heads, width)
+        maker = _Maker(program, weights, self.activations, self._buffers, self._space)
         maker.block(block)
         return maker.program
 
@@ -104,9 +111,15 @@ class _Maker:
     """Appends the kernel calls of a block to `program`."""
 
     def __init__(
-        self, program: Any, weights: Weights, activations: str, buffers: dict[tuple[str, int], int]
+        self,
+        program: Any,
+        weights: Weights,
+        activations: str,
+        buffers: dict[tuple[str, int], int],
+        space: Any,
     ) -> None:
         self.program, self.weights, self.activations, self.buffers = program, weights, activations, buffers
+        self.space = space
 
     def block(self, block: Block) -> None:
         width = next(width for (_, width), number in self.buffers.items() if number == HIDDEN)
@@ -138,6 +151,11 @@ class _Maker:
     def products(self, x: int, linears: tuple[Linear, ...], outs: list[int], add: bool = False) -> None:
         """Products of one input; those whose inputs have one type go together."""
         matrices = [self.weights[linear.weight] for linear in linears]
+        if not all(type(matrix) is Matrix for matrix in matrices):
+            for matrix, linear, out in zip(matrices, linears, outs, strict=True):
+                bias = None if linear.bias is None else self.weights[linear.bias]
+                self.product(x, matrix, out, bias, add)
+            return
         types = [activations_of(matrix, self.activations) for matrix in matrices]
         for start in [i for i in range(len(types)) if i == 0 or types[i] != types[i - 1]]:
             stop = start
@@ -145,6 +163,20 @@ class _Maker:
                 stop += 1
             biases = [None if one.bias is None else self.weights[one.bias] for one in linears[start:stop]]
             self.program.products(x, matrices[start:stop], outs[start:stop], biases, add, types[start])
+
+    def product(self, x: int, matrix: Any, out: int, bias: F32 | None, add: bool) -> None:
+        """The product with one matrix, or the steps of a form."""
+        if type(matrix) is Matrix:
+            kind = activations_of(matrix, self.activations)
+            self.program.products(x, [matrix], [out], [bias], add, kind)
+        else:
+            matrix.append(self, x, out, bias, add)
+
+    def buffer(self, name: str, width: int) -> int:
+        """The buffer `name` of `width` numbers a row, made when first asked for."""
+        if (name, width) not in self.buffers:
+            self.buffers[name, width] = self.space.append(width)
+        return self.buffers[name, width]
 
     def attention(self, layer: Attention, x: int, out: int) -> None:
         names = ("query", layer.query), ("key", layer.key), ("value", layer.value)
@@ -177,6 +209,11 @@ class _Maker:
             self.program.gate(gate, up, gate, layer.activation)
             inner = gate
         self.products(inner, (layer.down,), [out], add=out == HIDDEN)
+
+
+def _has_steps(weight: Any) -> bool:
+    """True for a matrix, and for a form that says what it does in a program."""
+    return type(weight) is Matrix or hasattr(weight, "append")
 
 
 def _understood(block: Block) -> bool:

@@ -18,6 +18,7 @@ from haversack.models._checkpoint import checkpoint
 from haversack.models._gguf import GgufModel, is_gguf
 from haversack.models._tokenizer import Tokenizer
 from haversack.models.language import is_encoder, read_architecture
+from haversack.run._forms import require_whole
 
 ADVICE = "give a pack, a checkpoint folder or a bundled model"
 
@@ -113,6 +114,7 @@ def _of_pack(pack: Pack) -> Model:
             given=pack.record.kind,
             nearest="language",
         )
+    require_whole(pack)
     architecture = read_architecture(pack.record.architecture)
     plan = dict(pack.record.plan)
     activations = str(plan.get("activations") or pack.record.activations)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from haversack.core.pack import TensorEntry, TensorSource
-from haversack.models._architecture import Architecture
+from haversack.models._architecture import Architecture, Block
 from haversack.models._checkpoint import Turned, extent
 from haversack.models._rearranged import Rearranged
+from haversack.run._forms import Entry, forms_of, stored_names
 from haversack.run._weights import row_span
 
 PAGE = 4096
@@ -28,10 +30,13 @@ class Range:
 
 @dataclass(frozen=True)
 class Unit:
-    """A block's matrices, or rows from `first_row` of the output matrix."""
+    """A block's matrices, or rows from `first_row` of the output matrix; `forms` are those of the matrices
+    that are read in parts.
+    """
 
     ranges: tuple[Range, ...]
     first_row: int = 0
+    forms: Mapping[str, Entry] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -59,7 +64,7 @@ def aside_nbytes(source: TensorSource, architecture: Architecture) -> int:
     tensors = source.tensors
     fixed = sum(tensors[name].nbytes for name in resident(architecture) if len(tensors[name].shape) == 2)
     copies = [
-        sum(copied_nbytes(tensors[linear.weight]) for linear in block.matrices())
+        sum(copied_nbytes(tensors[name]) for name in _matrices(source, block))
         for block in architecture.blocks
     ]
     return fixed + 2 * max(copies, default=0)
@@ -67,8 +72,12 @@ def aside_nbytes(source: TensorSource, architecture: Architecture) -> int:
 
 def model_units(source: TensorSource, architecture: Architecture) -> list[Unit]:
     """One unit for each block, then the output matrix in parts about as large as the largest block."""
+    forms = forms_of(source)
     units = [
-        Unit(_ranges([source.tensors[linear.weight] for linear in block.matrices()]))
+        Unit(
+            _ranges([source.tensors[name] for name in _matrices(source, block)]),
+            forms={one.weight: forms[one.weight] for one in block.matrices() if one.weight in forms},
+        )
         for block in architecture.blocks
     ]
     most = max([SMALLEST_PART, *(unit.nbytes for unit in units)])
@@ -83,6 +92,11 @@ def model_units(source: TensorSource, architecture: Architecture) -> list[Unit]:
     return units
 
 
+def _matrices(source: TensorSource, block: Block) -> list[str]:
+    """The tensors that the matrices of `block` are stored in."""
+    return list(stored_names(source, (linear.weight for linear in block.matrices())))
+
+
 def _ranges(entries: list[TensorEntry]) -> tuple[Range, ...]:
     """`entries` as few reads, in order of their place in the files."""
     groups: list[list[TensorEntry]] = []
@@ -95,6 +109,6 @@ def _ranges(entries: list[TensorEntry]) -> tuple[Range, ...]:
     found = []
     for group in groups:
         start, end = group[0].offset, group[-1].offset + extent(group[-1])
-        parts = tuple((e, e.offset - start, extent(e), e.shape[0]) for e in group)
+        parts = tuple((e, e.offset - start, extent(e), e.shape[0] if e.shape else 1) for e in group)
         found.append(Range(group[0].file, start, end - start, parts))
     return tuple(found)

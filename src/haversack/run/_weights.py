@@ -12,18 +12,22 @@ import numpy.typing as npt
 from haversack.core.errors import DamagedFileError, UserError, nearest_name
 from haversack.core.pack import TensorEntry, TensorSource
 from haversack.kernels import Matrix
-from haversack.models._architecture import Architecture
+from haversack.models._architecture import Architecture, Linear
 from haversack.models._checkpoint import Checkpoint, Turned, upright
 from haversack.models._rearranged import Rearranged, put_in_order
+from haversack.run._forms import assemble, check_forms, forms_of, stored_names
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
 Weights = Mapping[str, Any]
-"""Tensor name -> `kernels.Matrix` for what multiplies, f32 array for norms and biases."""
+"""Tensor name -> `kernels.Matrix` (or a form, see _forms.py) for what multiplies, f32 array for norms and
+biases.
+"""
 Bytes = Callable[[TensorEntry], Any]
 
 FLOAT_KINDS = ("f32", "f16", "bf16")
 MATRIX_KINDS = ("f32", "f16", "bf16", "int8", "int4")
+WHOLE_NUMBERS = {"i32": "<i4", "u8": "u1"}
 
 
 class Steady(dict[str, Any]):
@@ -46,7 +50,11 @@ def check_tensors(source: TensorSource, architecture: Architecture) -> None:
     needed = architecture.tensors() if view is None else view.held
     held = source.tensors if view is None else view.source.tensors
     alone = view is None or not architecture.parts
+    forms = forms_of(source)
+    check_forms(source, {one.weight: (one.outputs, one.inputs) for one in inner_matrices(architecture)})
     for name, shape in needed.items():
+        if name in forms:
+            continue
         entry = held.get(name)
         if entry is None:
             nearest = nearest_name(name, held)
@@ -77,8 +85,19 @@ def check_tensors(source: TensorSource, architecture: Architecture) -> None:
             )
 
 
+def inner_matrices(architecture: Any) -> list[Linear]:
+    """The matrices that may have a form: those of blocks, and an encoder's pooler and dense layer."""
+    found: list[Linear] = [linear for block in architecture.blocks for linear in block.matrices()]
+    ends = (getattr(architecture, "pooler", None), getattr(architecture.head, "dense", None))
+    return found + [linear for linear in ends if linear is not None]
+
+
 def tensor(entry: TensorEntry, data: Any) -> Any:
-    """The tensor `entry` over its bytes `data`: a Matrix (no copy) or an f32 vector (a copy)."""
+    """The tensor `entry` over its bytes `data`: a Matrix (no copy) or an f32 vector (a copy); parts of forms
+    in i32 and u8 are arrays (no copy).
+    """
+    if entry.kind in WHOLE_NUMBERS:
+        return np.frombuffer(data, WHOLE_NUMBERS[entry.kind]).reshape(entry.shape)
     if len(entry.shape) == 2:
         rows, columns = entry.shape
         return Matrix.from_bytes(entry.kind, (rows, columns), entry.group, entry.layout, data)
@@ -94,12 +113,21 @@ def _vector(kind: str, data: Any) -> F32:
 def bind(source: TensorSource, names: Iterable[str], data: Bytes | None = None) -> dict[str, Any]:
     """The tensors `names` of `source` as `Weights`; `data` gives a tensor's bytes (default: mapped)."""
     read = data or (lambda entry: source.bytes(entry.name))
-    return {name: tensor(source.tensors[name], read(source.tensors[name])) for name in names}
+    stored = stored_names(source, names)
+    found = {name: tensor(source.tensors[name], read(source.tensors[name])) for name in stored}
+    return assemble(forms_of(source), found)
 
 
 def nbytes(source: TensorSource, names: Iterable[str]) -> int:
     """Bytes of the tensors `names` as they are held."""
-    return sum(source.tensors[name].nbytes for name in names)
+    return sum(source.tensors[name].nbytes for name in stored_names(source, names))
+
+
+def kinds_of(source: TensorSource, names: Iterable[str]) -> list[str]:
+    """The kinds that the matrices `names` are stored in, each once, with the form of those that have one."""
+    forms = forms_of(source)
+    stored = {source.tensors[name].kind for name in stored_names(source, names)}
+    return sorted(stored) + sorted({str(forms[name]["form"]) for name in names if name in forms})
 
 
 def embedding_rows(table: Matrix, tokens: I32) -> F32:

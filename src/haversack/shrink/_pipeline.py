@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +23,17 @@ from haversack.core.memory import MemoryPlan, give_back_freed
 from haversack.core.pack import PackWriter, TensorSource
 from haversack.core.progress import Progress
 from haversack.kernels import Matrix
+from haversack.run._forms import bound
 from haversack.shrink._activations import IN_MEMORY_MIB, Activations
-from haversack.shrink._precision import HessianSum, InputStatistics, Precision, StoredKind
+from haversack.shrink._precision import (
+    Compressed,
+    Formed,
+    HessianSum,
+    InputStatistics,
+    Precision,
+    Stored,
+    StoredKind,
+)
 from haversack.shrink._rounding import F32
 from haversack.shrink._source import read_rows, read_tensor
 
@@ -88,12 +97,13 @@ class Policy:
             raise not_allowed("embedding", self.embedding, ("f16", "f32", "int8"))
 
 
+ARRAY_KINDS = {"float32": "f32", "int32": "i32", "uint8": "u8"}
 BITS = {"f32": 32, "f16": 16, "bf16": 16, "int8": 8, "int4": 4}
 
 
-def stored_kinds(walk: Walk, precision: Precision, policy: Policy) -> dict[str, StoredKind]:
+def stored_kinds(walk: Walk, precision: Precision, policy: Policy) -> dict[str, Stored]:
     """How each tensor will be stored, in the order of the file: the planner's sizes come from here too."""
-    kinds: dict[str, StoredKind] = {}
+    kinds: dict[str, Stored] = {}
     shape = _matrix_shape(walk, walk.output)
     natural = precision.stored(*shape)
     output = natural
@@ -104,7 +114,7 @@ def stored_kinds(walk: Walk, precision: Precision, policy: Policy) -> dict[str, 
     for block in range(walk.blocks):
         for name in walk.names(block):
             matrix = walk.is_matrix(name)
-            kinds[name] = precision.stored(*_matrix_shape(walk, name)) if matrix else StoredKind("f32")
+            kinds[name] = _stored(walk, precision, name) if matrix else StoredKind("f32")
     for name in walk.last:
         kinds[name] = _kind_outside(walk, name, natural, policy)
     if walk.output != walk.embedding:
@@ -112,7 +122,14 @@ def stored_kinds(walk: Walk, precision: Precision, policy: Policy) -> dict[str, 
     return kinds
 
 
-def _kind_outside(walk: Walk, name: str, natural: StoredKind, policy: Policy) -> StoredKind:
+def _stored(walk: Walk, precision: Precision, name: str) -> Stored:
+    named = getattr(precision, "stored_as", None)
+    shape = _matrix_shape(walk, name)
+    found: Stored = precision.stored(*shape) if named is None else named(name, *shape)
+    return found
+
+
+def _kind_outside(walk: Walk, name: str, natural: Stored, policy: Policy) -> StoredKind:
     """How a tensor outside the blocks is stored: vectors in f32; an embedding as the policy says, a
     projection in f16, or both as the blocks where these stay float.
     """
@@ -124,7 +141,7 @@ def _kind_outside(walk: Walk, name: str, natural: StoredKind, policy: Policy) ->
     return StoredKind("f16" if projects else policy.embedding)
 
 
-def stored_nbytes(walk: Walk, kinds: Mapping[str, StoredKind]) -> int:
+def stored_nbytes(walk: Walk, kinds: Mapping[str, Stored]) -> int:
     """Bytes of all tensors in `kinds`, scales and padding included."""
     total = 0
     for name, kind in kinds.items():
@@ -157,23 +174,19 @@ def memory_plan(walk: Walk, precision: Precision, tokens: int, work_ram_mib: flo
         ),
         default=0,
     )
-    widest = max(
-        (
-            walk.shape(name)[1]
-            for block in range(walk.blocks)
-            for name in walk.names(block)
-            if walk.is_matrix(name)
-        ),
-        default=0,
-    )
+    inside = [name for block in range(walk.blocks) for name in walk.names(block) if walk.is_matrix(name)]
+    widest = max((walk.shape(name)[1] for name in inside), default=0)
     ends = max(4 * int(np.prod(walk.shape(name))) for name in (walk.embedding, walk.output))
     hessians = 2 * 4 * widest * widest if precision.needs else 0
+    working = getattr(precision, "working_nbytes", None)
+    factored = [] if working is None else [working(*_matrix_shape(walk, name)) for name in inside]
     states = min(4 * tokens * walk.width, IN_MEMORY_MIB << 20) if precision.needs else 0
     lines = [
         ("a block in f32, twice", 2 * max(largest, ends)),
         ("statistics of its widest input", hessians),
         ("hidden states of the calibration text", states),
         ("program and buffers", PROCESS_MIB << 20),
+        *([("factors of its largest matrix", max(factored))] if factored else []),
     ]
     plan = MemoryPlan(tuple(lines))
     if work_ram_mib is not None and plan.total_mib > work_ram_mib:
@@ -249,7 +262,7 @@ def compress(
         for name in walk.first:
             _write_rows(source, writer, name, kinds[name])
         for block in range(walk.blocks):
-            _compress_block(source, walk, block, precision, kinds, states, writer)
+            _compress_block(source, walk, block, precision, states, writer)
             if bar is not None:
                 bar.advance()
     for name in walk.last:
@@ -266,7 +279,6 @@ def _compress_block(
     walk: Walk,
     block: int,
     precision: Precision,
-    kinds: Mapping[str, StoredKind],
     states: Activations,
     writer: PackWriter,
 ) -> None:
@@ -282,10 +294,9 @@ def _compress_block(
         inputs = statistics_of(walk, block, weights, group[0], states) if len(states) else None
         found = precision.quantize({name: plain[name] for name in group}, inputs)
         for name in group:
-            weights[name] = matrix = found[name].packed()
-            _write_matrix(writer, name, found[name].kind, matrix)
+            weights[name] = write_compressed(writer, name, walk.shape(name), found[name])
             del plain[name]
-        del inputs, found, matrix
+        del inputs, found
         give_back_freed()
     for index in range(len(states)):
         after = walk.run(block, states.read(index), weights, None)
@@ -299,7 +310,7 @@ def _compress_block(
         states.write(index, after)
 
 
-def _write_rows(source: TensorSource, writer: PackWriter, name: str, kind: StoredKind) -> None:
+def _write_rows(source: TensorSource, writer: PackWriter, name: str, kind: Stored) -> None:
     """Store a matrix that is not fitted to inputs, an embedding or the output matrix, some rows at a time."""
     from haversack.shrink.precision.keep import Keep
     from haversack.shrink.precision.round_to_nearest import RoundToNearest
@@ -321,8 +332,32 @@ def _write_rows(source: TensorSource, writer: PackWriter, name: str, kind: Store
     writer.add_tensor(name, kind.kind, (rows, columns), pieces(), kind.group, layout)
 
 
-def _write_matrix(writer: PackWriter, name: str, kind: StoredKind, matrix: Matrix) -> None:
+def write_compressed(
+    writer: PackWriter, name: str, shape: tuple[int, ...], found: Compressed | Formed
+) -> Any:
+    """Store what a method made of the matrix `name`, whole or in its parts; returns what multiplies."""
+    form: Mapping[str, Any] | None = getattr(found, "form", None)
+    if form is None:
+        return _write_matrix(writer, name, cast(Compressed, found))
+    entry = {**form, "shape": list(shape)}
+    tensors: dict[str, Any] = {}
+    for part, value in cast(Formed, found).parts().items():
+        at = f"{name}.{part}"
+        if isinstance(value, np.ndarray):
+            kind = ARRAY_KINDS[value.dtype.name]
+            writer.add_tensor(at, kind, value.shape, [np.ascontiguousarray(value).data])
+            tensors[at] = value
+        else:
+            tensors[at] = _write_matrix(writer, at, value)
+    writer.add_form(name, entry)
+    return bound(name, entry, tensors)
+
+
+def _write_matrix(writer: PackWriter, name: str, found: Compressed) -> Matrix:
+    matrix = found.packed()
+    kind = found.kind
     writer.add_tensor(name, kind.kind, matrix.shape, [matrix.data], kind.group, matrix.layout)
+    return matrix
 
 
 def _write_vector(writer: PackWriter, name: str, values: F32) -> None:

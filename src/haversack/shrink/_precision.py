@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,6 +102,20 @@ class Kept:
         return Matrix.from_array(self.values, self.kind.kind)
 
 
+class Stored(Protocol):
+    """How a matrix is stored: a StoredKind, or several parts whose bytes are added up."""
+
+    @property
+    def kind(self) -> str:
+        """That of most of its numbers."""
+
+    @property
+    def group(self) -> int | None: ...
+
+    def nbytes(self, rows: int, columns: int) -> int:
+        """Bytes of a stored matrix [rows, columns], scales and padding included."""
+
+
 class Compressed(Protocol):
     """What a method gives back for a matrix: its stored kind, and the matrix in the kernels' layout."""
 
@@ -109,6 +123,19 @@ class Compressed(Protocol):
     def kind(self) -> StoredKind: ...
 
     def packed(self) -> Matrix: ...
+
+
+class Formed(Protocol):
+    """What a method gives back for a matrix that is stored as several parts; see run/_forms.py.
+
+    `form` holds `form`, the name of a file of run/forms/, and the fields that it asks for (but the shape).
+    """
+
+    @property
+    def form(self) -> Mapping[str, Any]: ...
+
+    def parts(self) -> Mapping[str, Compressed | NDArray[Any]]:
+        """Part -> matrix, or array of f32, i32 or u8, in order of use."""
 
 
 class Precision(Protocol):
@@ -120,8 +147,12 @@ class Precision(Protocol):
     name: ClassVar[str]
     needs: ClassVar[frozenset[str]]
 
-    def stored(self, rows: int, columns: int) -> StoredKind:
-        """How a matrix [rows, columns] will be stored; the planner predicts sizes from it."""
+    def stored(self, rows: int, columns: int) -> Stored:
+        """How a matrix [rows, columns] will be stored; the planner predicts sizes from it.
+
+        A method that treats matrices by their names has `stored_as(name, rows, columns)` too, which is asked
+        for the matrices of blocks.
+        """
 
     def noise(self) -> float:
         """Expected squared weight error over the weights' mean square; the planner guesses lost quality by
@@ -130,7 +161,7 @@ class Precision(Protocol):
 
     def quantize(
         self, weights: Mapping[str, F32], inputs: InputStatistics | None
-    ) -> Mapping[str, Compressed]:
+    ) -> Mapping[str, Compressed | Formed]:
         """Compress matrices f32 [rows, columns] of one input; `inputs` is None when `needs` is empty."""
 
 

@@ -15,6 +15,7 @@ from haversack.core.errors import MissingExtraError
 from haversack.kernels import Matrix
 from haversack.kernels._matrix import unpack_integers
 from haversack.models._architecture import Linear, Norm
+from haversack.run._forms import chain, forms_of
 from haversack.run._source import Model
 from haversack.run._weights import FLOAT_KINDS
 from haversack.run.export._tensors import DTYPES, as_kind, matrices, numbers, vector
@@ -112,7 +113,15 @@ class Graph:
         return str(self._stored[key])
 
     def linear(self, x: str, layer: Linear) -> str:
-        """x [n, inputs] times the matrix, plus its bias: [n, outputs]."""
+        """x [n, inputs] times the matrix, plus its bias: [n, outputs]; a matrix in parts as a chain of them.
+
+        Raises UserError for a form that is no chain of matrices.
+        """
+        entry = forms_of(self.source).get(layer.weight)
+        if entry is not None:
+            for part in chain(entry, layer):
+                x = self.linear(x, part)
+            return x
         bias = None if layer.bias is None else self.vector(layer.bias)
         if not self._packed(layer.weight):
             inputs = [x, self._float(layer.weight), *([] if bias is None else [bias])]

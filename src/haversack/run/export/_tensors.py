@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,8 +15,9 @@ from haversack.core.pack import Pack, TensorSource
 from haversack.kernels import Matrix, unpack
 from haversack.kernels._matrix import to_bf16
 from haversack.models._rearranged import ordered
+from haversack.run._forms import forms_of
 from haversack.run._source import Model
-from haversack.run._weights import row_span, tensor
+from haversack.run._weights import bind, row_span, tensor
 
 F32 = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]
@@ -45,7 +47,12 @@ def vector(source: TensorSource, name: str) -> F32:
 
 
 def numbers(source: TensorSource, name: str) -> Iterator[F32]:
-    """The values that the tensor `name` stands for, f32, in order: rows of a matrix, a whole vector."""
+    """The values that the tensor `name` stands for, f32, in order: rows of a matrix, a whole vector, or all
+    of a matrix that has a form.
+    """
+    if name in forms_of(source):
+        yield bind(source, [name])[name].dense()
+        return
     if len(source.tensors[name].shape) != 2:
         yield vector(source, name)
         return
@@ -74,7 +81,12 @@ def as_kind(name: str, values: F32, kind: str) -> Array:
 
 
 def common_kind(source: TensorSource, names: Iterator[str] | list[str]) -> str:
-    """The float type that holds every tensor as it is: their own where they share one, else f32."""
+    """The float type that holds every tensor as it is: their own where they share one, else f32, which a
+    matrix of several parts always is.
+    """
+    names = list(names)
+    if any(name in forms_of(source) for name in names):
+        return "f32"
     kinds = {source.tensors[name].kind for name in names}
     return kinds.pop() if len(kinds) == 1 and kinds <= set(NBYTES) else "f32"
 
@@ -82,11 +94,13 @@ def common_kind(source: TensorSource, names: Iterator[str] | list[str]) -> str:
 def export_plan(model: Model) -> MemoryPlan:
     """What an export holds: weights mapped while they are read, and the rows that are converted."""
     mapped = sum(path.stat().st_size for path in model.source.files)
+    merged = max((math.prod(entry["shape"]) for entry in forms_of(model.source).values()), default=0)
     return MemoryPlan(
         (
             ("program", PROCESS_MIB << 20),
             ("weights, mapped while they are read", mapped),
             ("rows being converted", 3 * PIECE_NBYTES),
+            *((("a matrix and its parts in f32", 12 * merged),) if merged else ()),
         )
     )
 

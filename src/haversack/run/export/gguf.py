@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from haversack.core.errors import UserError
 from haversack.core.memory import MIB, MemoryPlan
 from haversack.core.progress import Progress
 from haversack.models._gguf_write import write_gguf
+from haversack.run._forms import forms_of
 from haversack.run._memory import TOKENIZER_BYTES_A_TOKEN
 from haversack.run._source import Model
 from haversack.run.export._tensors import export_plan
@@ -23,7 +25,19 @@ TOKENIZER_MIB = 8
 
 
 def planned(model: Model, weights: str) -> MemoryPlan:
-    """Memory of the export: what all exports hold, and the tokenizer read and written."""
+    """Memory of the export: what all exports hold, and the tokenizer read and written.
+
+    Raises UserError for a pack that keeps matrices in parts.
+    """
+    held = forms_of(model.source)
+    for name, entry in held.items():
+        raise UserError(
+            f"{model.path} keeps {name} and {len(held) - 1} others as {entry['form']}, and GGUF has whole "
+            "matrices only; export to safetensors, which makes one matrix of each.",
+            field="to",
+            given="gguf",
+            nearest="safetensors",
+        )
     tokenizer = TOKENIZER_MIB * MIB + 2 * TOKENIZER_BYTES_A_TOKEN * model.architecture.vocabulary
     return MemoryPlan((*export_plan(model).lines, ("tokenizer, read and written", tokenizer)))
 

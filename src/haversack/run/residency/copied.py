@@ -25,6 +25,7 @@ from haversack.core.pack import TensorEntry, TensorSource
 from haversack.models._architecture import Architecture
 from haversack.models._checkpoint import Turned
 from haversack.models._rearranged import RearrangingSource
+from haversack.run._forms import stored_names
 from haversack.run._residency import AllHeld, Lines
 
 PIECE = 8 * 2**20
@@ -53,7 +54,7 @@ class Copied(Method):
 
     def open(self, source: TensorSource, architecture: Architecture, limit: int | None = None) -> AllHeld:
         """Copy every tensor that the architecture uses; one that is turned over is copied by that."""
-        entries = [source.tensors[name] for name in architecture.tensors()]
+        entries = [source.tensors[name] for name in stored_names(source, architecture.tensors())]
         if isinstance(source, RearrangingSource):
             ordered = in_order(source, entries)
             return AllHeld(source, architecture, lambda entry: ordered[entry.name])

@@ -27,9 +27,10 @@ from haversack.core.storage import DirectFile, aligned_buffer
 from haversack.kernels import Matrix
 from haversack.models._architecture import Architecture
 from haversack.models._rearranged import Rearranged
+from haversack.run._forms import assemble
 from haversack.run._residency import Lines
 from haversack.run._units import PAGE, SMALLEST_PART, Unit, aside_nbytes, model_units, resident
-from haversack.run._weights import Weights, bind, row_span, rows_matrix
+from haversack.run._weights import MATRIX_KINDS, Weights, bind, row_span, rows_matrix, tensor
 
 I32 = npt.NDArray[np.int32]
 
@@ -256,4 +257,9 @@ class _Slot:
         for buffer, span in zip(self._buffers, unit.ranges, strict=False):
             data = files[span.file].read(span.offset, span.nbytes, buffer)
             for entry, start, count, rows in span.parts:
-                self.tensors[entry.name] = rows_matrix(entry, 0, rows, data[start : start + count])
+                part = data[start : start + count]
+                matrix = len(entry.shape) == 2 and entry.kind in MATRIX_KINDS
+                self.tensors[entry.name] = (
+                    rows_matrix(entry, 0, rows, part) if matrix else tensor(entry, part)
+                )
+        assemble(unit.forms, self.tensors)

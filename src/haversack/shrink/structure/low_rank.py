@@ -301,22 +301,46 @@ class LowRank(Method):
     )
     solver: str = parameter(
         "svd",
-        allowed=("svd", "whitened", "snmf", "random"),
-        help="how factors are found; whitened needs calibration text",
+        allowed=("svd", "whitened", "snmf", "nmf", "random"),
+        help="how factors are found; whitened needs calibration text, random is for training from the start",
+    )
+    energy: float = parameter(
+        0.0, help="share of the squared singular values to keep, ranks differing by matrix; 0: rank says"
+    )
+    weights: float = parameter(
+        1.0, help="with energy: most weights that the factors may have, as a share of the matrices'"
     )
     n_iter: int = parameter(10, allowed=range(0, 201), help="power iterations of svd, updates of snmf")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_rank(self.rank)
+        for name, least in (("energy", 0.0), ("weights", TINY)):
+            share = getattr(self, name)
+            if not least <= share <= 1:
+                raise UserError(
+                    f"{name}={share} is no share; give a number above 0 and up to 1.",
+                    field=name,
+                    given=str(share),
+                    nearest=0.9,
+                )
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The statistics of calibration text that it asks for, as a precision method says it."""
+        return frozenset({"hessian"}) if self.solver == "whitened" else frozenset()
 
     def rank_of(self, rows: int, columns: int) -> int | None:
-        """The rank of a matrix [rows, columns]; None: it stays as it is."""
+        """The rank of a matrix [rows, columns] by `rank`; None: it stays as it is."""
         return Shape(columns, rows).rank(self.rank)
 
-    def factors(self, weight: Array, hessian: Array | None = None) -> tuple[Array, Array] | None:
-        """(B [rows, r], A [r, columns]) with `weight` [rows, columns] ~ B A, or None where it stays dense."""
-        rank = self.rank_of(*weight.shape)
+    def factors(
+        self, weight: Array, hessian: Array | None = None, rank: int | None = None
+    ) -> tuple[Array, Array] | None:
+        """(B [rows, r], A [r, columns]) with `weight` [rows, columns] ~ B A, or None where it stays dense; r
+        is `rank`, or what the method's own gives.
+        """
+        rank = rank or self.rank_of(*weight.shape)
         if rank is None:
             return None
         if self.solver == "whitened":

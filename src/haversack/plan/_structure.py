@@ -1,0 +1,102 @@
+"""The structure slot of a plan: which choices are tried, and what each makes of a precision method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from haversack.core import index
+from haversack.core.errors import UserError
+from haversack.core.pack import TensorSource
+from haversack.plan._enumerate import create_precision
+from haversack.shrink._pipeline import Walk
+from haversack.shrink._precision import Precision
+from haversack.shrink.structure._packed import Factored, Layer, expected_loss, ranks_of
+from haversack.shrink.structure.low_rank import LowRank
+
+NONE = "none"
+OFFERED = tuple(f"low-rank:rank={rank},solver=whitened" for rank in (0.75, 0.5, 0.25))
+"""Tried where no plan without a structure fits: every one of them costs more quality than rounding does."""
+
+
+class Structures:
+    """What the structure choices make of the model that `walk` goes through; ranks are found once a choice.
+
+    `tell(name)` is called with each matrix whose singular values are needed.
+    """
+
+    def __init__(
+        self, walk: Walk, source: TensorSource, tell: Callable[[str], None] = lambda name: None
+    ) -> None:
+        self._walk, self._source, self._tell = walk, source, tell
+        self._known: dict[str, tuple[LowRank, Mapping[str, int | None], float]] = {}
+
+    def compression(self, precision: str, structure: str) -> Precision:
+        """The precision method, on the factors of the structure where there is one."""
+        inner = create_precision(precision)
+        if structure == NONE:
+            return inner
+        method, ranks, lost = self._of(structure)
+        return Factored(method, inner, ranks, lost)  # type: ignore[return-value]  # names are per instance
+
+    def _of(self, structure: str) -> tuple[LowRank, Mapping[str, int | None], float]:
+        if structure not in self._known:
+            method = create_structure(structure)
+            ranks = ranks_of(method, self._walk, self._source, self._tell)
+            if all(rank is None for rank in ranks.values()):
+                raise UserError(
+                    f"{structure} saves nothing in any of the {len(ranks)} matrices: two factors are as "
+                    "large as a matrix at rank rows x columns / (rows + columns); give a smaller rank, or "
+                    "a share such as rank=0.4.",
+                    field="structure",
+                    given=structure,
+                    nearest="low-rank:rank=0.4",
+                )
+            self._known[structure] = method, ranks, expected_loss(self._walk, self._source, ranks)
+        return self._known[structure]
+
+
+def create_structure(choice: str) -> LowRank:
+    """The structure method that `choice` names. Raises UserError for one that makes no packs."""
+    method: Any = index.create("shrink", "structure", choice)
+    if not isinstance(method, LowRank):
+        raise UserError(f"{choice} makes no packs.", field="structure", given=choice, nearest=NONE)
+    if method.solver == "random":
+        raise UserError(
+            "solver=random is for training from the start (haversack.shrink.structure.factorize): a pack of "
+            "random factors would know nothing; use solver=svd or solver=whitened.",
+            field="structure",
+            given=choice,
+            nearest="low-rank:solver=whitened",
+        )
+    return method
+
+
+def full_structure(choice: str | None) -> str:
+    """`choice` with the parameters that say what a pack is, even at their defaults; "none" for None."""
+    if choice is None or choice == NONE:
+        return NONE
+    method = create_structure(choice)
+    size = f"rank={method.rank:g}"
+    if method.energy:
+        size = f"energy={method.energy:g}" + (f",weights={method.weights:g}" if method.weights < 1 else "")
+    return f"{method.name}:{size},solver={method.solver}" + (
+        f",n_iter={method.n_iter}" if method.n_iter != type(method).n_iter else ""
+    )
+
+
+def layers_of(method: Any) -> tuple[Layer, ...]:
+    """What a compression that is done says of its matrices; nothing where there was no structure."""
+    return tuple(method.layers) if isinstance(method, Factored) else ()
+
+
+def summary(layers: tuple[Layer, ...]) -> str:
+    """One line on the errors of `layers`."""
+    factored = [layer for layer in layers if layer.rank is not None]
+    errors = sorted(layer.error or 0.0 for layer in factored)
+    worst = max(factored, key=lambda layer: layer.error or 0.0)
+    kept = len(layers) - len(factored)
+    return (
+        f"{len(factored)} matrices in factors, {kept} kept dense; relative error "
+        f"{errors[len(errors) // 2]:.3f} (median), {worst.error:.3f} ({worst.name})"
+    )
