@@ -301,7 +301,7 @@ void tile(const SparseProduct &product, SparseCall &call, int64_t first) {
             const bool whole = call.whole && call.whole[first + t];
             const bool reads = whole || !(size <= product.limits[j]);
             if (!whole) seen += reads;
-            if (!(size < __builtin_inff())) finite[t] = false;
+            if (reads && !(size < __builtin_inff())) finite[t] = false;
             to[t] = reads ? value : 0.0f;
             left[t] = reads ? 0.0f : value;
             some |= reads;
@@ -335,10 +335,11 @@ void tile(const SparseProduct &product, SparseCall &call, int64_t first) {
     const int64_t work = 1 + active.count * weights.run_bytes(sparse_unit) + few.count * sparse_unit * 4;
     parallel(units, 1 + least_work / work, [&](int64_t begin, int64_t end) {
         float sums[T][sparse_int4_block];
-        for (int64_t at = begin * sparse_unit; at < end * sparse_unit;) {
+        const int64_t last = smaller_of(end * sparse_unit, outputs);
+        for (int64_t at = begin * sparse_unit; at < last;) {
             // Up to the end of a block of either matrix.
             const int64_t size = few.count ? sparse_block : weights.block();
-            const int64_t stop = smaller_of(smaller_of(end * sparse_unit, outputs), (at / size + 1) * size);
+            const int64_t stop = smaller_of(last, (at / size + 1) * size);
             const int64_t count = stop - at;
             for (int t = 0; t < T; ++t)
                 std::memset(sums[t], 0, static_cast<size_t>((count + sparse_unit - 1) / sparse_unit * sparse_unit) * 4);
