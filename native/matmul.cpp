@@ -53,7 +53,7 @@ Tiles ready_floats(const float *x, int64_t n, int64_t columns, int64_t padded, i
 // Inputs as int8 in units of 4, with a scale and a correction for each group.
 Tiles ready_int8(const float *x, int64_t n, const Weights &weights, float static_scale) {
     const int64_t groups = weights.groups(), padded = groups * weights.group, columns = weights.columns;
-    const int32_t offset = weights.kind == Kind::int4 ? 8 : 128;
+    const int32_t offset = weights.kind == Kind::int4 ? 8 : weights.kind == Kind::int3 ? 4 : 128;
     Tiles tiles = {n, (n + packed_tile - 1) / packed_tile, padded, groups, nullptr, nullptr, nullptr};
     char *data = static_cast<char *>(scratch(0, static_cast<size_t>(n * padded)));
     float *scales = static_cast<float *>(scratch(1, static_cast<size_t>(n * groups) * 8));
@@ -108,6 +108,7 @@ void alike_products(const float *x, int64_t n, const Product *products, int coun
     if (first.interleaved) kernel = panel_blocks;
     if (first.kind == Kind::int8) kernel = floats ? int8_float_blocks : int8_blocks;
     if (first.kind == Kind::int4) kernel = floats ? int4_float_blocks : int4_blocks;
+    if (first.kind == Kind::int3) kernel = floats ? int3_float_blocks : int3_blocks;
     if (first.kind == Kind::int8_grouped) kernel = floats ? int8_grouped_float_blocks : int8_grouped_blocks;
     int64_t total = 0, bytes = 0;
     for (int i = 0; i < count; ++i) {

@@ -1,106 +1,31 @@
-// int4 weights in layout rows16-1: lanes are 16 output rows.
-#include "matmul_tiles.h"
+// int4: 8 columns of 16 rows in 64 bytes, columns 0..3 in the low halves, 4..7 in the high ones, raised by 8.
+#include "matmul_codes.h"
 
 namespace haversack::HAVERSACK_TARGET {
 namespace {
 
-// int8 inputs. Inside a group the sums are exact integers; groups are added in order, in f32.
-template <int Blocks, int T>
-HAVERSACK_INLINE void int8_tile(const Product &product, const uint8_t *w, const int32_t *x, const float *scales,
-                                const int32_t *corrections, int64_t token, int64_t row) {
-    const int64_t groups = product.weights.groups(), parts = product.weights.group / 32;
-    const int64_t stride = product.weights.block_bytes();
-    Floats sums[Blocks][T];
-    for (auto &of_block : sums)
-        for (Floats &one : of_block) one = zero();
-    for (int64_t g = 0; g < groups; ++g, scales += T, corrections += T) {
-        Ints inside[Blocks][T];
-        for (int t = 0; t < T; ++t)
-            for (int b = 0; b < Blocks; ++b) inside[b][t] = set_ints(corrections[t]);
-        for (int64_t part = 0; part < parts; ++part) {
-            // Low and high halves have a chain each where one token alone would wait for its only one.
-            Few low[Blocks][T], high[Blocks][T];
-            for (int t = 0; t < T; ++t)
-                for (int b = 0; b < Blocks; ++b) {
-                    low[b][t] = begin_few(inside[b][t]);
-                    high[b][t] = begin_few(set_ints(0));
-                }
-            auto &second = T * Blocks <= 2 ? high : low;
-            for (int i = 0; i < 4; ++i, w += 64, x += 2 * T) {
-                Quads weights[Blocks], nibbles[Blocks];
-                for (int b = 0; b < Blocks; ++b) nibbles[b] = low_nibbles(weights[b] = load_quads(w + b * stride));
-                for (int t = 0; t < T; ++t)
-                    for (int b = 0; b < Blocks; ++b) low[b][t] = dot_few(low[b][t], nibbles[b], x[t]);
-                for (int b = 0; b < Blocks; ++b) nibbles[b] = high_nibbles(weights[b]);
-                for (int t = 0; t < T; ++t)
-                    for (int b = 0; b < Blocks; ++b) second[b][t] = dot_few(second[b][t], nibbles[b], x[T + t]);
-            }
-            for (int t = 0; t < T; ++t)
-                for (int b = 0; b < Blocks; ++b) {
-                    inside[b][t] = end_few(low[b][t], inside[b][t]);
-                    if constexpr (T * Blocks <= 2) inside[b][t] = inside[b][t] + end_few(high[b][t], set_ints(0));
-                }
-        }
-        for (int b = 0; b < Blocks; ++b) {
-            const Floats scale = load_f16(w + b * stride);
-            for (int t = 0; t < T; ++t) sums[b][t] = fma(to_floats(inside[b][t]), scale * set(scales[t]), sums[b][t]);
-        }
-        w += 32;
+struct Four {
+    static constexpr int bytes = 64, quads = 2;
+    using Step = Quads;
+    template <int Q>
+    HAVERSACK_INLINE Quads quad(const uint8_t *w) {
+        return Q ? high_nibbles(load_quads(w)) : low_nibbles(load_quads(w));
     }
-    for (int b = 0; b < Blocks; ++b)
-        for (int t = 0; t < T; ++t) finish(product, token + t, row + 16 * b, sums[b][t]);
-}
-
-// f32 inputs: weights become floats in registers. A group's sum is scaled once and added to the output's.
-template <int I, int Blocks, int T>
-HAVERSACK_INLINE void nibbles(const Quads *weights, const float *x, Floats (*sums)[T]) {
-    if constexpr (I < 8) {
-        for (int b = 0; b < Blocks; ++b) {
-            const Floats w = nibble_floats<I>(weights[b]);
-            for (int t = 0; t < T; ++t) sums[b][t] = fma(w, set(x[I * T + t]), sums[b][t]);
-        }
-        nibbles<I + 1, Blocks, T>(weights, x, sums);
+    HAVERSACK_INLINE Step step(const uint8_t *w) { return load_quads(w); }
+    template <int I>
+    HAVERSACK_INLINE Floats number(Step step) {
+        return nibble_floats<I>(step);
     }
-}
-
-template <int Blocks, int T>
-HAVERSACK_INLINE void float_tile_of(const Product &product, const uint8_t *w, const float *x, int64_t token, int64_t row) {
-    const int64_t groups = product.weights.groups(), eights = product.weights.group / 8;
-    const int64_t stride = product.weights.block_bytes();
-    Floats sums[Blocks][T];
-    for (auto &of_block : sums)
-        for (Floats &one : of_block) one = zero();
-    for (int64_t g = 0; g < groups; ++g) {
-        Floats inside[Blocks][T];
-        for (auto &of_block : inside)
-            for (Floats &one : of_block) one = zero();
-        for (int64_t i = 0; i < eights; ++i, w += 64, x += 8 * T) {
-            Quads weights[Blocks];
-            for (int b = 0; b < Blocks; ++b) weights[b] = load_quads(w + b * stride);
-            nibbles<0, Blocks, T>(weights, x, inside);
-        }
-        for (int b = 0; b < Blocks; ++b) {
-            const Floats scale = load_f16(w + b * stride);
-            for (int t = 0; t < T; ++t) sums[b][t] = fma(inside[b][t], scale, sums[b][t]);
-        }
-        w += 32;
-    }
-    for (int b = 0; b < Blocks; ++b)
-        for (int t = 0; t < T; ++t) finish(product, token + t, row + 16 * b, sums[b][t]);
-}
+};
 
 }  // namespace
 
 void int4_blocks(const Product &product, const Tiles &tiles, int64_t first_block, int64_t last_block) {
-    walk_int8<packed_blocks>(product, tiles, first_block, last_block, [&](auto blocks, auto tokens, auto... rest) {
-        int8_tile<decltype(blocks)::value, decltype(tokens)::value>(product, rest...);
-    });
+    code_blocks<Four>(product, tiles, first_block, last_block);
 }
 
 void int4_float_blocks(const Product &product, const Tiles &tiles, int64_t first_block, int64_t last_block) {
-    walk_floats(product, tiles, first_block, last_block, [&](auto blocks, auto tokens, auto... rest) {
-        float_tile_of<decltype(blocks)::value, decltype(tokens)::value>(product, rest...);
-    });
+    code_float_blocks<Four>(product, tiles, first_block, last_block);
 }
 
 }  // namespace haversack::HAVERSACK_TARGET

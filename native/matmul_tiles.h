@@ -45,9 +45,11 @@ void float_blocks(const Product &product, const Tiles &tiles, int64_t first_bloc
 void panel_blocks(const Product &product, const Tiles &tiles, int64_t first_block, int64_t last_block);
 void int8_blocks(const Product &product, const Tiles &tiles, int64_t first_block, int64_t last_block);
 void int4_blocks(const Product &product, const Tiles &tiles, int64_t first_block, int64_t last_block);
+void int3_blocks(const Product &product, const Tiles &tiles, int64_t first_block, int64_t last_block);
 void int8_grouped_blocks(const Product &product, const Tiles &tiles, int64_t first_block, int64_t last_block);
 void int8_float_blocks(const Product &product, const Tiles &tiles, int64_t first_block, int64_t last_block);
 void int8_grouped_float_blocks(const Product &product, const Tiles &tiles, int64_t first_block, int64_t last_block);
+void int3_float_blocks(const Product &product, const Tiles &tiles, int64_t first_block, int64_t last_block);
 void int4_float_blocks(const Product &product, const Tiles &tiles, int64_t first_block, int64_t last_block);
 
 template <int N>

@@ -45,6 +45,10 @@ template <>
 struct Format<uint8_t> {
     static constexpr const char *letters = "B";
 };
+template <>
+struct Format<uint16_t> {
+    static constexpr const char *letters = "H";
+};
 
 // A contiguous array, held as long as this object lives. Absent when None was given.
 class Array {

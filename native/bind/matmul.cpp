@@ -22,9 +22,9 @@ using Handle = MatrixHandle;
 Handle handle(nb::object array, int kind, int64_t rows, int64_t columns, int64_t group, bool interleaved) {
     const Bytes bytes = nb::cast<Bytes>(array);
     const Weights weights = {bytes.data(), rows, columns, group, static_cast<Kind>(kind), interleaved};
-    if (kind < 0 || kind > 5 || rows < 1 || columns < 1 || weights.packed() != (group > 0) || group % 32 != 0 ||
-        (group > 0 && weights.kind != Kind::int4 && group != int8_columns) || (interleaved && weights.kind != Kind::f32) ||
-        weights.bytes() != static_cast<int64_t>(bytes.size()))
+    if (kind < 0 || kind > 6 || rows < 1 || columns < 1 || weights.packed() != (group > 0) || group % 32 != 0 ||
+        (group > 0 && weights.kind != Kind::int4 && weights.kind != Kind::int3 && group != int8_columns) ||
+        (interleaved && weights.kind != Kind::f32) || weights.bytes() != static_cast<int64_t>(bytes.size()))
         throw nb::value_error("matrix: kind, shape, group and bytes do not fit each other");
     return {weights, std::move(array)};
 }

@@ -243,6 +243,29 @@ HAVERSACK_INLINE Floats nibble_floats(Quads w) {
     return {_mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_and_si256(_mm256_srli_epi32(w.a, shift), mask), eight)),
             _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_and_si256(_mm256_srli_epi32(w.b, shift), mask), eight))};
 }
+// Three bits of every byte, from bit Shift (0 or 3) on.
+template <int Shift>
+HAVERSACK_INLINE Quads three_bits(Quads w) {
+    const __m256i mask = _mm256_set1_epi8(7);
+    return {_mm256_and_si256(_mm256_srli_epi16(w.a, Shift), mask), _mm256_and_si256(_mm256_srli_epi16(w.b, Shift), mask)};
+}
+// Bits 6 and 7 of every byte of `two` as bits 0 and 1, bit Shift + 2 of `one` as bit 2.
+template <int Shift>
+HAVERSACK_INLINE __m256i spread_eight(__m256i two, __m256i one) {
+    const __m256i low = _mm256_and_si256(_mm256_srli_epi16(two, 6), _mm256_set1_epi8(3));
+    return _mm256_or_si256(low, _mm256_and_si256(_mm256_srli_epi16(one, Shift), _mm256_set1_epi8(4)));
+}
+template <int Shift>
+HAVERSACK_INLINE Quads spread_bits(Quads two, Quads one) {
+    return {spread_eight<Shift>(two.a, one.a), spread_eight<Shift>(two.b, one.b)};
+}
+// Three bits of every row, from bit Shift on, less 4, as a float.
+template <int Shift>
+HAVERSACK_INLINE Floats three_bit_floats(Quads w) {
+    const __m256i mask = _mm256_set1_epi32(7), four = _mm256_set1_epi32(4);
+    return {_mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_and_si256(_mm256_srli_epi32(w.a, Shift), mask), four)),
+            _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_and_si256(_mm256_srli_epi32(w.b, Shift), mask), four))};
+}
 // Into the second-level cache.
 HAVERSACK_INLINE void prefetch_far(const void *p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T1); }
 

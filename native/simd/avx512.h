@@ -133,6 +133,24 @@ HAVERSACK_INLINE Floats nibble_floats(Quads w) {
     const __m512 table = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
     return {_mm512_permutexvar_ps(_mm512_srli_epi32(w.v, I < 4 ? 8 * I : 8 * (I - 4) + 4), table)};
 }
+// Three bits of every byte, from bit Shift (0 or 3) on.
+template <int Shift>
+HAVERSACK_INLINE Quads three_bits(Quads a) {
+    return {_mm512_and_si512(_mm512_srli_epi16(a.v, Shift), _mm512_set1_epi8(7))};
+}
+// Bits 6 and 7 of every byte of `two` as bits 0 and 1, bit Shift + 2 of `one` as bit 2.
+template <int Shift>
+HAVERSACK_INLINE Quads spread_bits(Quads two, Quads one) {
+    const __m512i low = _mm512_srli_epi16(two.v, 6), high = _mm512_srli_epi16(one.v, Shift);
+    const __m512i either = _mm512_ternarylogic_epi32(low, high, _mm512_set1_epi8(4), 0xd8);  // high where the mask is set
+    return {_mm512_and_si512(either, _mm512_set1_epi8(7))};
+}
+// Three bits of every row, from bit Shift on, less 4, as a float.
+template <int Shift>
+HAVERSACK_INLINE Floats three_bit_floats(Quads w) {
+    const __m512 table = _mm512_setr_ps(-4, -3, -2, -1, 0, 1, 2, 3, -4, -3, -2, -1, 0, 1, 2, 3);
+    return {_mm512_permutexvar_ps(_mm512_srli_epi32(w.v, Shift), table)};
+}
 // Into the second-level cache.
 HAVERSACK_INLINE void prefetch_far(const void *p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T1); }
 

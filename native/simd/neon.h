@@ -296,6 +296,26 @@ HAVERSACK_INLINE Floats nibble_floats(Quads w) {
         return vcvtq_f32_s32(vsubq_s32(nibble, vdupq_n_s32(8)));
     });
 }
+// Three bits of every byte, from bit Shift (0 or 3) on.
+template <int Shift>
+HAVERSACK_INLINE Quads three_bits(Quads w) {
+    return each<Quads>([&](int i) { return vandq_u8(vshlq_u8(w.v[i], vdupq_n_s8(-Shift)), vdupq_n_u8(7)); });
+}
+// Bits 6 and 7 of every byte of `two` as bits 0 and 1, bit Shift + 2 of `one` as bit 2.
+template <int Shift>
+HAVERSACK_INLINE Quads spread_bits(Quads two, Quads one) {
+    return each<Quads>(
+        [&](int i) { return vorrq_u8(vshrq_n_u8(two.v[i], 6), vandq_u8(vshrq_n_u8(one.v[i], Shift), vdupq_n_u8(4))); });
+}
+// Three bits of every row, from bit Shift on, less 4, as a float.
+template <int Shift>
+HAVERSACK_INLINE Floats three_bit_floats(Quads w) {
+    return each<Floats>([&](int i) {
+        const uint32x4_t shifted = vshlq_u32(vreinterpretq_u32_u8(w.v[i]), vdupq_n_s32(-Shift));
+        const int32x4_t bits = vreinterpretq_s32_u32(vandq_u32(shifted, vdupq_n_u32(7)));
+        return vcvtq_f32_s32(vsubq_s32(bits, vdupq_n_s32(4)));
+    });
+}
 // Into the second-level cache.
 HAVERSACK_INLINE void prefetch_far(const void *p) { __builtin_prefetch(p, 0, 2); }
 

@@ -266,6 +266,23 @@ HAVERSACK_INLINE Floats nibble_floats(Quads w) {
         return static_cast<float>((I < 4 ? byte & 15 : byte >> 4) - 8);
     });
 }
+// Three bits of every byte, from bit Shift (0 or 3) on.
+template <int Shift>
+HAVERSACK_INLINE Quads three_bits(Quads a) {
+    for (uint8_t &b : a.v) b = b >> Shift & 7;
+    return a;
+}
+// Bits 6 and 7 of every byte of `two` as bits 0 and 1, bit Shift + 2 of `one` as bit 2.
+template <int Shift>
+HAVERSACK_INLINE Quads spread_bits(Quads two, Quads one) {
+    for (int i = 0; i < 4 * lanes; ++i) two.v[i] = static_cast<uint8_t>(two.v[i] >> 6 | (one.v[i] >> Shift & 4));
+    return two;
+}
+// Three bits of every row, from bit Shift on, less 4, as a float.
+template <int Shift>
+HAVERSACK_INLINE Floats three_bit_floats(Quads w) {
+    return each<Floats>([&](int i) { return static_cast<float>((w.v[4 * i + Shift / 8] >> Shift % 8 & 7) - 4); });
+}
 // Into the second-level cache.
 HAVERSACK_INLINE void prefetch_far(const void *p) { __builtin_prefetch(p, 0, 2); }
 

@@ -70,13 +70,13 @@ int main(int count, char **words) {
             return 2;
         }
     }
-    const Kind kinds[] = {Kind::f32, Kind::f16, Kind::bf16, Kind::int8, Kind::int4};
-    const char *const names[] = {"f32", "f16", "bf16", "int8", "int4"};
+    const Kind kinds[] = {Kind::f32, Kind::f16, Kind::bf16, Kind::int8, Kind::int4, Kind::int3};
+    const char *const names[] = {"f32", "f16", "bf16", "int8", "int4", "int3"};
     Kind of = Kind::int4;
-    for (int i = 0; i < 5; ++i)
+    for (int i = 0; i < 6; ++i)
         if (kind == names[i]) of = kinds[i];
-    const bool packed = of == Kind::int8 || of == Kind::int4;
-    const int64_t columns_of_group = of == Kind::int4 ? group : of == Kind::int8 ? int8_columns : 0;
+    const bool packed = of >= Kind::int8;
+    const int64_t columns_of_group = of >= Kind::int4 ? group : packed ? int8_columns : 0;
     const Activations how = packed && activations == "int8" ? Activations::int8_dynamic : Activations::f32;
 
     // q k v | o | gate up | down, for each layer, then the output matrix (int8, as the peer has it at 6 bits or more).

@@ -26,15 +26,17 @@ uint32_t bits_of(float x) {
 // Random weights that every kind holds exactly: small integers times powers of two.
 Made make(Random &random, Kind kind, int64_t rows, int64_t columns, int64_t group) {
     Made made;
-    made.weights = {nullptr, rows, columns, kind == Kind::int4 ? group : kind >= Kind::int8 ? int8_columns : 0, kind};
+    const bool small = kind == Kind::int4 || kind == Kind::int3;
+    made.weights = {nullptr, rows, columns, small ? group : kind >= Kind::int8 ? int8_columns : 0, kind};
     Weights &w = made.weights;
-    made.data.assign(static_cast<size_t>(w.bytes()), kind == Kind::int4 ? 0x88 : kind >= Kind::int8 ? 0x80 : 0);
+    const uint8_t fill = kind == Kind::int4 ? 0x88 : kind == Kind::int3 ? 0x24 : kind >= Kind::int8 ? 0x80 : 0;
+    made.data.assign(static_cast<size_t>(w.bytes()), fill);
     made.values.resize(static_cast<size_t>(rows * columns));
     for (int64_t r = 0; r < rows; ++r) {
         const int64_t block = r / 16, lane = r % 16;
         for (int64_t c = 0; c < columns; ++c) {
-            const int integer = random.below(15) - 7;
-            const int64_t scale_group = kind == Kind::int4 ? c / group : kind == Kind::int8_grouped ? c / 32 : 0;
+            const int integer = kind == Kind::int3 ? random.below(8) - 4 : random.below(15) - 7;
+            const int64_t scale_group = small ? c / group : kind == Kind::int8_grouped ? c / 32 : 0;
             const int power = static_cast<int>((r + scale_group) % 3);
             const float scale = power == 0 ? 0.25f : power == 1 ? 0.5f : 1.0f, value = static_cast<float>(integer) * scale;
             made.values[static_cast<size_t>(r * columns + c)] = value;
@@ -57,6 +59,22 @@ Made make(Random &random, Kind kind, int64_t rows, int64_t columns, int64_t grou
                 uint8_t *at = made.data.data() + block * w.block_bytes() + scale_group * (32 * 16 + 32);
                 at[c % 32 / 4 * 64 + 4 * lane + c % 4] = static_cast<uint8_t>(integer + 128);
                 std::memcpy(at + 32 * 16 + 2 * lane, &half, 2);
+            } else if (kind == Kind::int3) {
+                const int64_t inside = c % group, quad = inside % 32 / 4;
+                uint8_t *at = made.data.data() + block * w.block_bytes() + scale_group * (group * 6 + 32);
+                uint8_t *bytes = at + inside / 32 * 192 + 4 * lane + inside % 4;
+                const int code = integer + 4;
+                const auto put = [&](int64_t which, int shift, int mask, int value) {
+                    uint8_t &byte = bytes[64 * which];
+                    byte = static_cast<uint8_t>((byte & ~(mask << shift)) | (value << shift));
+                };
+                if (quad < 6) {
+                    put(quad / 2, 3 * static_cast<int>(quad % 2), 7, code);
+                } else {
+                    put(quad - 6, 6, 3, code & 3);
+                    put(2, static_cast<int>(quad), 1, code >> 2);
+                }
+                std::memcpy(at + group * 6 + 2 * lane, &half, 2);
             } else {
                 const int64_t inside = c % group;
                 uint8_t *at = made.data.data() + block * w.block_bytes() + scale_group * (group * 8 + 32);
@@ -72,22 +90,23 @@ Made make(Random &random, Kind kind, int64_t rows, int64_t columns, int64_t grou
     return made;
 }
 
-constexpr Kind kinds[] = {Kind::f32, Kind::f16, Kind::bf16, Kind::int8, Kind::int4, Kind::int8_grouped};
+constexpr Kind kinds[] = {Kind::f32, Kind::f16, Kind::bf16, Kind::int8, Kind::int4, Kind::int3, Kind::int8_grouped};
 const int shapes[][2] = {{1, 1}, {17, 33}, {40, 96}, {70, 257}};
 
 }  // namespace
 
 HAVERSACK_TEST(products_equal_plain_sums_and_their_bits_stay) {
-    Random random(3), other(5);
-    uint64_t digest = 14695981039346656037ull, grouped = digest;
+    Random random(3), other(5), third(6);
+    uint64_t digest = 14695981039346656037ull, grouped = digest, three = digest;
     for (const auto &shape : shapes) {
         const int64_t rows = shape[0], columns = shape[1], n = 29;
         std::vector<float> x(static_cast<size_t>(n * columns));
         for (float &value : x) value = random.normal();
         for (const Kind kind : kinds)
             for (const int64_t group : {32, 64, 96, 128}) {
-                if (kind != Kind::int4 && group != 32) continue;
-                const Made made = make(kind == Kind::int8_grouped ? other : random, kind, rows, columns, group);
+                if (kind != Kind::int4 && kind != Kind::int3 && group != 32) continue;
+                Random &source = kind == Kind::int8_grouped ? other : kind == Kind::int3 ? third : random;
+                const Made made = make(source, kind, rows, columns, group);
                 for (const Activations how : {Activations::f32, Activations::int8_dynamic, Activations::int8_static}) {
                     if (!made.weights.packed() && how != Activations::f32) continue;
                     std::vector<float> whole(static_cast<size_t>(n * rows)), part(whole.size());
@@ -120,7 +139,7 @@ HAVERSACK_TEST(products_equal_plain_sums_and_their_bits_stay) {
                             const double clipped = how == Activations::int8_static ? size * 0.4 : 0;  // beyond 127 * 0.03
                             CHECK_NEAR(got, sum, 1e-5 * size + half * step + clipped);
                         }
-                    uint64_t &of_kind = kind == Kind::int8_grouped ? grouped : digest;
+                    uint64_t &of_kind = kind == Kind::int8_grouped ? grouped : kind == Kind::int3 ? three : digest;
                     for (const float value : whole) of_kind = (of_kind ^ bits_of(value)) * 1099511628211ull;
                 }
             }
@@ -130,6 +149,7 @@ HAVERSACK_TEST(products_equal_plain_sums_and_their_bits_stay) {
     const bool fused = active_isa() != Isa::portable;
     CHECK(digest == (fused ? 0x81200856438694b4ull : 0xf120e8645d63b4e6ull));
     CHECK(grouped == (fused ? 0xa5bc6066af6fcdcfull : 0xc6234d52ca65a96full));
+    CHECK(three == (fused ? 0x37e0324c57271ba7ull : 0xf61d78d5e55be92bull));
 }
 
 HAVERSACK_TEST(quantized_inputs_are_symmetric_and_refuse_what_is_not_finite) {

@@ -16,6 +16,7 @@ from haversack.models.language import read_architecture
 from haversack.run import Engine, Limits, generate
 from haversack.shrink._language import LanguageWalk
 from haversack.shrink._pipeline import Policy, compress, stored_kinds, stored_nbytes
+from haversack.shrink._precision import calibrated
 
 ENTRIES = index.methods("shrink", "precision")
 TEXTS = np.random.default_rng(1).integers(0, 256, (8, 64)).astype(np.int32)
@@ -48,7 +49,7 @@ def packed(checkpoint: Path, goal: Path, choice: str) -> Pack:
             LanguageWalk(read_architecture(source.config)),
             method,  # type: ignore[arg-type]
             writer,
-            texts=TEXTS if method.needs else None,  # type: ignore[attr-defined]
+            texts=TEXTS if calibrated(method) else None,  # type: ignore[arg-type]
             policy=Policy(),
             folder=goal.parent,
         )

@@ -87,11 +87,11 @@ def test_round_trip_of_any_tensors(data, tmp_path):
     names = data.draw(st.lists(st.text(min_size=1, max_size=30), unique=True, max_size=6))
     tensors = {}
     for name in names:
-        kind = data.draw(st.sampled_from(["f32", "f16", "bf16", "u8", "i32", "int8", "int4"]))
+        kind = data.draw(st.sampled_from(["f32", "f16", "bf16", "u8", "i32", "int8", "int4", "int3"]))
         packed = kind.startswith("int")
         dims = st.integers(0, 40)
         shape = data.draw(st.tuples(dims, dims) if packed else st.lists(dims, max_size=3).map(tuple))
-        group = data.draw(st.sampled_from([32, 64, 128])) if kind == "int4" else None
+        group = data.draw(st.sampled_from([32, 64, 128])) if kind in ("int4", "int3") else None
         layout = "rows16-1" if packed else "rows-1"
         size = nbytes_of(kind, shape, group, layout)
         filler = data.draw(st.binary(min_size=1, max_size=9))
@@ -275,8 +275,9 @@ def test_packed_sizes_are_those_of_the_kernels():
     for rows in (1, 15, 16, 17, 100):
         for columns in (1, 31, 32, 33, 128, 300):
             for group in (32, 64, 96, 128):
-                ours = nbytes_of("int4", (rows, columns), group, "rows16-1")
-                assert ours == kernels.packed_nbytes("int4", rows, columns, group)
+                for kind in ("int4", "int3"):
+                    ours = nbytes_of(kind, (rows, columns), group, "rows16-1")
+                    assert ours == kernels.packed_nbytes(kind, rows, columns, group)
             ours = nbytes_of("int8", (rows, columns), None, "rows16-1")
             assert ours == kernels.packed_nbytes("int8", rows, columns, None)
 

@@ -21,6 +21,7 @@ def matrices(rng: np.random.Generator, rows: int, columns: int) -> list[kernels.
     for group in (32, 64, 96, 128):
         grouped = rng.random((rows, -(-columns // group))) * 0.1
         made.append(kernels.pack_int4(rng.integers(-8, 8, (rows, columns)), grouped, group))
+        made.append(kernels.pack_int3(rng.integers(-4, 4, (rows, columns)), grouped, group))
     return made
 
 
@@ -31,7 +32,7 @@ def main() -> None:
         x = rng.standard_normal((257, columns)).astype(np.float32)
         x[:, :: max(1, columns // 5)] *= 30  # outliers, so that scales differ
         for matrix in matrices(rng, rows, columns):
-            packed = matrix.kind in ("int8", "int4")
+            packed = matrix.kind in ("int8", "int4", "int3")
             for activations, scale in (("f32", None), ("int8-dynamic", None), ("int8-static", 0.05)):
                 if not packed and activations != "f32":
                     continue

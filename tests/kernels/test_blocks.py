@@ -56,6 +56,8 @@ def test_wider_groups_repeat_their_scale(group):
     rng = np.random.default_rng(1)
     matrix = kernels.pack_int4(rng.integers(-8, 8, (20, 256)), rng.random((20, 256 // group)), group)
     assert np.array_equal(values(to_blocks(matrix), "int4", 20, 256), kernels.unpack(matrix))
+    three = kernels.pack_int3(rng.integers(-4, 4, (20, 256)), rng.random((20, 256 // group)), group)
+    assert np.array_equal(values(to_blocks(three), "int4", 20, 256), kernels.unpack(three))
 
 
 @pytest.mark.parametrize(

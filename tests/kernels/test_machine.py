@@ -71,7 +71,7 @@ def test_a_whole_measurement_makes_a_profile_that_reads_back(tmp_path, monkeypat
     measured.device.save()
     assert device("this-box") == measured.device
     assert measured.device.cores == machine()["cores"]
-    assert {check.what.partition(" ")[0] for check in measured.checks} == {"f32", "int8", "int4"}
+    assert {check.what.partition(" ")[0] for check in measured.checks} == {"f32", "int8", "int4", "int3"}
     assert set(measured.record()) == {"device", "memory_gb_s", "storage", "checks"}
 
 

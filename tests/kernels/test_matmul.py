@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(native() is None, reason="numpy twins only: noth
 
 
 KINDS = (*KINDS, "int8:32")
-PACKED = ("int8", "int8:32", "int4")
+PACKED = ("int8", "int8:32", "int4", "int3")
 
 
 def random_matrix(rng, kind, rows, columns, group=32):
@@ -33,6 +33,9 @@ def random_matrix(rng, kind, rows, columns, group=32):
     if kind == "int4":
         scales = rng.random((rows, -(-columns // group))) * 0.1
         return kernels.pack_int4(rng.integers(-8, 8, (rows, columns)), scales, group)
+    if kind == "int3":
+        scales = rng.random((rows, -(-columns // group))) * 0.2
+        return kernels.pack_int3(rng.integers(-4, 4, (rows, columns)), scales, group)
     return kernels.Matrix.from_array(rng.standard_normal((rows, columns)), kind)
 
 
@@ -146,6 +149,7 @@ def test_many_equals_one_at_a_time_also_with_mixed_kinds():
         random_matrix(rng, "int4", 17, 96, 96),
         random_matrix(rng, "int8", 33, 96),
         random_matrix(rng, "int8:32", 33, 96),
+        random_matrix(rng, "int3", 24, 96, 32),
     ] * 3
     got = kernels.matmul_many(x, several, activations="int8-dynamic")
     for matrix, result in zip(several, got, strict=True):
@@ -222,6 +226,10 @@ def test_packing_and_unpacking_keep_every_weight(seed, rows, columns, group):
     packed = kernels.pack_int4(values, scales, group)
     assert packed.nbytes == kernels.packed_nbytes("int4", rows, columns, group)
     assert np.array_equal(kernels.unpack(packed), values * np.repeat(scales, group, axis=1)[:, :columns])
+    small = rng.integers(-4, 4, (rows, columns))
+    packed = kernels.pack_int3(small, scales, group)
+    assert packed.nbytes == kernels.packed_nbytes("int3", rows, columns, group)
+    assert np.array_equal(kernels.unpack(packed), small * np.repeat(scales, group, axis=1)[:, :columns])
     eight = rng.integers(-128, 128, (rows, columns))
     one = rng.standard_normal(rows).astype(np.float32)
     packed = kernels.pack_int8(eight, one)
@@ -244,6 +252,18 @@ def test_layout_byte_by_byte():
     assert data[4 * 3 + 1] == 15 + 16 * 0  # row 3: column 1 in the low half, column 5 in the high half
     assert data[288 + 3 * 64 + 3] == 8 + 16 * 5  # second block, row 0 of it: column 27 low, column 31 high
     assert np.array_equal(data[256:288].view(np.float16), np.arange(16))
+    values[3, 5], values[3, 25], values[3, 30] = -3, -4, 3
+    values[3, 1] = 2
+    three = kernels.pack_int3(values, scales, 32).data
+    assert three.nbytes == 2 * (3 * 64 + 32)
+    at = 4 * 3  # row 3: quads 0 and 1 in the first 64 bytes, 6 and 7 above the others
+    assert three[at + 1] == (2 + 4) + 8 * (-3 + 4) + 64 * 0 and three[at + 2] == 4 + 8 * 4 + 64 * 0
+    assert (
+        three[64 + at + 2] == 4 + 8 * 4 + 64 * ((3 + 4) & 3) and three[128 + at + 2] == 4 + 8 * 4 + 64 + 128
+    )
+    assert three[128 + at + 1] == 4 + 8 * 4 + 128
+    assert np.array_equal(three[192:224].view(np.float16), np.arange(16))
+    values[3, 1], values[3, 5] = 7, -8
     eight = kernels.pack_int8(values, scales[:, 0]).data
     assert eight.nbytes == 2 * (8 * 64 + 64)
     assert eight[4 * 3 + 1] == 128 + 7 and eight[64 + 4 * 3 + 1] == 128 - 8
@@ -312,6 +332,10 @@ F16 = kernels.Matrix.from_array(np.zeros((8, 64)), "f16")
         (lambda: kernels.pack_int4(np.zeros((2, 32), int), np.ones((2, 2)), 32), "scales of shape"),
         (lambda: kernels.pack_int4(np.zeros((2, 32), int), np.full((2, 1), 1e6), 32), "fit f16"),
         (lambda: kernels.pack_int4(np.zeros((2, 32), int), np.ones((2, 1)), 48), "group=48"),
+        (lambda: kernels.pack_int3(np.full((2, 32), 4), np.ones((2, 1)), 32), "pack_int3 .* -4..3"),
+        (lambda: kernels.pack_int3(np.zeros((2, 32), int), np.ones((2, 2)), 32), "pack_int3 .*scales"),
+        (lambda: kernels.pack_int3(np.zeros((2, 32), int), np.full((2, 1), np.nan), 32), "fit f16"),
+        (lambda: kernels.pack_int3(np.zeros((2, 32), int), np.ones((2, 1)), 16), "group=16"),
         (lambda: kernels.pack_int8(np.zeros((2, 32)), np.ones(2)), "integers"),
         (lambda: kernels.pack_int8(np.zeros((2, 64), int), np.ones((2, 1)), 32), "scales of shape"),
         (lambda: kernels.pack_int8(np.zeros((2, 64), int), np.ones((2, 1)), 64), "group=64"),
@@ -350,7 +374,7 @@ def test_strided_inputs_and_outputs_are_served():
     assert kernels.matmul(x[:0], matrix).shape == (0, 24)
 
 
-@pytest.mark.parametrize("kind", ["f32", "bf16", "interleaved", "int8", "int4"])
+@pytest.mark.parametrize("kind", ["f32", "bf16", "interleaved", "int8", "int4", "int3"])
 @pytest.mark.parametrize("rows", [1, 16, 37, 70])
 def test_a_bias_is_added_last(kind, rows):
     rng = np.random.default_rng(6)

@@ -13,7 +13,7 @@ import pytest
 
 from haversack.core.pack import PackWriter, TensorEntry
 from haversack.formats.safetensors import write_safetensors
-from haversack.kernels import Matrix, pack_int4, pack_int8
+from haversack.kernels import Matrix, pack_int3, pack_int4, pack_int8
 from haversack.models import read_architecture
 from haversack.models._tokenizer import byte_of_character
 
@@ -111,9 +111,10 @@ def quantized(values: np.ndarray, kind: str, group: int = 32) -> Matrix:
         return pack_int8(codes, scales.astype(np.float32))
     rows, columns = values.shape
     grouped = values.reshape(rows, columns // group, group)
-    scales = (np.abs(grouped).max(axis=2) / 7).astype(np.float16).astype(np.float32)
-    codes = np.rint(grouped / scales[:, :, None]).clip(-8, 7).astype(np.int8).reshape(rows, columns)
-    return pack_int4(codes, scales, group)
+    top, pack = (3, pack_int3) if kind == "int3" else (7, pack_int4)
+    scales = (np.abs(grouped).max(axis=2) / top).astype(np.float16).astype(np.float32)
+    codes = np.rint(grouped / scales[:, :, None]).clip(-top - 1, top).astype(np.int8).reshape(rows, columns)
+    return pack(codes, scales, group)
 
 
 def write_pack(path: Path, config: dict[str, Any], activations: str = "int8-dynamic", seed: int = 1) -> Path:
@@ -201,5 +202,5 @@ def record() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def quantize() -> Any:
-    """Rounds a matrix to int8 or int4: `quantized`."""
+    """Rounds a matrix to int8, int4 or int3: `quantized`."""
     return quantized

@@ -167,7 +167,7 @@ def grouped_96(values: np.ndarray) -> Matrix:
     return pack_int4(codes.reshape(rows, -1)[:, :columns], scales, 96)
 
 
-@pytest.mark.parametrize("kind", ["int8", "int4", "int4 in 96", "f16", "bf16"])
+@pytest.mark.parametrize("kind", ["int8", "int4", "int4 in 96", "int3", "f16", "bf16"])
 @pytest.mark.parametrize("case", ["qwen2", "llama-biases"])
 def test_packed_weights_are_exported_without_rounding(
     kind: str, case: str, drawn: Any, quantize: Any, tmp_path: Path

@@ -132,7 +132,7 @@ def steps(forward: Forward, block: Block, weights: Any, cache_type: str) -> list
 
 
 @pytest.mark.parametrize("cache_type", ["f32", "f16", "int8"])
-@pytest.mark.parametrize("kind", ["f32", "bf16", "int8", "int4", "mixed"])
+@pytest.mark.parametrize("kind", ["f32", "bf16", "int8", "int4", "int3", "mixed"])
 @pytest.mark.parametrize("name", BLOCKS)
 def test_one_call_has_the_bits_of_the_layers(name: str, kind: str, cache_type: str) -> None:
     block, weights = BLOCKS[name], weights_of(BLOCKS[name], kind)

@@ -152,7 +152,7 @@ def test_packed_weights_equal_their_unpacked_ones(pack: Path) -> None:
     assert np.abs(packed - plain).max() <= 1e-4 * np.abs(plain).max()
 
 
-@pytest.mark.parametrize("kind", ["f32", "f16", "bf16", "int8", "int4"])
+@pytest.mark.parametrize("kind", ["f32", "f16", "bf16", "int8", "int4", "int3"])
 def test_embedding_rows_are_those_of_the_table(kind: str) -> None:
     from tests.run.conftest import quantized
 
@@ -160,6 +160,6 @@ def test_embedding_rows_are_those_of_the_table(kind: str) -> None:
     from haversack.run._weights import embedding_rows
 
     values = np.random.default_rng(0).normal(size=(37, 96)).astype(np.float32)
-    table = quantized(values, kind) if kind in ("int8", "int4") else Matrix.from_array(values, kind)
+    table = quantized(values, kind) if kind.startswith("int") else Matrix.from_array(values, kind)
     tokens = np.array([0, 36, 5, 5, 15, 16, 31, 32], np.int32)
     assert np.array_equal(embedding_rows(table, tokens), unpack(table)[tokens])

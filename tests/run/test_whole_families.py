@@ -23,6 +23,7 @@ from haversack.run._units import aside_nbytes
 from haversack.run._weights import check_tensors
 from haversack.shrink._language import LanguageWalk
 from haversack.shrink._pipeline import Policy, compress, stored_kinds, stored_nbytes
+from haversack.shrink._precision import calibrated
 
 NEW = [name for name in RECORD.CASES if RECORD.CASES[name][0]["model_type"] not in ("llama", "mistral")]
 STORED_OTHERWISE = ["phi3", "gpt2", "opt", "opt-350m"]
@@ -194,7 +195,7 @@ def packed(folder: Path, goal: Path, choice: str) -> Pack:
     view = checkpoint(source, walk.architecture)
     check_tensors(view, walk.architecture)
     method = create_precision(choice)
-    texts = TEXT[:48].reshape(2, 24) if method.needs else None
+    texts = TEXT[:48].reshape(2, 24) if calibrated(method) else None
     with PackWriter(goal) as writer:
         compress(view, walk, method, writer, texts=texts, policy=Policy(), folder=goal.parent)
         writer.finish({"architecture": source.config, "plan": {"precision": choice}})

@@ -14,9 +14,12 @@ from haversack.formats.safetensors import SafetensorsFile, write_safetensors
 from haversack.kernels import Matrix, unpack
 from haversack.shrink._activations import Activations
 from haversack.shrink._pipeline import Policy, compress, memory_plan, stored_kinds, stored_nbytes
+from haversack.shrink._transforms import Pair
+from haversack.shrink.precision.awq import Awq
 from haversack.shrink.precision.gptq import Gptq
 from haversack.shrink.precision.keep import Keep
 from haversack.shrink.precision.round_to_nearest import RoundToNearest
+from haversack.shrink.precision.smoothquant import SmoothQuant
 
 WIDTH, INNER, VOCABULARY, BLOCKS = 64, 96, 50, 2
 
@@ -57,6 +60,17 @@ class GatedBlocks:
 
     def is_matrix(self, name):
         return not name.endswith("norm")
+
+    def pairs(self, block):
+        gate, up, down = (f"b{block}.{name}" for name in ("gate", "up", "down"))
+        return [
+            Pair(f"b{block}.norm", "norm", (gate, up), None, (None, None)),
+            Pair(up, "gate", (down,), None, (None,)),
+        ]
+
+    def inspect(self, block, pair, x, weights):
+        gate, up, down = (unpack(weights[f"b{block}.{name}"]) for name in ("gate", "up", "down"))
+        return (np.tanh(x @ gate.T) * (x @ up.T)) @ down.T
 
     def embed(self, tokens, weights):
         return unpack(weights["embed"])[tokens]
@@ -284,3 +298,96 @@ def test_the_memory_plan_moves_states_to_disk_before_it_gives_up():
         memory_plan(walk, method, 1 << 20, 100)
     assert caught.value.field == "work_ram_mib" and caught.value.nearest > 200
     assert memory_plan(walk, RoundToNearest(), 1 << 20, None).total_mib < 202
+
+
+@dataclasses.dataclass(frozen=True)
+class Picky(Gptq):
+    """Takes no matrix named `down`."""
+
+    def refused(self, walk):
+        names = [name for block in range(walk.blocks) for group in walk.products(block) for name in group]
+        return {name: "it is called so" for name in names if name.endswith("down")}
+
+
+def test_matrices_that_a_method_cannot_take_stay_only_where_that_is_allowed(tmp_path):
+    with pytest.raises(UserError, match=r"b0\.down \(it is called so\), b1\.down .*--allow-kept") as caught:
+        packed(tmp_path, Picky(bits=4, group=32))
+    assert caught.value.field == "precision" and "\n" not in str(caught.value)
+    walk, policy = GatedBlocks(), Policy(kept="f16")
+    source, pack = packed(tmp_path, Picky(bits=4, group=32), policy=policy)
+    kinds = stored_kinds(walk, Picky(bits=4, group=32), policy)
+    assert {name: entry.kind for name, entry in pack.tensors.items()} == {n: k.kind for n, k in kinds.items()}
+    for block in range(BLOCKS):
+        assert pack.tensors[f"b{block}.gate"].kind == "int4"
+        assert np.array_equal(tensor(pack, f"b{block}.down"), tensor(source, f"b{block}.down"))
+
+
+def test_a_weight_that_no_scale_can_hold_is_named(tmp_path):
+    def grow(tensors):
+        tensors["b1.up"][3, 5] = 1e7
+
+    source = checkpoint(tmp_path, GatedBlocks(), change=grow, kind="f32")
+    with pytest.raises(UserError, match=r"b1\.gate, b1\.up: weights above 4.5e5"):
+        packed(tmp_path, RoundToNearest(bits=4), source=source)
+
+
+@pytest.mark.parametrize("needs", [{"inputs"}, {"ranges"}, {"hessian", "inputs", "ranges"}])
+def test_statistics_are_what_was_asked_for_and_of_the_inputs_that_come(tmp_path, needs):
+    seen = {}
+
+    @dataclasses.dataclass(frozen=True)
+    class Watching(RoundToNearest):
+        def quantize(self, weights, inputs):
+            seen[next(iter(weights))] = inputs
+            return super().quantize(weights, inputs)
+
+    Watching.needs = frozenset(needs)
+    walk = GatedBlocks()
+    source, _ = packed(tmp_path, Watching(bits=8))
+    x = (tensor(source, "embed")[texts()] * tensor(source, "b0.norm")).reshape(-1, WIDTH)
+    found = seen["b0.gate"]
+    assert found.tokens == len(x)
+    for name in ("hessian", "inputs", "ranges"):
+        assert (getattr(found, name) is not None) == (name in needs)
+    if found.inputs is not None:
+        assert len(x) == 3 * 512
+        assert np.allclose(found.inputs, x[::3], rtol=1e-5), "spread evenly over the whole text"
+    if found.ranges is not None:
+        assert np.allclose(found.ranges.largest, np.abs(x).max(axis=0), rtol=1e-5)
+        assert np.allclose(found.ranges.magnitude, np.abs(x).mean(axis=0), rtol=1e-4)
+    assert walk.blocks == BLOCKS
+    assert found is not seen["b1.gate"]
+
+
+def test_awq_keeps_the_outputs_closer_than_round_to_nearest(tmp_path):
+    walk = GatedBlocks()
+    source, plain = packed(tmp_path, RoundToNearest(bits=4, group=32))
+    _, scaled = packed(tmp_path, Awq(bits=4, group=32, tokens=512), source=source)
+    assert not np.array_equal(tensor(scaled, "b0.norm"), tensor(source, "b0.norm")), "scales are folded in"
+    exact = outputs(walk, source)
+    errors = [np.square(outputs(walk, pack) - exact).mean() for pack in (plain, scaled)]
+    assert errors[1] < 0.8 * errors[0]
+
+
+def test_smoothing_alone_changes_no_float_output(tmp_path):
+    @dataclasses.dataclass(frozen=True)
+    class Unrounded(SmoothQuant):
+        def stored(self, rows, columns):
+            return Keep(kind="f32").stored(rows, columns)
+
+        def quantize(self, weights, inputs):
+            return Keep(kind="f32").quantize(weights, inputs)
+
+    walk = GatedBlocks()
+    source, pack = packed(tmp_path, Unrounded(alpha=0.8, pairs="all"))
+    assert not np.array_equal(tensor(pack, "b1.norm"), tensor(source, "b1.norm"))
+    exact = outputs(walk, source)
+    assert np.abs(outputs(walk, pack) - exact).max() <= 1e-4 * np.abs(exact).max()
+
+
+def test_the_plan_counts_what_a_method_tries(tmp_path):
+    walk = GatedBlocks()
+    plan = memory_plan(walk, Awq(), 1 << 12, None)
+    labels = [label for label, _ in plan.lines]
+    assert "what awq tries" in labels
+    assert memory_plan(walk, SmoothQuant(), 1 << 12, None).total_bytes < plan.total_bytes

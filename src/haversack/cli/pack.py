@@ -65,6 +65,9 @@ def command(
     embedding: Annotated[
         str, typer.Option(help="an embedding that is not the output matrix: f16, f32 or int8")
     ] = "f16",
+    allow_kept: Annotated[
+        bool, typer.Option("--allow-kept", help="leave matrices that the precision cannot take in f16")
+    ] = False,
     calibration: Annotated[
         Path | None, typer.Option(help="text to calibrate on (UTF-8, or .npy of tokens)")
     ] = None,
@@ -101,7 +104,7 @@ def command(
         activations=activations,
         residency=residency,
         cache_type=cache_type,
-        policy=Policy(output=output_matrix, embedding=embedding),
+        policy=Policy(output=output_matrix, embedding=embedding, kept="f16" if allow_kept else None),
         calibration=calibration,
         evaluation=evaluation,
         calibration_tokens=calibration_tokens,

@@ -24,7 +24,9 @@ PIECE = 2**20
 
 # Bytes of one number; the packed kinds are counted by `nbytes_of`.
 PLAIN_KINDS: dict[str, int] = {"f32": 4, "f16": 2, "bf16": 2, "u8": 1, "i32": 4}
-PACKED_KINDS = ("int8", "int4")
+SMALL_KINDS = {"int4": 4, "int3": 3}
+"""Bits of the kinds that have a scale for each row and group of columns."""
+PACKED_KINDS = ("int8", *SMALL_KINDS)
 DTYPE_OF_KIND = {
     "f32": "F32",
     "f16": "F16",
@@ -33,6 +35,7 @@ DTYPE_OF_KIND = {
     "i32": "I32",
     "int8": "U8",
     "int4": "U8",
+    "int3": "U8",
 }
 
 _SEAL = b'"crc32":"'
@@ -42,11 +45,11 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}")
 class TensorEntry(msgspec.Struct, frozen=True, kw_only=False):
     """One tensor of a pack or a hub folder.
 
-    `kind`: f32, f16, bf16, int8, int4, u8 or i32 (a hub folder may hold more, such as i64; no method reads
-    those). `shape`: of the numbers, not of their packed bytes. `group`: weights under one scale (int4, and
-    int8 in groups), else None. `layout`: `rows-1` (row after row) or `rows16-1` (16 rows interleaved;
-    docs/format.md). `file`: name beside pack.json or in the hub folder; `offset` and `nbytes`: where its
-    bytes are in that file.
+    `kind`: f32, f16, bf16, int8, int4, int3, u8 or i32 (a hub folder may hold more, such as i64; no method
+    reads those). `shape`: of the numbers, not of their packed bytes. `group`: weights under one scale (int4,
+    int3, and int8 in groups), else None. `layout`: `rows-1` (row after row) or `rows16-1` (16 rows
+    interleaved; docs/format.md). `file`: name beside pack.json or in the hub folder; `offset` and `nbytes`:
+    where its bytes are in that file.
     """
 
     name: str
@@ -152,9 +155,10 @@ def nbytes_of(kind: str, shape: tuple[int, ...], group: int | None, layout: str)
         return blocks * -(-columns // group) * (group * 16 + 32)
     if kind == "int8":
         return blocks * (-(-columns // 32) * 32 * 16 + 64)
-    if group is None or group % 8 or not 8 <= group <= 4096:
-        raise ValueError(f"int4 has groups of a multiple of 8, not {group}")
-    return blocks * -(-columns // group) * (group * 8 + 32)
+    step = 8 if kind == "int4" else 32
+    if group is None or group % step or not step <= group <= 4096:
+        raise ValueError(f"{kind} has groups of a multiple of {step}, not {group}")
+    return blocks * -(-columns // group) * (group * 2 * SMALL_KINDS[kind] + 32)
 
 
 def plain_name(name: str) -> bool:

@@ -38,7 +38,18 @@ STAGES: dict[str, tuple[str, ...]] = {
 # The closed vocabulary of what a method provides, requires or excludes. A trait is a key, or `key:value`.
 TRAITS: dict[str, tuple[str, ...]] = {
     "weight-layout": ("rows-1", "rows16-1"),
-    "weight-type": ("f32", "f16", "bf16", "int8", "int4", "nested", "ternary", "low-rank", "row-sparse"),
+    "weight-type": (
+        "f32",
+        "f16",
+        "bf16",
+        "int8",
+        "int4",
+        "int3",
+        "nested",
+        "ternary",
+        "low-rank",
+        "row-sparse",
+    ),
     "activation-type": ("f32", "int8-dynamic", "int8-static"),
     "batch": (),
     "tree-mask": (),

@@ -15,6 +15,7 @@ from haversack.core._names import lazily
 # Public name -> the file that holds it.
 _PUBLIC = {
     "Matrix": "_matrix",
+    "pack_int3": "_matrix",
     "pack_int4": "_matrix",
     "pack_int8": "_matrix",
     "interleave_rows": "_matrix",
@@ -52,6 +53,8 @@ _PUBLIC = {
     "pack_channels": "sparse",
     "pack_channels_int4": "sparse",
     "unpack_channels": "sparse",
+    "Outliers": "outliers",
+    "gather": "outliers",
     "filter_logits": "sampling",
     "greedy": "sampling",
     "sample": "sampling",

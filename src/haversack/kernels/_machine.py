@@ -29,7 +29,17 @@ from haversack.core.memory import MIB, drop_cached, run_measured
 from haversack.core.progress import Progress
 from haversack.core.roofline import Cost, seconds
 from haversack.core.storage import DirectFile, aligned_buffer
-from haversack.kernels import Matrix, huge_copy, isa, matmul, pack_int4, pack_int8, set_threads, threads
+from haversack.kernels import (
+    Matrix,
+    huge_copy,
+    isa,
+    matmul,
+    pack_int3,
+    pack_int4,
+    pack_int8,
+    set_threads,
+    threads,
+)
 from haversack.kernels._native import native
 
 STEPS = 14
@@ -240,7 +250,7 @@ def check_predictions(device: Device) -> tuple[Checked, ...]:
     than a processor's cache, so that each call reads them from memory.
     """
     found = []
-    for kind, side in (("f32", 4096), ("int8", 8192), ("int4", 12288)):
+    for kind, side in (("f32", 4096), ("int8", 8192), ("int4", 12288), ("int3", 12288)):
         few, activations = _matrix(kind, side, _ROWS)
         mapped = _repeated_in_small_pages(few, side // _ROWS)
         precision = "f32" if kind == "f32" else "int8"
@@ -259,12 +269,13 @@ def check_predictions(device: Device) -> tuple[Checked, ...]:
 
 def _matrix(kind: str, columns: int, rows: int) -> tuple[Matrix, str]:
     """A matrix of `kind` and the activation type that its rate is stated for."""
-    if kind in ("int8", "int4"):
-        top = 127 if kind == "int8" else 7
+    if kind.startswith("int"):
+        top = {"int8": 127, "int4": 7, "int3": 3}[kind]
         values = np.random.default_rng(0).integers(-top, top + 1, (rows, columns), np.int8)
         if kind == "int8":
             return pack_int8(values, np.full(rows, 0.01, np.float32)), "int8-dynamic"
-        return pack_int4(values, np.full((rows, columns // 64), 0.01, np.float32), 64), "int8-dynamic"
+        scales = np.full((rows, columns // 64), 0.01, np.float32)
+        return (pack_int4 if kind == "int4" else pack_int3)(values, scales, 64), "int8-dynamic"
     numbers = _numbers(rows, columns)
     if kind == "f16":
         data = numbers.astype(np.float16).tobytes()

@@ -3,9 +3,9 @@
 Layout `rows-1` (f32, f16, bf16): `rows` x `columns` numbers, little endian, row after row; what hub files
 hold.
 
-Layout `rows16-1` (int8, int4, and f32 copied at load): 16 output rows are interleaved, so that one 64-byte
-load serves 16 outputs. Rows are padded to a multiple of 16, columns to a multiple of the group (int8: of 32);
-padding holds weight 0 and scale 0. The blocks of 16 rows follow one another. With r = row % 16:
+Layout `rows16-1` (int8, int4, int3, and f32 copied at load): 16 output rows are interleaved, so that one
+64-byte load serves 16 outputs. Rows are padded to a multiple of 16, columns to a multiple of the group (int8:
+of 32); padding holds weight 0 and scale 0. The blocks of 16 rows follow one another. With r = row % 16:
 
 - **f32**: for every column 64 bytes, the weights of the 16 rows; no padding of columns and no scales. See
   `interleaved`.
@@ -16,6 +16,10 @@ padding holds weight 0 and scale 0. The blocks of 16 rows follow one another. Wi
 - **int4**, one scale per row and group of columns: for each group, for every 8 columns 64 bytes, byte `4 *
   r + c` = (weight of column c of the 8) + 8 in the low half and (weight of column 4 + c) + 8 in the high
   half (c = 0..3); after the group's bytes its 16 scales as f16 (32 bytes).
+- **int3**, one scale per row and group of columns: for each group, for every 32 columns three times 64 bytes,
+  A, B and C. With q(n) = (weight of column 4 * n + c) + 4, byte `4 * r + c` of A is q(0) + 8 q(1) and the low
+  two bits of q(6) above; of B the same of q(2), q(3), q(7); of C q(4) + 8 q(5), bit 2 of q(6) as bit 6 and
+  bit 2 of q(7) as bit 7. After the group's bytes its 16 scales as f16 (32 bytes).
 
 A weight's value is its integer times its scale.
 """
@@ -33,10 +37,13 @@ from haversack.core.errors import UserError, not_allowed
 Array = npt.NDArray[Any]
 
 FLOAT_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
-KINDS = ("f32", "f16", "bf16", "int8", "int4")
+KINDS = ("f32", "f16", "bf16", "int8", "int4", "int3")
 GROUPS = (32, 64, 96, 128)
 INT8_GROUPS = (32,)
-LAYOUTS = {"f32": "rows-1", "f16": "rows-1", "bf16": "rows-1", "int8": "rows16-1", "int4": "rows16-1"}
+SMALL = {"int4": 4, "int3": 3}
+"""Bits of the kinds that have a scale for each row and group of columns."""
+PACKED = ("int8", *SMALL)
+LAYOUTS = {kind: "rows16-1" if kind in PACKED else "rows-1" for kind in KINDS}
 INT8_COLUMNS = 32
 """int8: columns are padded to this many, and activations get one scale for each so many."""
 
@@ -55,9 +62,9 @@ def packed_nbytes(kind: str, rows: int, columns: int, group: int | None = None) 
         return blocks * (_round_up(columns, group) // group) * (group * 16 + 32)
     if kind == "int8":
         return blocks * (_round_up(columns, INT8_COLUMNS) * 16 + 64)
-    if kind == "int4":
+    if kind in SMALL:
         group = _checked_group(group)
-        return blocks * (_round_up(columns, group) // group) * (group * 8 + 32)
+        return blocks * (_round_up(columns, group) // group) * (group * 2 * SMALL[kind] + 32)
     raise not_allowed("kind", kind, KINDS)
 
 
@@ -72,8 +79,8 @@ class Matrix:
     """`rows` outputs by `columns` inputs of `kind` in `layout`.
 
     `data` is a flat uint8 array; it may be a read-only view of a mapped file at any alignment and must
-    outlive no one: the matrix keeps it. `group` is the number of columns under one scale (int4, and int8 in
-    groups), else None.
+    outlive no one: the matrix keeps it. `group` is the number of columns under one scale (int4, int3, and
+    int8 in groups), else None.
     """
 
     kind: str
@@ -93,13 +100,13 @@ class Matrix:
             raise UserError(
                 f"a matrix needs at least one row and column, not {self.rows} x {self.columns}", field="shape"
             )
-        if self.kind == "int4":
+        if self.kind in SMALL:
             _checked_group(self.group)
         elif self.kind == "int8" and self.group is not None:
             _checked_group(self.group, INT8_GROUPS)
         elif self.group is not None:
             raise UserError(
-                f"group={self.group} is for int4 and int8; {self.kind} takes none",
+                f"group={self.group} is for {', '.join(PACKED)}; {self.kind} takes none",
                 field="group",
                 given=self.group,
             )
@@ -243,33 +250,72 @@ def pack_int4(values: Array, scales: Array, group: int) -> Matrix:
 
     Scales that f16 cannot hold (beyond 65504, or not finite) are refused.
     """
+    return _pack_small("int4", values, scales, group)
+
+
+def pack_int3(values: Array, scales: Array, group: int) -> Matrix:
+    """int3 weights `values` [rows, columns] in -4..3, otherwise as `pack_int4`."""
+    return _pack_small("int3", values, scales, group)
+
+
+def _pack_small(kind: str, values: Array, scales: Array, group: int) -> Matrix:
     values, scales = np.asarray(values), np.asarray(scales, dtype=np.float32)
-    rows, columns = _checked_values("pack_int4", values, -8, 7)
+    raised = 1 << (SMALL[kind] - 1)
+    rows, columns = _checked_values(f"pack_{kind}", values, -raised, raised - 1)
     group = _checked_group(group)
     blocks, groups = _round_up(rows, 16) // 16, _round_up(columns, group) // group
     if scales.shape != (rows, groups):
         raise UserError(
-            f"pack_int4 expects scales of shape ({rows}, {groups}), got {scales.shape}", field="scales"
+            f"pack_{kind} expects scales of shape ({rows}, {groups}), got {scales.shape}", field="scales"
         )
     if not bool(np.all(np.abs(scales) < 65520)):
-        raise UserError("pack_int4: a scale does not fit f16 (beyond 65504, or not finite)", field="scales")
-    nibbles = np.zeros((blocks * 16, groups * group), np.int16)
-    nibbles[:rows, :columns] = values
-    # block, row, group, eight, half, column -> block, group, eight, row, column, half
-    parts = (
-        (nibbles + 8)
-        .astype(np.uint8)
-        .reshape(blocks, 16, groups, group // 8, 2, 4)
-        .transpose(0, 2, 3, 1, 5, 4)
-    )
-    packed = np.empty((blocks, groups, group * 8 + 32), np.uint8)
-    packed[:, :, :-32] = (parts[..., 0] | (parts[..., 1] << 4)).reshape(blocks, groups, -1)
+        raise UserError(
+            f"pack_{kind}: a scale does not fit f16 (beyond 65504, or not finite)", field="scales"
+        )
+    codes = np.zeros((blocks * 16, groups * group), np.int16)
+    codes[:rows, :columns] = values
+    # block, row, group, quad, column -> block, group, quad, row, column
+    quads = (codes + raised).astype(np.uint8).reshape(blocks, 16, groups, group // 4, 4)
+    quads = quads.transpose(0, 2, 3, 1, 4)
+    packed = np.empty((blocks, groups, group * 2 * SMALL[kind] + 32), np.uint8)
+    joined = join_fours(quads) if kind == "int4" else join_threes(quads)
+    packed[:, :, :-32] = joined.reshape(blocks, groups, -1)
     inline = np.zeros((blocks * 16, groups), "<f2")
     inline[:rows] = scales
     packed[:, :, -32:] = np.ascontiguousarray(inline.reshape(blocks, 16, groups).transpose(0, 2, 1)).view(
         np.uint8
     )
-    return Matrix("int4", rows, columns, group, "rows16-1", packed.reshape(-1))
+    return Matrix(kind, rows, columns, group, "rows16-1", packed.reshape(-1))
+
+
+def join_fours(quads: Array) -> Array:
+    """Numbers 0..15 [a, b, quads, ...] as bytes [a, b, quads / 2, ...]: even quads low, odd ones high."""
+    return np.asarray(quads[:, :, 0::2] | (quads[:, :, 1::2] << 4))
+
+
+def split_fours(bytes_: Array) -> Array:
+    """The inverse of `join_fours`."""
+    a, b, count, *rest = bytes_.shape
+    return np.stack([bytes_ & 15, bytes_ >> 4], axis=3).reshape(a, b, 2 * count, *rest)
+
+
+def join_threes(quads: Array) -> Array:
+    """Numbers 0..7 [a, b, quads, ...] as bytes [a, b, quads * 3 / 8, ...]: eight quads in three."""
+    a, b, count, *rest = quads.shape
+    q = np.moveaxis(quads.reshape(a, b, count // 8, 8, *rest), 3, 0)
+    first = q[0] | (q[1] << 3) | ((q[6] & 3) << 6)
+    second = q[2] | (q[3] << 3) | ((q[7] & 3) << 6)
+    third = q[4] | (q[5] << 3) | ((q[6] >> 2) << 6) | ((q[7] >> 2) << 7)
+    return np.stack([first, second, third], axis=3).reshape(a, b, count // 8 * 3, *rest)
+
+
+def split_threes(bytes_: Array) -> Array:
+    """The inverse of `join_threes`."""
+    a, b, count, *rest = bytes_.shape
+    first, second, third = np.moveaxis(bytes_.reshape(a, b, count // 3, 3, *rest), 3, 0)
+    quads = [one >> shift & 7 for one in (first, second, third) for shift in (0, 3)]
+    quads += [first >> 6 | (third >> 4 & 4), second >> 6 | (third >> 5 & 4)]
+    return np.stack(quads, axis=3).reshape(a, b, count // 3 * 8, *rest)
 
 
 def _checked_values(what: str, values: Array, low: int, high: int) -> tuple[int, int]:
@@ -304,17 +350,18 @@ def unpack_integers(matrix: Matrix) -> tuple[Array, Array]:
         bytes_ = packed[:, :-64].reshape(blocks, -1, 16, 4).transpose(0, 2, 1, 3).reshape(blocks * 16, -1)
         scales = np.ascontiguousarray(packed[:, -64:]).view("<f4").reshape(-1)[:rows]
         return (bytes_[:rows, :columns].astype(np.int16) - 128).astype(np.int8), scales.astype(np.float32)
-    if matrix.kind != "int4" or matrix.group is None:
-        raise not_allowed("kind", matrix.kind, ["int8", "int4"])
-    group = matrix.group
-    grouped = matrix.data.reshape(blocks, -1, group * 8 + 32)
+    if matrix.kind not in SMALL or matrix.group is None:
+        raise not_allowed("kind", matrix.kind, PACKED)
+    bits, group = SMALL[matrix.kind], matrix.group
+    grouped = matrix.data.reshape(blocks, -1, group * 2 * bits + 32)
     groups = grouped.shape[1]
-    pairs = grouped[:, :, :-32].reshape(blocks, groups, group // 8, 16, 4)
-    # block, group, eight, row, half, column -> block, row, group, eight, half, column
-    nibbles = np.stack([pairs & 15, pairs >> 4], axis=-2).transpose(0, 3, 1, 2, 4, 5).reshape(blocks * 16, -1)
+    joined = grouped[:, :, :-32].reshape(blocks, groups, group * bits // 32, 16, 4)
+    quads = split_fours(joined) if matrix.kind == "int4" else split_threes(joined)
+    # block, group, quad, row, column -> block, row, group, quad, column
+    codes = quads.transpose(0, 3, 1, 2, 4).reshape(blocks * 16, -1)
     stored = np.ascontiguousarray(grouped[:, :, -32:]).view("<f2").transpose(0, 2, 1)
     scales = stored.reshape(blocks * 16, groups)[:rows].astype(np.float32)
-    return nibbles[:rows, :columns].astype(np.int8) - np.int8(8), scales
+    return codes[:rows, :columns].astype(np.int8) - np.int8(1 << (bits - 1)), scales
 
 
 def unpack(matrix: Matrix) -> Array:

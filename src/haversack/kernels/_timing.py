@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from haversack.kernels._machine import bandwidth_gb_s
-from haversack.kernels._matrix import GROUPS, Matrix, pack_int4, pack_int8
+from haversack.kernels._matrix import GROUPS, SMALL, Matrix, pack_int3, pack_int4, pack_int8
 from haversack.kernels.memory import huge_copy
 from haversack.kernels.processor import isa, set_threads, usable_processors
 from haversack.kernels.products import matmul
@@ -26,13 +26,15 @@ READ = 96 << 20
 
 
 def matrices_of(kind: str, nbytes: int = BEYOND_CACHES) -> list[Matrix]:
-    """Random matrices of `kind` (int4 with its group: int4:32), `nbytes` together, in huge pages."""
+    """Random matrices of `kind` (int4, int3 with their group: int4:32), `nbytes` in all, in huge pages."""
     rng = np.random.default_rng(0)
     name, _, group = kind.partition(":")
-    if name == "int4":
+    if name in SMALL:
         per_scale = int(group or GROUPS[0])
         scales = rng.random((ROWS, -(-COLUMNS // per_scale))) * 0.1
-        made = pack_int4(rng.integers(-8, 8, (ROWS, COLUMNS), np.int8), scales, per_scale)
+        top = 1 << (SMALL[name] - 1)
+        pack = pack_int4 if name == "int4" else pack_int3
+        made = pack(rng.integers(-top, top, (ROWS, COLUMNS), np.int8), scales, per_scale)
     elif name == "int8":
         made = pack_int8(rng.integers(-127, 128, (ROWS, COLUMNS), np.int8), rng.random(ROWS) * 0.01)
     else:
@@ -59,7 +61,9 @@ def seconds_of(matrices: Sequence[Matrix], tokens: int, activations: str, rounds
 def main() -> None:
     parser = argparse.ArgumentParser(description="Times the matrix products on this machine.")
     parser.add_argument("--tokens", type=int, nargs="+", default=[1, 8, 256])
-    parser.add_argument("--kinds", nargs="+", default=["int4:32", "int4:128", "int8", "f16", "f32"])
+    parser.add_argument(
+        "--kinds", nargs="+", default=["int3:64", "int4:32", "int4:128", "int8", "f16", "f32"]
+    )
     parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, usable_processors()}))
     given = parser.parse_args()
     print(f"{isa()}; weights {COLUMNS} x {ROWS}")

@@ -82,13 +82,16 @@ def interleave(
 
 
 def to_blocks(matrix: Matrix, order: Array | None = None) -> Array:
-    """A packed matrix as blocks of Q4_0 (int4) or Q8_0 (int8 in groups of 32): the inverse of `interleave`.
+    """A packed matrix as blocks of Q4_0 (int4, int3) or Q8_0 (int8 in groups of 32): the inverse of
+    `interleave`.
 
-    int4 in wider groups repeats its scale, which changes no value. Row r of the result is row order[r] of the
-    matrix. Raises UserError for columns that are no multiple of 32 or int8 with one scale a row.
+    int4 in wider groups repeats its scale, which changes no value; int3 takes 4 bits here. Row r of the
+    result is row order[r] of the matrix. Raises UserError for columns that are no multiple of 32 or int8
+    with one scale a row.
     """
     rows, columns = matrix.shape
-    if matrix.kind not in BLOCK_BYTES or matrix.group is None or columns % GROUP:
+    kind = "int4" if matrix.kind == "int3" else matrix.kind
+    if kind not in BLOCK_BYTES or matrix.group is None or columns % GROUP:
         raise UserError(
             f"a {matrix.kind} matrix of {rows} x {columns} in groups of {matrix.group} is no sum of blocks "
             f"of {GROUP}",
@@ -100,9 +103,9 @@ def to_blocks(matrix: Matrix, order: Array | None = None) -> Array:
     if order is not None:
         integers, spread = integers[order], spread[order]
     numbers = integers.reshape(rows, groups, GROUP)
-    found = np.empty((rows, groups, BLOCK_BYTES[matrix.kind]), np.uint8)
+    found = np.empty((rows, groups, BLOCK_BYTES[kind]), np.uint8)
     found[:, :, :2] = np.ascontiguousarray(spread).view(np.uint8).reshape(rows, groups, 2)
-    if matrix.kind == "int4":
+    if kind == "int4":
         raised = (numbers + 8).astype(np.uint8)
         found[:, :, 2:] = raised[:, :, :16] | (raised[:, :, 16:] << 4)
     else:

@@ -1,8 +1,8 @@
 """Matrix products: outputs[n, rows] = x[n, columns] times the matrix, transposed.
 
 Activations are `f32`; `int8-dynamic`, where each token's inputs are rounded to int8 with one scale for
-every group of columns (the matrix's own group for int4, 32 columns for int8); or `int8-static`, where one
-given scale serves all. Integer sums inside a group are exact; groups are added in order, in f32.
+every group of columns (the matrix's own group for int4 and int3, 32 columns for int8); or `int8-static`,
+where one given scale serves all. Integer sums inside a group are exact; groups are added in order, in f32.
 
 A token whose input is NaN or infinite gives NaN in all outputs of that token with int8 activations, and
 whatever f32 arithmetic gives with f32 activations.

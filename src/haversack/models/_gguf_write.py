@@ -200,6 +200,8 @@ def _kind(source: TensorSource, entries: list[TensorEntry], dense: bool) -> tupl
         return "f16", f"written as f16, since {why}"
     if entries[0].kind == "int4":
         return "q4_0", None
+    if entries[0].kind == "int3":
+        return "q4_0", "int3 written as Q4_0: the same numbers in 4 bits"
     if entries[0].group is not None:
         return "q8_0", None
     worst = max(_rounding(source, entry) for entry in entries)

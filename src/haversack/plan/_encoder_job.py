@@ -29,7 +29,7 @@ from haversack.core.roofline import Cost, energy_mj, seconds
 from haversack.models._calibration import default_text
 from haversack.plan._candidates import Candidate, Plan, choose, ranked, refusal
 from haversack.plan._encoder_quality import loss, masked_bits
-from haversack.plan._enumerate import activation_types, precision_choices
+from haversack.plan._enumerate import activation_types, no_plan, offered, precision_choices
 from haversack.plan._job import (
     RECORD_NBYTES,
     TOKENIZER_FILES,
@@ -51,6 +51,7 @@ from haversack.run._encoder_source import EncoderModel, open_encoder
 from haversack.run._encoder_weights import RESIDENCIES
 from haversack.shrink._encoder import EncoderWalk
 from haversack.shrink._pipeline import compress, memory_plan, stored_kinds, stored_nbytes
+from haversack.shrink._precision import calibrated
 from haversack.shrink.structure._packed import Layer
 
 PROMPT_TOKENS = 64  # of the text whose reading is predicted
@@ -121,7 +122,7 @@ class Workshop:
         if key not in self._packs:
             path = self.scratch / f"{len(self._packs)}.pack"
             method = self.structures.compression(*key)
-            texts = self.calibration if method.needs else None
+            texts = self.calibration if calibrated(method) else None
             with PackWriter(path) as writer:
                 compress(
                     self.model.source,
@@ -212,6 +213,10 @@ def predictions(
     weights = sum(int(np.prod(shape)) for shape in walk.shapes.values())
     found = []
     for structure, choice in itertools.product(choices, precision_choices(job.precision)):
+        if job.precision is None and not offered(
+            walk, choice, structure, job.calibration_tokens, job.effort_s
+        ):
+            continue
         method = structures.compression(choice, structure)
         kinds = stored_kinds(walk, method, job.policy)
         nbytes = stored_nbytes(walk, kinds)
@@ -221,7 +226,9 @@ def predictions(
             for one in block.matrices()
         )
         types = {kind.kind for kind in kinds.values()}
-        for activations, residency in itertools.product(activation_types(types, job.activations), fixed):
+        for activations, residency in itertools.product(
+            activation_types(types, job.activations, choice), fixed
+        ):
             plan = Plan(choice, structure, activations=activations, residency=residency)
             # One scale a token or matrix: the noise that a vector keeps is about that of its products.
             noise = method.noise() + ACTIVATION_NOISE[activations]
@@ -236,16 +243,11 @@ def predictions(
                     device=PROMPT_TOKENS / took,
                     latency_ms=1e3 * took,
                     energy_mj=energy_mj(took, job.device),
-                    calibrated=bool(method.needs),
+                    calibrated=calibrated(method),
                 )
             )
     if not found:
-        raise UserError(
-            f"no plan has activations {job.activations} with precision {job.precision}.",
-            field="activations",
-            given=job.activations,
-            nearest="f32",
-        )
+        raise no_plan(job.precision, job.activations)
     return found
 
 

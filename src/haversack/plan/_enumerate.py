@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -10,18 +11,20 @@ from haversack.core import index
 from haversack.core.device import Device
 from haversack.core.errors import UserError
 from haversack.core.method import Method, parse_choice
+from haversack.kernels._matrix import PACKED
 from haversack.models._architecture import Architecture
 from haversack.plan._candidates import Candidate, Plan
 from haversack.plan._predict import LOSS_PER_NOISE, MIB, Sizes, bits_a_weight, noise, times
 from haversack.run._memory import planned_memory
 from haversack.shrink._language import LanguageWalk
-from haversack.shrink._pipeline import Policy, stored_kinds
-from haversack.shrink._precision import Precision
+from haversack.shrink._pipeline import Policy, Walk, stored_kinds
+from haversack.shrink._precision import Precision, calibrated, refused_by
 
 # Parameters that change a pack's size or type and are worth a plan each; others stay at their defaults.
 VARIED = ("bits", "group", "kind")
 CACHE_TYPES = ("f32", "f16", "int8")
 ACTIVATIONS = ("f32", "int8-dynamic")
+PRODUCTS_PER_S = 4e10  # of two cores that calibrate
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Space:
     activations: str | None = None
     residency: str | None = None
     cache_type: str | None = None
+    effort_s: float = math.inf
+    calibration_tokens: int = 0
     structures: tuple[str, ...] = ("none",)
     compression: Callable[[str, str], Precision] | None = None
     """(precision, structure) -> what compresses so; plan/_structure.py has it. None: no structures."""
@@ -109,12 +114,40 @@ def residencies(kinds: Iterable[str], fixed: str | None) -> list[str]:
     return [entry.name for entry in index.methods("run", "residency") if not index.conflicts([entry], given)]
 
 
-def activation_types(kinds: Iterable[str], fixed: str | None) -> list[str]:
-    """The activation types that the kernels have for weights stored in `kinds`: integers meet only
-    integers.
+def activation_types(kinds: Iterable[str], fixed: str | None, precision: str | None = None) -> list[str]:
+    """The activation types that the kernels have for weights stored in `kinds` (integers meet only integers)
+    and that `precision` is defined for.
     """
-    integers = any(kind in ("int8", "int4") for kind in kinds)
-    return [one for one in ACTIVATIONS if (one == "f32" or integers) and fixed in (None, one)]
+    integers = any(kind in PACKED for kind in kinds)
+    types = [one for one in ACTIVATIONS if (one == "f32" or integers) and fixed in (None, one)]
+    return [one for one in types if precision is None or not undefined(precision, one)]
+
+
+def undefined(precision: str, activations: str) -> list[str]:
+    """Why the precision method cannot be run with activations of a type; empty when it can."""
+    entry = index.find("shrink", "precision", parse_choice(precision)[0])
+    return index.conflicts([entry], {f"activation-type:{activations}"})
+
+
+def offered(walk: Walk, precision: str, structure: str, tokens: int, effort_s: float) -> bool:
+    """True for a method that is worth a plan where the user named none: it takes every matrix of the model,
+    works with the structure, and is done within the effort.
+    """
+    method = create_precision(precision)
+    if refused_by(method, walk) or (structure != "none" and not stands_alone(precision)):
+        return False
+    return packing_seconds(walk, method, tokens) <= effort_s
+
+
+def packing_seconds(walk: Walk, method: Precision, tokens: int) -> float:
+    """About how long compressing takes here: the passes of the calibration text through the blocks that the
+    method declares (`passes`; 4 for one that says nothing and is calibrated).
+    """
+    if not calibrated(method):
+        return 0.0
+    inside = (name for block in range(walk.blocks) for group in walk.products(block) for name in group)
+    products = 2.0 * sum(math.prod(walk.shape(name)) for name in inside)
+    return float(getattr(method, "passes", 4.0)) * products * tokens / PRODUCTS_PER_S
 
 
 def predicted(space: Space) -> tuple[list[Candidate], dict[Plan, float]]:
@@ -122,12 +155,17 @@ def predicted(space: Space) -> tuple[list[Candidate], dict[Plan, float]]:
     candidates: list[Candidate] = []
     noises: dict[Plan, float] = {}
     for structure, choice in itertools.product(space.structures, precision_choices(space.precision)):
+        walk = LanguageWalk(space.architecture)
+        if space.precision is None and not offered(
+            walk, choice, structure, space.calibration_tokens, space.effort_s
+        ):
+            continue
         method = space.method(choice, structure)
-        kinds = stored_kinds(LanguageWalk(space.architecture), method, space.policy)
+        kinds = stored_kinds(walk, method, space.policy)
         found = Sizes.of(space.architecture, kinds)
         types = {kind.kind for kind in kinds.values()}
         for activations, residency, cache_type in itertools.product(
-            activation_types(types, space.activations),
+            activation_types(types, space.activations, choice),
             residencies(types, space.residency),
             [one for one in CACHE_TYPES if space.cache_type in (None, one)],
         ):
@@ -140,15 +178,31 @@ def predicted(space: Space) -> tuple[list[Candidate], dict[Plan, float]]:
             )
             noises[plan] = noise(method.noise(), activations, cache_type)
             candidate = predict(space, plan, found, noises[plan])
-            candidates.append(replace(candidate, calibrated=bool(method.needs)))
+            candidates.append(replace(candidate, calibrated=calibrated(method)))
     if not candidates:
-        raise UserError(
-            f"no plan has activations {space.activations} with precision {space.precision}.",
-            field="activations",
-            given=space.activations,
-            nearest="f32",
-        )
+        raise no_plan(space.precision, space.activations)
     return candidates, noises
+
+
+def no_plan(precision: str | None, activations: str | None) -> UserError:
+    """The error for a precision and activations that no plan has together."""
+    reasons = undefined(precision, activations) if precision and activations else []
+    others = [one for one in ACTIVATIONS if precision and not undefined(precision, one)]
+    return UserError(
+        f"no plan has activations {activations} with precision {precision}"
+        + (f": {reasons[0]}; use activations {' or '.join(others)}." if reasons else "."),
+        field="activations",
+        given=activations,
+        nearest=others[0] if reasons else "f32",
+    )
+
+
+def stands_alone(precision: str) -> bool:
+    """True for a method that needs no more of a block than the matrices of one input and their second
+    moments, as the factors of a structure do not have more.
+    """
+    method = create_precision(precision)
+    return not hasattr(method, "transform") and method.needs <= {"hessian"}
 
 
 def predict(space: Space, plan: Plan, found: Sizes, added: float) -> Candidate:

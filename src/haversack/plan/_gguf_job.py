@@ -20,6 +20,7 @@ from haversack.core.errors import UserError, not_allowed
 from haversack.core.memory import MemoryPlan
 from haversack.core.pack import Pack, PackWriter
 from haversack.formats._gguf_types import PLAIN
+from haversack.kernels._matrix import LAYOUTS
 from haversack.models._gguf import GgufModel, counted
 from haversack.plan._candidates import Candidate, Plan
 from haversack.plan._enumerate import CACHE_TYPES, Space, activation_types, predict, residencies
@@ -133,7 +134,7 @@ class GgufJob:
                 kind = self._kind(name, "f32" if origin else self.requantize or "f32")
                 if everything and kind.kind not in PLAIN:
                     kind = StoredKind("f32")
-                layout = "rows16-1" if kind.kind in ("int8", "int4") else "rows-1"
+                layout = LAYOUTS[kind.kind]
                 writer.add_tensor(name, kind.kind, entry.shape, self._pieces(name, kind), kind.group, layout)
             for name, data in self.files().items():
                 writer.add_file(name, data)

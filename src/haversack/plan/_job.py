@@ -40,7 +40,8 @@ from haversack.plan._search import Clock, screened, search
 from haversack.plan._structure import NONE, OFFERED, Structures, full_structure, layers_of
 from haversack.run._weights import check_tensors
 from haversack.shrink._language import LanguageWalk
-from haversack.shrink._pipeline import Policy, compress, memory_plan
+from haversack.shrink._pipeline import Policy, compress, kept_matrices, memory_plan
+from haversack.shrink._precision import calibrated
 from haversack.shrink.structure._packed import Layer
 
 CALIBRATION_TOKENS = 32_768
@@ -207,7 +208,7 @@ class Bench:
                 return kept
             method = self.structures.compression(*key)
             texts = None
-            if method.needs:
+            if calibrated(method):
                 length = min(CALIBRATION_LENGTH, self.architecture.context)
                 count = -(-self.job.calibration_tokens // length)
                 texts = segments(self.calibration.tokens, length, count, self.job.seed)
@@ -316,6 +317,8 @@ def pack_model(job: Job, tell: Callable[[str], None] = lambda text: None) -> Out
         activations=job.activations,
         residency=job.residency,
         cache_type=job.cache_type,
+        effort_s=job.effort_s,
+        calibration_tokens=job.calibration_tokens,
         structures=(full_structure(job.structure),),
         compression=structures.compression,
     )
@@ -377,7 +380,7 @@ def write_pack(
         candidates=found,
         chosen=chosen,
         layers=bench.layers.get(chosen.plan.stored, ()),
-        facts=facts(job, bench, reference),
+        facts=facts(job, bench, reference, chosen),
     )
     with PackWriter(job.output, expected_bytes=pack.nbytes) as writer:
         for name, entry in pack.tensors.items():
@@ -406,7 +409,7 @@ def write_pack(
         )
 
 
-def facts(job: Job, bench: Bench, reference: float) -> list[tuple[str, str]]:
+def facts(job: Job, bench: Bench, reference: float, chosen: Candidate) -> list[tuple[str, str]]:
     """Labelled lines for the report: what quality and speed were measured on."""
     here = machine()
     text = bench.evaluation
@@ -415,10 +418,22 @@ def facts(job: Job, bench: Bench, reference: float) -> list[tuple[str, str]]:
         ("quality", f"bits per byte; the f32 model has {reference:.4f}"),
         ("evaluation", f"{text.source}: {len(text.tokens):,} tokens, {text.byte_count:,} bytes"),
         ("calibration", f"{bench.calibration_source}, seed {job.seed}"),
+        *kept_facts(bench, chosen),
         ("measured on", f"{here['cpu']}, {here['cores']} cores, {here['isa']}"),
         ("device", job.device.title + (f"; estimated in its profile: {estimated}" if estimated else "")),
         ("haversack", __version__),
     ]
+
+
+def kept_facts(bench: Bench, chosen: Candidate) -> list[tuple[str, str]]:
+    """A line on the matrices that a method could not take, where there are any."""
+    if bench.gguf is not None and bench.gguf.kept:
+        return []
+    method = bench.structures.compression(*chosen.plan.stored)
+    kept = kept_matrices(bench.walk, method, bench.job.policy)
+    if not kept:
+        return []
+    return [("kept in f16", ", ".join(f"{name} ({one.reason})" for name, one in kept.items()))]
 
 
 def half_of_this_machine_mib() -> float:

@@ -21,6 +21,8 @@ from haversack.plan._measure import RunFigures
 
 # What the loss of a plan may be below its prediction, before one is refused for it unmeasured.
 DOUBT = 3.0
+# What is packed within seconds; methods that move scales or learn are measured when these are through.
+FIRST = ("keep", "round-to-nearest", "gptq", "as-stored")
 VARIANTS = 3  # ways to run one pack that are measured, the best predicted first
 
 
@@ -72,19 +74,26 @@ def order_of_measuring(candidates: Sequence[Candidate], objective: str) -> list[
     """Plans in the order in which to measure them.
 
     By the objective, but taking turns between methods and bits, so that the effort shows something of every
-    kind: the best of each, then the next pack of each, then other ways to run those packs, then what is left.
+    kind: the best of each, then the next pack of each, then other ways to run those packs. Methods that are
+    not of FIRST take their turns after those, then comes what is left.
     """
+    early = [one for one in candidates if one.plan.precision.partition(":")[0] in FIRST]
+    late = [one for one in candidates if one not in early]
+    first = [*turns(early, objective), *turns(late, objective)]
+    return [*first, *(one for one in ranked(candidates, objective) if one not in first)]
+
+
+def turns(candidates: Sequence[Candidate], objective: str) -> list[Candidate]:
+    """The best of each method and bits, then the next pack of each, then other ways to run those packs."""
     packs: dict[tuple[str, str], list[Candidate]] = {}
-    order = ranked(candidates, objective)
-    for candidate in order:
+    for candidate in ranked(candidates, objective):
         packs.setdefault(candidate.plan.stored, []).append(candidate)
     families: dict[tuple[str, str, int], list[list[Candidate]]] = {}
     for (precision, structure), ways in packs.items():
         family = (precision.partition(":")[0], structure, round(ways[0].bits / 2))
         families.setdefault(family, []).append(variants(ways))
-    turns = [pack for turn in zip_longest(*families.values()) for pack in turn if pack is not None]
-    first = [way for turn in zip_longest(*turns) for way in turn if way is not None]
-    return [*first, *(candidate for candidate in order if candidate not in first)]
+    taken = [pack for turn in zip_longest(*families.values()) for pack in turn if pack is not None]
+    return [way for turn in zip_longest(*taken) for way in turn if way is not None]
 
 
 def variants(ways: Sequence[Candidate]) -> list[Candidate]:

@@ -8,7 +8,7 @@ from typing import Any
 from haversack.core import index
 from haversack.core.errors import UserError
 from haversack.core.pack import TensorSource
-from haversack.plan._enumerate import create_precision
+from haversack.plan._enumerate import create_precision, stands_alone
 from haversack.shrink._pipeline import Walk
 from haversack.shrink._precision import Precision
 from haversack.shrink.structure._packed import Factored, Layer, expected_loss, ranks_of
@@ -36,6 +36,14 @@ class Structures:
         inner = create_precision(precision)
         if structure == NONE:
             return inner
+        if not stands_alone(precision):
+            raise UserError(
+                f"{inner.name} looks at whole layers and cannot compress the factors of {structure}; use "
+                "round-to-nearest or gptq with it.",
+                field="precision",
+                given=precision,
+                nearest="gptq",
+            )
         method, ranks, lost = self._of(structure)
         return Factored(method, inner, ranks, lost)  # type: ignore[return-value]  # names are per instance
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from haversack.kernels import CacheLayer, Matrix, matmul
 from haversack.kernels import softcap as bounded
-from haversack.models._architecture import Architecture, Attention, Block
+from haversack.models._architecture import Architecture, Attention, Block, Layer
 from haversack.run._products import F32, Scratch, Tap, multiply, normalize
 from haversack.run._program import Programs
 from haversack.run._step import Mask, Step
@@ -168,6 +168,15 @@ class Forward:
                 hidden += normalize(branch.post_norm, out, weights, out)
             if branch.after_norm is not None:
                 normalize(branch.after_norm, hidden, weights, hidden)
+
+    def layer_forward(
+        self, layer: Layer, x: F32, positions: I32, cache_layer: CacheLayer | None, weights: Weights
+    ) -> F32:
+        """What one layer of a block makes of its input x f32 [n, width], as a new array: neither normed nor
+        added to anything."""
+        step = Step(np.ascontiguousarray(positions, np.int32), 0, None, None, 0)
+        call = Call(step, cache_layer, self.activations, self.attention, self.scratch, None)
+        return np.array(self._layers[layer.kind](layer, x, weights, call, None), np.float32)
 
     def finish(self, hidden: F32, weights: Weights) -> F32:
         """What meets the output matrix: the final norm of `hidden` f32 [n, width], and its projection, as a

@@ -20,10 +20,11 @@ from haversack.core.errors import UserError
 from haversack.kernels import CacheLayer, PoolLayer, pool_attention, pool_write
 from haversack.models._architecture import Architecture, Attention
 from haversack.models._rope import Rope
+from haversack.models._rotary import rotary_tables
 from haversack.run._cache import Cache
 from haversack.run._engine import Engine
 from haversack.run._forward import ROWS, Forward
-from haversack.run._step import Step, checked_positions, rotary_tables
+from haversack.run._step import Step, checked_positions
 from haversack.run.attention.dense import Dense
 from haversack.run.attention.sliding import Sliding
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from haversack.core.errors import DamagedFileError, UserError, nearest_name
 from haversack.core.pack import TensorEntry, TensorSource
 from haversack.kernels import Matrix
+from haversack.kernels._matrix import SMALL, split_fours, split_threes
 from haversack.models._architecture import Architecture, Linear
 from haversack.models._checkpoint import Checkpoint, Turned, upright
 from haversack.models._rearranged import Rearranged, put_in_order
@@ -26,7 +27,7 @@ biases.
 Bytes = Callable[[TensorEntry], Any]
 
 FLOAT_KINDS = ("f32", "f16", "bf16")
-MATRIX_KINDS = ("f32", "f16", "bf16", "int8", "int4")
+MATRIX_KINDS = ("f32", "f16", "bf16", "int8", "int4", "int3")
 WHOLE_NUMBERS = {"i32": "<i4", "u8": "u1"}
 
 
@@ -157,14 +158,14 @@ def embedding_rows(table: Matrix, tokens: I32) -> F32:
         values = units[:, :-1].reshape(len(tokens), -1)[:, :columns].astype(np.float32)
         found = (values - np.float32(128)) * scales
         return found
-    group = table.group or 0
+    bits, group = SMALL[table.kind], table.group or 0
     groups = -(-columns // group)
-    cells = data.reshape(-(-rows // 16), groups, group * 8 + 32)
-    pairs = cells[:, :, :-32].reshape(-1, groups, group // 8, 16, 4)[blocks, :, :, lanes]
+    cells = data.reshape(-(-rows // 16), groups, group * 2 * bits + 32)
+    joined = cells[:, :, :-32].reshape(-1, groups, group * bits // 32, 16, 4)[blocks, :, :, lanes]
     scales = cells[:, :, -32:].view("<f2")[blocks, :, lanes].astype(np.float32)
-    nibbles = np.stack([pairs & 15, pairs >> 4], axis=-2).reshape(len(tokens), groups, group)
-    values = (nibbles.astype(np.float32) - np.float32(8)) * scales[:, :, None]
-    return np.ascontiguousarray(values.reshape(len(tokens), -1)[:, :columns])
+    quads = split_fours(joined) if table.kind == "int4" else split_threes(joined)
+    codes = quads.reshape(len(tokens), groups, group).astype(np.float32) - np.float32(1 << (bits - 1))
+    return np.ascontiguousarray((codes * scales[:, :, None]).reshape(len(tokens), -1)[:, :columns])
 
 
 def row_span(entry: TensorEntry, start: int, stop: int) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from haversack.run._encode import EncoderForward, Tokens, positions_of
 from haversack.shrink._pipeline import Tap
 from haversack.shrink._rounding import F32
 from haversack.shrink._source import read_tensor
+from haversack.shrink._transforms import Pair, pairs_of
 
 I32 = NDArray[np.int32]
 
@@ -96,3 +97,12 @@ class EncoderWalk:
             if tap is not None:
                 tap(name, np.ascontiguousarray(hidden if every else hidden[:1]))
         return hidden
+
+    def pairs(self, block: int) -> Sequence[Pair]:
+        """Producers and consumers of `block` between which scales may be folded; the pooler and the head's
+        layer have none."""
+        return pairs_of(self.architecture.blocks[block]) if block < len(self.architecture.blocks) else ()
+
+    def inspect(self, block: int, pair: Pair, x: F32, weights: Mapping[str, Any]) -> F32:
+        """An encoder's norms come after sums, and none of its pairs begins with one."""
+        raise ValueError(f"{pair.producer} is no norm before a layer")

@@ -14,6 +14,7 @@ from haversack.models._architecture import Architecture
 from haversack.run._forward import Forward
 from haversack.shrink._pipeline import Tap
 from haversack.shrink._rounding import F32
+from haversack.shrink._transforms import Pair, pairs_of
 
 I32 = NDArray[np.int32]
 
@@ -64,9 +65,26 @@ class LanguageWalk:
 
     def run(self, block: int, hidden: F32, weights: Mapping[str, Any], tap: Tap | None) -> F32:
         """Hidden states f32 [n, width] after `block`, the n tokens being a text of their own."""
-        attention = self.architecture.blocks[block].attention
-        layer = None
-        if attention is not None:
-            layer = CacheLayer.empty(attention.key_value_heads, len(hidden), attention.head_width, "f32")
         positions = np.arange(len(hidden), dtype=np.int32)
-        return self._forward.block_forward(block, hidden, positions, layer, weights, tap)
+        cache = self._cache(block, len(hidden))
+        return self._forward.block_forward(block, hidden, positions, cache, weights, tap)
+
+    def pairs(self, block: int) -> Sequence[Pair]:
+        """Producers and consumers of `block` between which scales may be folded."""
+        return pairs_of(self.architecture.blocks[block])
+
+    def inspect(self, block: int, pair: Pair, x: F32, weights: Mapping[str, Any]) -> F32:
+        """What the layers behind the norm of `pair` make of x f32 [n, width], added up: f32 [n, width]."""
+        positions = np.arange(len(x), dtype=np.int32)
+        total = np.zeros_like(x)
+        for branch in self.architecture.blocks[block].branches:
+            if branch.norm is not None and branch.norm.weight == pair.producer:
+                cache = self._cache(block, len(x))
+                total += self._forward.layer_forward(branch.layer, x, positions, cache, weights)
+        return total
+
+    def _cache(self, block: int, length: int) -> CacheLayer | None:
+        attention = self.architecture.blocks[block].attention
+        if attention is None:
+            return None
+        return CacheLayer.empty(attention.key_value_heads, length, attention.head_width, "f32")

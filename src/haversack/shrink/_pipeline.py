@@ -4,7 +4,8 @@ Calibration text runs through the blocks already compressed, so that each block 
 will really get. Inside a block the same holds: matrices that share an input (query, key and value; gate and
 up) are compressed together, in order of use, and the pass that collects the next input's statistics runs
 through them as compressed and stops where that input is reached. At any time one block, one Hessian and the
-hidden states of the text are in memory.
+hidden states of the text are in memory. Before a block is compressed a method may fold scales into it (its
+`transform`, see shrink/_block.py).
 """
 
 from __future__ import annotations
@@ -23,25 +24,32 @@ from haversack.core.memory import MemoryPlan, give_back_freed
 from haversack.core.pack import PackWriter, TensorSource
 from haversack.core.progress import Progress
 from haversack.kernels import Matrix
+from haversack.kernels._matrix import LAYOUTS
 from haversack.run._forms import bound
 from haversack.shrink._activations import IN_MEMORY_MIB, Activations
+from haversack.shrink._block import BlockView
 from haversack.shrink._precision import (
     Compressed,
     Formed,
-    HessianSum,
+    Gathering,
     InputStatistics,
     Precision,
     Stored,
     StoredKind,
+    calibrated,
+    refused_by,
+    statistics_nbytes,
 )
 from haversack.shrink._rounding import F32
 from haversack.shrink._source import read_rows, read_tensor
+from haversack.shrink._transforms import Pair
 
 I32 = NDArray[np.int32]
 Tap = Callable[[str, F32], None]
 Weights = dict[str, Any]  # matrices as kernels.Matrix, vectors as f32 arrays
 
 FEWEST_OUTPUT_BITS = 6
+LISTED = 3  # matrices that a refusal names
 PROCESS_MIB = 200  # interpreter, libraries, tokenizer and the buffers of a forward pass
 
 
@@ -77,6 +85,13 @@ class Walk(Protocol):
     def run(self, block: int, hidden: F32, weights: Mapping[str, Any], tap: Tap | None) -> F32:
         """Hidden states f32 [n, width] after `block`; `tap` sees every matrix product's name and input."""
 
+    def pairs(self, block: int) -> Sequence[Pair]:
+        """Producers and consumers between which scales of channels may be folded, in order of use."""
+
+    def inspect(self, block: int, pair: Pair, x: F32, weights: Mapping[str, Any]) -> F32:
+        """What the layers that hold the consumers of a norm `pair` make of x f32 [n, columns], a text of its
+        own, before it is added to the hidden states: f32 [n, width]."""
+
 
 @dataclass(frozen=True)
 class Policy:
@@ -84,21 +99,33 @@ class Policy:
 
     `output`: kind of the output matrix, "as-blocks" or a kind; in "int8" (the default) it has 8 bits where
     the method gives fewer than 6, since every error in it is an error in the answer. `embedding`: kind of an
-    embedding that is not also the output matrix.
+    embedding that is not also the output matrix. `kept`: float kind of matrices that the method cannot take;
+    None refuses a model that has any.
     """
 
     output: str = "int8"
     embedding: str = "f16"
+    kept: str | None = None
 
     def __post_init__(self) -> None:
         if self.output not in ("int8", "f16", "as-blocks"):
             raise not_allowed("output", self.output, ("int8", "f16", "as-blocks"))
         if self.embedding not in ("f16", "f32", "int8"):
             raise not_allowed("embedding", self.embedding, ("f16", "f32", "int8"))
+        if self.kept not in (None, "f16", "f32", "bf16"):
+            raise not_allowed("kept", self.kept, ("f16", "f32", "bf16"))
+
+
+@dataclass(frozen=True)
+class KeptMatrix:
+    """A matrix that stays in a float `kind`, and why."""
+
+    kind: StoredKind
+    reason: str
 
 
 ARRAY_KINDS = {"float32": "f32", "int32": "i32", "uint8": "u8"}
-BITS = {"f32": 32, "f16": 16, "bf16": 16, "int8": 8, "int4": 4}
+BITS = {"f32": 32, "f16": 16, "bf16": 16, "int8": 8, "int4": 4, "int3": 3}
 
 
 def stored_kinds(walk: Walk, precision: Precision, policy: Policy) -> dict[str, Stored]:
@@ -111,15 +138,36 @@ def stored_kinds(walk: Walk, precision: Precision, policy: Policy) -> dict[str, 
         output = StoredKind(policy.output)
     for name in walk.first:
         kinds[name] = output if name == walk.output else _kind_outside(walk, name, natural, policy)
+    kept = kept_matrices(walk, precision, policy)
     for block in range(walk.blocks):
         for name in walk.names(block):
-            matrix = walk.is_matrix(name)
-            kinds[name] = _stored(walk, precision, name) if matrix else StoredKind("f32")
+            if not walk.is_matrix(name):
+                kinds[name] = StoredKind("f32")
+            else:
+                kinds[name] = kept[name].kind if name in kept else _stored(walk, precision, name)
     for name in walk.last:
         kinds[name] = _kind_outside(walk, name, natural, policy)
     if walk.output != walk.embedding:
         kinds[walk.output] = output
     return kinds
+
+
+def kept_matrices(walk: Walk, precision: Precision, policy: Policy) -> dict[str, KeptMatrix]:
+    """The matrices that `precision` cannot take, as `policy` lets them stay. Raises UserError, which lists
+    them, when it does not.
+    """
+    refused = refused_by(precision, walk)
+    if refused and policy.kept is None:
+        shown = [f"{name} ({reason})" for name, reason in list(refused.items())[:LISTED]]
+        more = f" and {len(refused) - LISTED} more" if len(refused) > LISTED else ""
+        raise UserError(
+            f"{precision.name} cannot take {', '.join(shown)}{more}; allow them to stay in f16 "
+            "(--allow-kept), or choose another precision.",
+            field="precision",
+            given=precision.name,
+            nearest="round-to-nearest",
+        )
+    return {name: KeptMatrix(StoredKind(policy.kept or "f16"), reason) for name, reason in refused.items()}
 
 
 def _stored(walk: Walk, precision: Precision, name: str) -> Stored:
@@ -177,20 +225,23 @@ def memory_plan(walk: Walk, precision: Precision, tokens: int, work_ram_mib: flo
     inside = [name for block in range(walk.blocks) for name in walk.names(block) if walk.is_matrix(name)]
     widest = max((walk.shape(name)[1] for name in inside), default=0)
     ends = max(4 * int(np.prod(walk.shape(name))) for name in (walk.embedding, walk.output))
-    hessians = 2 * 4 * widest * widest if precision.needs else 0
-    working = getattr(precision, "working_nbytes", None)
-    factored = [] if working is None else [working(*_matrix_shape(walk, name)) for name in inside]
-    states = min(4 * tokens * walk.width, IN_MEMORY_MIB << 20) if precision.needs else 0
+    reads = calibrated(precision)
+    states = min(4 * tokens * walk.width, IN_MEMORY_MIB << 20) if reads else 0
+    working = getattr(precision, "working_nbytes", None)  # what the method holds beyond the rest
+    factoring = getattr(precision, "factoring_nbytes", None)
+    factored = [] if factoring is None else [factoring(*_matrix_shape(walk, name)) for name in inside]
     lines = [
         ("a block in f32, twice", 2 * max(largest, ends)),
-        ("statistics of its widest input", hessians),
+        ("statistics of its widest input", statistics_nbytes(precision.needs, widest)),
         ("hidden states of the calibration text", states),
         ("program and buffers", PROCESS_MIB << 20),
         *([("factors of its largest matrix", max(factored))] if factored else []),
     ]
+    if working is not None:
+        lines.append((f"what {precision.name} tries", int(working(walk))))
     plan = MemoryPlan(tuple(lines))
     if work_ram_mib is not None and plan.total_mib > work_ram_mib:
-        lines[2] = ("hidden states of the calibration text (on disk)", 8 << 20 if precision.needs else 0)
+        lines[2] = ("hidden states of the calibration text (on disk)", 8 << 20 if reads else 0)
         plan = MemoryPlan(tuple(lines))
         if plan.total_mib > work_ram_mib:
             failure = Failure("work_ram_mib", work_ram_mib, float(np.ceil(plan.total_mib)), "MiB")
@@ -203,14 +254,14 @@ class _Reached(Exception):  # noqa: N818 - it is no error
 
 
 def statistics_of(
-    walk: Walk, block: int, weights: Weights, first: str, states: Activations
+    walk: Walk, block: int, weights: Weights, first: str, states: Activations, needs: frozenset[str]
 ) -> InputStatistics:
     """What the calibration text sends into the matrix `first`; passes end there."""
-    total = HessianSum(walk.shape(first)[1])
+    found = Gathering(walk.shape(first)[1], needs, len(states) * states.shape[1])
 
     def gather(name: str, x: F32) -> None:
         if name == first:
-            total.add(x)
+            found.add(x)
             raise _Reached
 
     for index in range(len(states)):
@@ -218,14 +269,7 @@ def statistics_of(
             walk.run(block, states.read(index), weights, gather)
         except _Reached:
             continue
-    if not np.isfinite(np.trace(total.sum)):
-        raise UserError(
-            f"calibration text gives inputs of {first} that are not finite; the model cannot be "
-            "calibrated on it.",
-            field="calibration",
-            given=first,
-        )
-    return total.finish()
+    return found.finish(first)
 
 
 def compress(
@@ -246,15 +290,15 @@ def compress(
     states that do not fit in `activations_mib`. Raises UserError naming the tensor for weights or inputs that
     are not finite.
     """
-    if precision.needs and (texts is None or texts.size == 0):
+    reads = calibrated(precision)
+    if reads and (texts is None or texts.size == 0):
         raise UserError(
             f"{precision.name} needs calibration text and got none.", field="calibration", given=None
         )
-    kinds = stored_kinds(walk, precision, policy)
-    calibrated = bool(precision.needs) and texts is not None
-    count, length = texts.shape if calibrated and texts is not None else (0, 0)
+    kinds, kept = stored_kinds(walk, precision, policy), kept_matrices(walk, precision, policy)
+    count, length = texts.shape if reads and texts is not None else (0, 0)
     with Activations(count, length, walk.width, folder, activations_mib) as states:
-        if texts is not None and calibrated:
+        if texts is not None and reads:
             weights = {name: Matrix.from_array(read_tensor(source, name)) for name in walk.first}
             for index, tokens in enumerate(texts):
                 states.write(index, walk.embed(tokens, weights))
@@ -262,7 +306,7 @@ def compress(
         for name in walk.first:
             _write_rows(source, writer, name, kinds[name])
         for block in range(walk.blocks):
-            _compress_block(source, walk, block, precision, states, writer)
+            _compress_block(source, walk, block, precision, states, writer, kept)
             if bar is not None:
                 bar.advance()
     for name in walk.last:
@@ -281,9 +325,16 @@ def _compress_block(
     precision: Precision,
     states: Activations,
     writer: PackWriter,
+    kept: Mapping[str, KeptMatrix],
 ) -> None:
+    from haversack.shrink.precision.keep import Keep
+
     names = walk.names(block)
     plain = {name: read_tensor(source, name) for name in names}
+    transform = getattr(precision, "transform", None)
+    if transform is not None:
+        transform(BlockView(walk, block, plain, states))
+        give_back_freed()
     for name in names:
         if not walk.is_matrix(name):
             _write_vector(writer, name, plain[name])
@@ -291,8 +342,16 @@ def _compress_block(
         name: Matrix.from_array(values) if walk.is_matrix(name) else values for name, values in plain.items()
     }
     for group in walk.products(block):
-        inputs = statistics_of(walk, block, weights, group[0], states) if len(states) else None
-        found = precision.quantize({name: plain[name] for name in group}, inputs)
+        inputs = None
+        if precision.needs:
+            inputs = statistics_of(walk, block, weights, group[0], states, precision.needs)
+        taken = {name: plain[name] for name in group if name not in kept}
+        found: dict[str, Any] = {}
+        for name in set(group) - set(taken):
+            found |= Keep(kind=kept[name].kind.kind).quantize({name: plain[name]}, None)
+        if taken:
+            found |= _named(precision, taken, inputs)
+        del taken
         for name in group:
             weights[name] = write_compressed(writer, name, walk.shape(name), found[name])
             del plain[name]
@@ -308,6 +367,21 @@ def _compress_block(
                 given=f"block {block}",
             )
         states.write(index, after)
+
+
+def _named(
+    precision: Precision, weights: Mapping[str, F32], inputs: InputStatistics | None
+) -> Mapping[str, Compressed | Formed]:
+    """What the method makes of matrices of one input; what it refuses names them."""
+    try:
+        return precision.quantize(weights, inputs)
+    except UserError as error:
+        names = ", ".join(weights)
+        if any(name in str(error) for name in weights):
+            raise
+        raise UserError(
+            f"{names}: {error}", field=error.field, given=error.given, nearest=error.nearest
+        ) from error
 
 
 def _write_rows(source: TensorSource, writer: PackWriter, name: str, kind: Stored) -> None:
@@ -328,8 +402,7 @@ def _write_rows(source: TensorSource, writer: PackWriter, name: str, kind: Store
             values = read_rows(source, name, start, min(start + at_once, rows))
             yield method.quantize({name: values}, None)[name].packed().data
 
-    layout = "rows16-1" if kind.kind in ("int8", "int4") else "rows-1"
-    writer.add_tensor(name, kind.kind, (rows, columns), pieces(), kind.group, layout)
+    writer.add_tensor(name, kind.kind, (rows, columns), pieces(), kind.group, LAYOUTS[kind.kind])
 
 
 def write_compressed(

@@ -3,35 +3,44 @@
 A method that fills shrink: precision is asked once for each group of matrices that multiply the same input
 (query, key and value; gate and up), in order of use, with the statistics it declared in `needs` gathered on
 the already compressed blocks before it.
+
+A method may also have `transform(block: BlockView) -> None` (shrink/_block.py), which is called with each
+block before its matrices are quantized, to move scales from activations into weights.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from haversack.kernels import Matrix, pack_int4, pack_int8, packed_nbytes
+from haversack.core.errors import UserError
+from haversack.kernels import Matrix, pack_int3, pack_int4, pack_int8, packed_nbytes
+from haversack.models._observers import ChannelMoments
 from haversack.shrink._rounding import F32, I8
 
-# Statistics of inputs that a method may name in `needs`.
-STATISTICS = ("hessian",)
+# Statistics of inputs that a method may name in `needs`: the mean of x x^T, some of the inputs themselves,
+# and every channel's range, mean and mean magnitude.
+STATISTICS = ("hessian", "inputs", "ranges")
+SAMPLE_ROWS = 512  # inputs that are kept where a method needs them
 
 
 @dataclass(frozen=True)
 class StoredKind:
-    """How a matrix is stored: `kind` f32, f16, bf16, int8 or int4; at int4 `group` inputs share a scale."""
+    """How a matrix is stored: `kind` f32, f16, bf16, int8, int4 or int3; at the last two `group` inputs share
+    a scale.
+    """
 
     kind: str
     group: int | None = None
 
     @classmethod
     def of_bits(cls, bits: int, group: int | None) -> StoredKind:
-        return cls("int8") if bits == 8 else cls("int4", group)
+        return cls("int8") if bits == 8 else cls(f"int{bits}", group)
 
     def nbytes(self, rows: int, columns: int) -> int:
         """Bytes of a stored matrix [rows, columns], scales and padding included."""
@@ -40,13 +49,17 @@ class StoredKind:
 
 @dataclass(frozen=True)
 class InputStatistics:
-    """What calibration saw of one input: `tokens` rows, whose mean x x^T is `hessian` f64 [columns, columns].
+    """What calibration saw of one input, of `tokens` rows; what the method did not ask for is None.
 
-    A method may overwrite `hessian` (it is the largest array of the job), and does so at most once.
+    `hessian` f64 [columns, columns] is the mean x x^T; a method may overwrite it (it is the largest array
+    of the job), and does so at most once. `inputs` f32 [at most SAMPLE_ROWS, columns] are rows spread
+    evenly over the text. `ranges` are of every channel.
     """
 
     tokens: int
-    hessian: NDArray[np.float64]
+    hessian: NDArray[np.float64] | None = None
+    inputs: F32 | None = None
+    ranges: ChannelMoments | None = None
 
 
 class HessianSum:
@@ -74,6 +87,49 @@ class HessianSum:
         return InputStatistics(self.tokens, self.sum)
 
 
+class Gathering:
+    """Adds up the statistics `needs` of one input of `columns` channels over a text of `tokens` tokens."""
+
+    def __init__(self, columns: int, needs: Collection[str], tokens: int) -> None:
+        self._hessian = HessianSum(columns) if "hessian" in needs else None
+        self._ranges = ChannelMoments(columns) if "ranges" in needs else None
+        self._sample: list[F32] | None = [] if "inputs" in needs else None
+        self._step = max(1, -(-tokens // SAMPLE_ROWS))
+        self._finite = True
+        self.tokens = 0
+
+    def add(self, x: F32) -> None:
+        """Count the rows of `x` f32 [n, columns]."""
+        self._finite &= bool(np.isfinite(x).all())
+        if self._hessian is not None:
+            self._hessian.add(x)
+        if self._ranges is not None:
+            self._ranges.add(x)
+        if self._sample is not None and self._finite:
+            self._sample.append(x[-self.tokens % self._step :: self._step].copy())
+        self.tokens += len(x)
+
+    def finish(self, name: str) -> InputStatistics:
+        """What was seen; UserError, which names the matrix `name`, when some of it was not finite."""
+        if not self._finite:
+            raise UserError(
+                f"calibration text gives inputs of {name} that are not finite; the model cannot be "
+                "calibrated on it.",
+                field="calibration",
+                given=name,
+            )
+        hessian = None if self._hessian is None else self._hessian.finish().hessian
+        sample = None if self._sample is None else np.concatenate(self._sample)[:SAMPLE_ROWS]
+        return InputStatistics(self.tokens, hessian, sample, self._ranges)
+
+
+def statistics_nbytes(needs: Collection[str], columns: int) -> int:
+    """Bytes that `Gathering` holds at most, the temporaries of its sums included."""
+    total = 2 * 4 * columns * columns if "hessian" in needs else 0
+    total += 2 * 4 * SAMPLE_ROWS * columns if "inputs" in needs else 0
+    return total + (7 * 8 * columns if "ranges" in needs else 0)
+
+
 @dataclass(frozen=True)
 class Quantized:
     """A matrix as codes int8 [rows, columns] and scales f32 [rows, groups], to be stored as `kind`."""
@@ -87,7 +143,8 @@ class Quantized:
         if self.kind.kind == "int8":
             return pack_int8(self.codes, np.ascontiguousarray(self.scales[:, 0]))
         assert self.kind.group is not None
-        return pack_int4(self.codes, self.scales, self.kind.group)
+        pack = pack_int3 if self.kind.kind == "int3" else pack_int4
+        return pack(self.codes, self.scales, self.kind.group)
 
 
 @dataclass(frozen=True)
@@ -141,7 +198,8 @@ class Formed(Protocol):
 class Precision(Protocol):
     """Fills shrink: precision.
 
-    `needs` is a subset of STATISTICS; empty means that no calibration text is read.
+    `needs` is the part of STATISTICS that `quantize` is given. Calibration text is read when it is not
+    empty or the method has a `transform`.
     """
 
     name: ClassVar[str]
@@ -165,6 +223,20 @@ class Precision(Protocol):
         """Compress matrices f32 [rows, columns] of one input; `inputs` is None when `needs` is empty."""
 
 
+def refused_by(precision: Precision, walk: Any) -> Mapping[str, str]:
+    """The matrices of a model that a method cannot take, each with the reason: what it says in
+    `refused(walk)`, where it has that.
+    """
+    asked = getattr(precision, "refused", None)
+    found: Mapping[str, str] = {} if asked is None else asked(walk)
+    return found
+
+
+def calibrated(precision: Precision) -> bool:
+    """True for a method that reads calibration text."""
+    return bool(precision.needs) or hasattr(precision, "transform")
+
+
 def expected_noise(bits: int, group: int, choice: str) -> float:
     """Rounding error of normally distributed weights, squared, over their mean square.
 
@@ -172,7 +244,7 @@ def expected_noise(bits: int, group: int, choice: str) -> float:
     ln 2n) (extreme value theory), a step is that over the largest code, and the error is even over a step:
     step^2 / 12.
     """
-    sharing = group if bits == 4 else 1024
+    sharing = 1024 if bits == 8 else group
     peak = math.sqrt(2 * math.log(2 * sharing))
     peak += (0.5772 - (math.log(math.log(2 * sharing)) + math.log(4 * math.pi)) / 2) / peak
     largest_code = (1 << (bits - 1)) - (1 if choice == "largest" or bits == 8 else 0)

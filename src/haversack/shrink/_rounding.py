@@ -1,8 +1,8 @@
 """Levels and scales shared by the precision methods: symmetric integers, one scale a group of inputs.
 
 A weight matrix has one row an output and one column an input. A group is `group` neighbouring columns of one
-row (the last may be shorter); a weight is stored as code * scale with codes in -8..7 (4 bits) or -127..127 (8
-bits). Everything here is a pure function on numpy arrays.
+row (the last may be shorter); a weight is stored as code * scale with codes in -4..3 (3 bits), -8..7 (4 bits)
+or -127..127 (8 bits). Everything here is a pure function on numpy arrays.
 """
 
 from __future__ import annotations
@@ -14,13 +14,16 @@ from haversack.core.errors import UserError
 
 F32 = NDArray[np.float32]
 I8 = NDArray[np.int8]
+Limits = tuple[F32, F32]  # smallest and largest codes
 
 # Shares of the full range tried by a clipping search, widest first; below 0.6 no layer met so far gained.
 CLIPPING = tuple(1.0 - 0.04 * step for step in range(11))
 
 
 def levels(bits: int) -> tuple[int, int]:
-    """Smallest and largest code: (-8, 7) for 4 bits; (-127, 127) for 8, where one more gains nothing."""
+    """Smallest and largest code: (-4, 3) for 3 bits, (-8, 7) for 4; (-127, 127) for 8, where one more gains
+    nothing.
+    """
     high = (1 << (bits - 1)) - 1
     return (-high if bits == 8 else -high - 1), high
 
@@ -65,12 +68,13 @@ def divide(values: F32, scales: F32) -> F32:
     )
 
 
-def codes_of(values: F32, scales: F32, bits: int) -> F32:
+def codes_of(values: F32, scales: F32, bits: int | Limits) -> F32:
     """The nearest code of each of `values`, still as float32; `scales` broadcasts against them.
 
-    Ties go to even.
+    Ties go to even. Smallest and largest codes in place of `bits` broadcast as well: from -zero to 2^b - 1 -
+    zero they make the scale an affine one.
     """
-    low, high = levels(bits)
+    low, high = levels(bits) if isinstance(bits, int) else bits
     return np.clip(np.rint(divide(values, scales)), low, high)
 
 

@@ -66,12 +66,13 @@ def _pack(folder: Path, goal: Path, precision: str, seed: int, embedding: str, o
     from haversack.plan._job import add_files
     from haversack.shrink._language import LanguageWalk
     from haversack.shrink._pipeline import Policy, compress
+    from haversack.shrink._precision import calibrated
 
     source = HubFolder.open(folder)
     architecture = read_architecture(source.config)
     method = create_precision(precision)
     texts = None
-    if method.needs:
+    if calibrated(method):
         encode = Tokenizer.of_folder(source.path).encode
         text = token_text(encode, architecture.vocabulary, "calibration", None, CALIBRATION_TOKENS)
         texts = segments(text.tokens, PIECE, CALIBRATION_TOKENS // PIECE, seed)

@@ -34,6 +34,7 @@ from haversack.shrink._rounding import (
     CLIPPING,
     F32,
     I8,
+    Limits,
     choose_scales,
     codes_of,
     group_count,
@@ -100,7 +101,9 @@ class Feedback:
         return cls(hessian, np.square(diagonal).astype(np.float32), permutation)
 
 
-def round_columns(weights: F32, targets: F32, scales: F32, unit_upper: F32, bits: int) -> tuple[F32, F32]:
+def round_columns(
+    weights: F32, targets: F32, scales: F32, unit_upper: F32, bits: int | Limits
+) -> tuple[F32, F32]:
     """Round the columns of one block in order, spreading each error over the columns after it.
 
     `weights` f32 [columns, ..., rows]; `targets`, alike and overwritten, are the weights with the spread of
@@ -243,12 +246,14 @@ class Gptq(Method):
     slot = "precision"
     paper = "Frantar et al., GPTQ: Accurate Post-Training Quantization for Generative Transformers (2023)"
     summary = "Rounds one input after another; later inputs make good the error, judged on calibration text."
-    provides = frozenset({"weight-type:int8", "weight-type:int4", "weight-layout:rows16-1"})
+    provides = frozenset(
+        {"weight-type:int8", "weight-type:int4", "weight-type:int3", "weight-layout:rows16-1"}
+    )
     needs: ClassVar[frozenset[str]] = frozenset({"hessian"})
 
-    bits: int = parameter(4, allowed=(4, 8), help="bits a weight")
+    bits: int = parameter(4, allowed=(3, 4, 8), help="bits a weight")
     group: int = parameter(
-        64, allowed=(32, 64, 128), help="inputs that share a scale at 4 bits; 8 bits: whole rows"
+        64, allowed=(32, 64, 128), help="inputs that share a scale at 3 and 4 bits; 8 bits: whole rows"
     )
     scales: str = parameter(
         "searched", allowed=("largest", "leaning", "searched"), help="how the scale of a group is chosen"
@@ -268,7 +273,7 @@ class Gptq(Method):
 
     def quantize(self, weights: Mapping[str, F32], inputs: InputStatistics | None) -> dict[str, Quantized]:
         """Every matrix of `weights` as codes and scales; they share `inputs.hessian` and its factor."""
-        assert inputs is not None
+        assert inputs is not None and inputs.hessian is not None
         feedback = Feedback.of(inputs.hessian, self.damping, self.order)
         quantized = {}
         for name, weight in weights.items():

@@ -3,8 +3,9 @@
 Paper: none; the form with one scale for each output is in Jacob et al., "Quantization and Training of Neural
 Networks for Efficient Integer-Arithmetic-Only Inference" (2018), the grouped form in every 4-bit weight
 format since.
-What is here: 8 bits with one f32 scale an output row; 4 bits with one f16 scale a group of 32, 64 or 128
-inputs, the scale rounded to f16 before the codes are chosen. Symmetric: a code is an integer, zero is exact.
+What is here: 8 bits with one f32 scale an output row; 3 and 4 bits with one f16 scale a group of 32, 64 or
+128 inputs, the scale rounded to f16 before the codes are chosen. Symmetric: a code is an integer, zero is
+exact.
 What may be chosen: `scales=largest` puts the largest magnitude on the largest code (the textbook); `leaning`
 uses the lopsided range of codes and signed scales for finer steps at no cost; `searched` tries clipping
 shares and both, and keeps for each group what rounds with the least squared error.
@@ -50,14 +51,16 @@ class RoundToNearest(Method):
     slot = "precision"
     paper = "-"
     summary = (
-        "Each weight to the nearest level, one scale an output row (8 bits) or a group of inputs (4 bits)."
+        "Each weight to the nearest level, one scale an output row (8 bits) or a group of inputs (3, 4)."
     )
-    provides = frozenset({"weight-type:int8", "weight-type:int4", "weight-layout:rows16-1"})
+    provides = frozenset(
+        {"weight-type:int8", "weight-type:int4", "weight-type:int3", "weight-layout:rows16-1"}
+    )
     needs: ClassVar[frozenset[str]] = frozenset()
 
-    bits: int = parameter(4, allowed=(4, 8), help="bits a weight")
+    bits: int = parameter(4, allowed=(3, 4, 8), help="bits a weight")
     group: int = parameter(
-        64, allowed=(32, 64, 128), help="inputs that share a scale at 4 bits; 8 bits: whole rows"
+        64, allowed=(32, 64, 128), help="inputs that share a scale at 3 and 4 bits; 8 bits: whole rows"
     )
     scales: str = parameter(
         "leaning", allowed=("largest", "leaning", "searched"), help="how the scale of a group is chosen"

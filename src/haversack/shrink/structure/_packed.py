@@ -142,7 +142,7 @@ class Factored:
         """
         return self.lost + 2 * self.inner.noise() if self.lost else self.inner.noise()
 
-    def working_nbytes(self, rows: int, columns: int) -> int:
+    def factoring_nbytes(self, rows: int, columns: int) -> int:
         """Bytes that factoring a matrix [rows, columns] takes beside it: its singular vectors and the
         solver's copies, and the statistics in double precision where they are kept.
         """
