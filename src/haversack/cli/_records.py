@@ -86,12 +86,14 @@ class LayerRecord(_Record):
 
 
 class PackOutput(_Record):
-    """`haversack pack`. `layers`: of a pack with a structure, else none."""
+    """`haversack pack`. `layers`: of a pack with a structure, else none. `advice`: a better plan
+    without it, where one is predicted."""
 
     pack: str
     plan: dict[str, str]
     candidates: list[CandidateRecord]
     layers: list[LayerRecord]
+    advice: str | None
     seconds: float
     ram_mib: Memory
 

@@ -18,6 +18,7 @@ from haversack.kernels import softcap as bounded
 from haversack.models._architecture import Architecture, Attention, Block, Layer
 from haversack.run._products import F32, Scratch, Tap, multiply, normalize
 from haversack.run._program import Programs
+from haversack.run._sparsity import Reading
 from haversack.run._step import Mask, Step
 from haversack.run._weights import FLOAT_KINDS, Weights, embedding_rows
 
@@ -148,6 +149,8 @@ class Forward:
         """Take `hidden` f32 [n, width] through `block` in place."""
         if tap is None and self.programs.run(block, hidden, step, cache_layer, weights):
             return
+        if step.reads is not None:
+            weights = Reading(weights, step.reads)
         call = Call(step, cache_layer, self.activations, self.attention, self.scratch, tap)
         n, width = hidden.shape
         entry = hidden.copy() if block.parallel else hidden
