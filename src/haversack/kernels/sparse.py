@@ -188,7 +188,8 @@ def unpack_channels(channels: Channels) -> Array:
     if channels.kind == "int4":
         codes, scales = unpack_channels_int4(channels)
         spread = np.repeat(scales, channels.group or 1, axis=0)[: channels.rows]
-        return codes.astype(np.float32) * spread
+        values: Array = codes.astype(np.float32) * spread
+        return values
     parts, at = [], 0
     for count in block_sizes(channels.kind, channels.rows):
         size = count * FLOAT_BYTES[channels.kind] * channels.columns

@@ -13,8 +13,10 @@ from haversack.plan._candidates import Candidate
 from haversack.plan._enumerate import Space, create_precision, predicted, stands_alone
 from haversack.shrink._pipeline import Walk
 from haversack.shrink._precision import Precision
+from haversack.shrink.structure._gated import Gates
 from haversack.shrink.structure._packed import Factored, Layer, expected_loss, ranks_of
 from haversack.shrink.structure._row_sparse import Sparsified, known, names_of
+from haversack.shrink.structure.cats import Cats
 from haversack.shrink.structure.low_rank import LowRank
 from haversack.shrink.structure.r_sparse import RSparse
 
@@ -43,6 +45,8 @@ class Structures:
         method = create_structure(structure)
         if isinstance(method, RSparse):
             return Sparsified(method, inner, names_of(self._walk))  # type: ignore[return-value]
+        if isinstance(method, Cats):
+            return Gates(method, inner, self._walk)  # type: ignore[return-value]
         if not stands_alone(precision):
             raise UserError(
                 f"{inner.name} looks at whole layers and cannot compress the factors of {structure}; use "
@@ -70,10 +74,10 @@ class Structures:
         return self._known[structure]
 
 
-def create_structure(choice: str) -> LowRank | RSparse:
+def create_structure(choice: str) -> LowRank | RSparse | Cats:
     """The structure method that `choice` names. Raises UserError for one that makes no packs."""
     method: Any = index.create("shrink", "structure", choice)
-    if isinstance(method, RSparse):
+    if isinstance(method, RSparse | Cats):
         return method
     if not isinstance(method, LowRank):
         raise UserError(f"{choice} makes no packs.", field="structure", given=choice, nearest=NONE)
@@ -95,6 +99,8 @@ def full_structure(choice: str | None) -> str:
     method = create_structure(choice)
     if isinstance(method, RSparse):
         return method.full_name
+    if isinstance(method, Cats):
+        return f"{method.name}:sparsity={method.sparsity:g}"
     size = f"rank={method.rank:g}"
     if method.energy:
         size = f"energy={method.energy:g}" + (f",weights={method.weights:g}" if method.weights < 1 else "")
@@ -107,14 +113,14 @@ def takes(structure: str, precision: str) -> bool:
     """True where the structure can be combined with the precision."""
     if structure == NONE:
         return True
-    if isinstance(create_structure(structure), RSparse):
+    if isinstance(create_structure(structure), RSparse | Cats):
         return known(create_precision(precision))
     return stands_alone(precision)
 
 
 def layers_of(method: Any) -> tuple[Layer, ...]:
     """What a compression that is done says of its matrices; nothing where there was no structure."""
-    return tuple(method.layers) if isinstance(method, Factored | Sparsified) else ()
+    return tuple(method.layers) if isinstance(method, Factored | Gates | Sparsified) else ()
 
 
 def summary(layers: tuple[Layer, ...]) -> str:

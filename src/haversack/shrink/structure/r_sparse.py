@@ -120,11 +120,10 @@ def decomposed(weight: F32) -> tuple[F32, F32]:
 
 def product(weight: F32, x: F32, active: NDArray[np.bool_], down: F32 | None, up: F32 | None) -> F32:
     """The definition: W (x m) + up down (x (1 - m)) of x f32 [n, columns], `active` = m bool [n, columns]."""
-    dense = (x * active) @ weight.T
+    dense: F32 = (x * active) @ weight.T
     if down is None or up is None:
         return dense
-    found: F32 = dense + ((x * ~active) @ down.T) @ up.T
-    return found
+    return (dense + ((x * ~active) @ down.T) @ up.T).astype(np.float32)
 
 
 # Which alpha
