@@ -11,7 +11,6 @@ FILES = (
     "shrink/structure/_row_sparse.py",
     "run/forms/row_sparse.py",
     "kernels/sparse.py",
-    "../../native/sparse.cpp",
 )
 
 bench = Bench("r-sparse", number=45, watches=FILES)

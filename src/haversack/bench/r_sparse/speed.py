@@ -140,8 +140,8 @@ def rows(kind: str) -> list[Row]:
     return [
         Row(
             f"block-{kind}-{int(100 * share)}-{threads}",
-            f"one token through a block of {WIDTH} by {INNER} in {kind}, {share:.0%} of the inputs skipped, on "
-            f"{threads} thread{'s' if threads > 1 else ''}, beside the faster dense product",
+            f"a token through a block of {WIDTH} by {INNER} in {kind}, {share:.0%} skipped, threads: "
+            f"{threads}; beside the faster dense product",
             "blocks/s",
             "time",
             Bar(">=", BARS[kind, share]),
@@ -200,8 +200,8 @@ def block_int4(run: Run) -> Outcomes:
 @bench.measure(
     Row(
         "fancy-indexing",
-        "picking rows by index in numpy copies them: a matrix of 4096 by 4096 at 50 %, beside dense (it gains "
-        "nothing, which is why there is a kernel)",
+        "picking rows by index in numpy copies them: 4096 by 4096 at 50 %, beside dense (it gains nothing, "
+        "which is why there is a kernel)",
         "products/s",
         "time",
     ),
