@@ -112,9 +112,22 @@ class ToolCall(_Record):
     arguments: dict[str, Any]
 
 
+class SparsityRecord(_Record):
+    """What tokens behind the prompt (`rows`) skipped: bytes of weights read by one, of `dense`; the share
+    skipped, and the one `asked` for; `drift`: what to do where the two are far apart."""
+
+    rows: Count
+    nbytes: float
+    dense: Count
+    sparsity: float | None
+    asked: float | None
+    drift: str | None
+
+
 class RunOutput(_Record):
     """`haversack run`. `stop`: max-tokens, end-of-text, stop-text or context. `tool_calls`: with --tools;
-    `valid`: with --schema, that the answer is complete and satisfies it."""
+    `valid`: with --schema, that the answer is complete and satisfies it. `sparsity`: of packs that have
+    any."""
 
     text: str
     tokens: Count
@@ -128,6 +141,7 @@ class RunOutput(_Record):
     machine: dict[str, Any]
     log_probabilities: list[LogProbability] | msgspec.UnsetType = msgspec.UNSET
     tool_calls: list[ToolCall] | msgspec.UnsetType = msgspec.UNSET
+    sparsity: SparsityRecord | msgspec.UnsetType = msgspec.UNSET
     valid: bool | msgspec.UnsetType = msgspec.UNSET
 
 

@@ -94,6 +94,17 @@ class Tally:
             "layers": layers,
         }
 
+    def words(self) -> str:
+        """The same in a line or two."""
+        found = self.stats()
+        if not found["rows"]:
+            return "sparsity: no token behind the prompt"
+        line = (
+            f"sparsity: {found['sparsity']:.1%} of the blocks' weights skipped, {found['asked']:.1%} asked "
+            f"for; {found['nbytes'] / 2**20:.1f} of {found['dense'] / 2**20:.1f} MiB read a token"
+        )
+        return f"{line}\n{found['drift']}" if found["drift"] else line
+
     def _layer(self, name: str) -> dict[str, Any]:
         entry = self.entries[name]
         (outputs, inputs), rank = entry["shape"], int(entry["rank"])
