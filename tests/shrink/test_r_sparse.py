@@ -94,6 +94,8 @@ def test_thresholds_let_the_asked_share_of_inputs_through():
     inputs, scales = rng.standard_normal((300, 64)).astype(np.float32), rng.random(64).astype(np.float32)
     limits = limits_of(threshold(inputs, scales, 0.55), scales, 64)
     assert abs(float((np.abs(inputs) > limits).mean()) - 0.45) < 0.005
+    found = threshold(inputs, None, 0.55)
+    assert found == pytest.approx(float(np.quantile(np.abs(inputs), 0.55)), rel=1e-6)
     assert limits_of(1.0, np.array([0.0, 2.0], np.float32), 2).tolist() == [
         pytest.approx(float(np.finfo(np.float32).max)),
         0.5,

@@ -26,6 +26,8 @@ from haversack.shrink.structure.r_sparse import (
     decomposed,
     evolved,
     limits_of,
+    sorted_quantile,
+    sorted_sizes,
     split_budget,
     threshold,
 )
@@ -243,14 +245,13 @@ class Trial:
             name: values for name, values in block.weights().items() if name not in names
         }
         self.matrices: dict[str, tuple[F32, Channels, F32, tuple[F32, F32]]] = {}
-        shared: dict[str, F32] = {}
         for group in block.walk.products(block.index):
             inputs = np.concatenate(seen[group[0]])
             for name in group:
                 weight = block.tensors[name]
-                shared[name] = inputs
                 self.matrices[name] = weight, by_columns(weight, inner), inputs, decomposed(weight)
         self._made: dict[tuple[str, float], RowSparse] = {}
+        self._sizes: dict[tuple[str, bool], F32] = {}
 
     def loss(self, genes: NDArray[np.float64]) -> float:
         """The error with alpha `genes` [matrices]; of genes that were seen, nothing is made again."""
@@ -271,7 +272,10 @@ class Trial:
             rows, columns = weight.shape
             budget = split_budget(rows, columns, self.sparsity, alpha)
             scales = None if alpha == 1 else channel_scales(weight)
-            limits = limits_of(threshold(inputs, scales, budget.quantile), scales, columns)
+            key = name, scales is None
+            if key not in self._sizes:
+                self._sizes[key] = sorted_sizes(inputs, scales)
+            limits = limits_of(sorted_quantile(self._sizes[key], budget.quantile), scales, columns)
             if alpha == 0:
                 limits[:] = np.finfo(np.float32).max
             down = up = None

@@ -91,8 +91,22 @@ def threshold(inputs: F32, scales: F32 | None, quantile: float) -> float:
             field="calibration",
             given="not finite",
         )
+    return sorted_quantile(sorted_sizes(inputs, scales), quantile)
+
+
+def sorted_sizes(inputs: F32, scales: F32 | None) -> F32:
+    """|x_j| scale_j of all rows but sinks, f32 [numbers], smallest first."""
     size = np.abs(without_sinks(inputs))
-    return float(np.quantile(size if scales is None else size * scales, quantile))
+    found: F32 = np.sort(size if scales is None else size * scales, axis=None)
+    return found
+
+
+def sorted_quantile(numbers: F32, quantile: float) -> float:
+    """The `quantile` of `numbers` that are in order, between two of them where it falls there."""
+    place = quantile * (len(numbers) - 1)
+    below = int(place)
+    above = min(below + 1, len(numbers) - 1)
+    return float(numbers[below] + (float(numbers[above]) - float(numbers[below])) * (place - below))
 
 
 def without_sinks(inputs: F32) -> F32:
