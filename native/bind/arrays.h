@@ -42,6 +42,10 @@ struct Format<int8_t> {
     static constexpr const char *letters = "b";
 };
 template <>
+struct Format<uint8_t> {
+    static constexpr const char *letters = "B";
+};
+template <>
 struct Format<uint16_t> {
     static constexpr const char *letters = "H";
 };

@@ -20,7 +20,11 @@ def net() -> nn.Module:
 
 
 def test_every_method_of_the_slot_is_tested() -> None:
-    assert {entry.name for entry in index.methods("shrink", "structure")} == {"low-rank"}
+    assert {entry.name for entry in index.methods("shrink", "structure")} == {
+        "cats",
+        "low-rank",
+        "r-sparse",
+    }
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

@@ -86,12 +86,14 @@ class LayerRecord(_Record):
 
 
 class PackOutput(_Record):
-    """`haversack pack`. `layers`: of a pack with a structure, else none."""
+    """`haversack pack`. `layers`: of a pack with a structure, else none. `advice`: a better plan
+    without it, where one is predicted."""
 
     pack: str
     plan: dict[str, str]
     candidates: list[CandidateRecord]
     layers: list[LayerRecord]
+    advice: str | None
     seconds: float
     ram_mib: Memory
 
@@ -160,9 +162,22 @@ class ToolCall(_Record):
     arguments: dict[str, Any]
 
 
+class SparsityRecord(_Record):
+    """What tokens behind the prompt (`rows`) skipped: bytes of weights read by one, of `dense`; the share
+    skipped, and the one `asked` for; `drift`: what to do where the two are far apart."""
+
+    rows: Count
+    nbytes: float
+    dense: Count
+    sparsity: float | None
+    asked: float | None
+    drift: str | None
+
+
 class RunOutput(_Record):
     """`haversack run`. `stop`: max-tokens, end-of-text, stop-text or context. `tool_calls`: with --tools;
-    `valid`: with --schema, that the answer is complete and satisfies it."""
+    `valid`: with --schema, that the answer is complete and satisfies it. `sparsity`: of packs that have
+    any."""
 
     text: str
     tokens: Count
@@ -176,6 +191,7 @@ class RunOutput(_Record):
     machine: dict[str, Any]
     log_probabilities: list[LogProbability] | msgspec.UnsetType = msgspec.UNSET
     tool_calls: list[ToolCall] | msgspec.UnsetType = msgspec.UNSET
+    sparsity: SparsityRecord | msgspec.UnsetType = msgspec.UNSET
     valid: bool | msgspec.UnsetType = msgspec.UNSET
 
 

@@ -51,7 +51,9 @@ def command(
     ] = None,
     structure: Annotated[
         str | None,
-        typer.Option(help="fix the structure: none, or low-rank:rank=0.4,solver=whitened,..."),
+        typer.Option(
+            help="fix the structure: none, low-rank:rank=0.4,solver=whitened or r-sparse:sparsity=0.5"
+        ),
     ] = None,
     architecture: Annotated[str | None, typer.Option(help="fix the architecture")] = None,
     activations: Annotated[
@@ -193,5 +195,7 @@ def _show(outcome: Outcome) -> None:
         from haversack.plan._structure import summary
 
         print(summary(outcome.layers))
+    if outcome.advice:
+        print(outcome.advice)
     print(f"pack: {outcome.pack}   report: {outcome.pack / 'report.html'}")
     show_memory(outcome.memory)

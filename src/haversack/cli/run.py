@@ -318,6 +318,8 @@ def _print_text(answer: Generation, size: tuple[int, int], text: str, log_probab
         f"memory: planned {planned:.1f} MiB, measured {measured:.1f} MiB\nplan: {plan}",
         file=sys.stderr,
     )
+    if engine.tally:
+        print(engine.tally.words(), file=sys.stderr)
 
 
 def _print_record(
@@ -355,6 +357,8 @@ def _print_record(
         ]
     if talk is not None and talk.tools is not None:
         record["text"], record["tool_calls"] = talk.calls(answer.text)
+    if engine.tally:
+        record["sparsity"] = {key: value for key, value in engine.tally.stats().items() if key != "layers"}
     if constraint is not None:
         record["valid"] = constraint.complete
     print_json(record)

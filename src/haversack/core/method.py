@@ -37,7 +37,7 @@ STAGES: dict[str, tuple[str, ...]] = {
 
 # The closed vocabulary of what a method provides, requires or excludes. A trait is a key, or `key:value`.
 TRAITS: dict[str, tuple[str, ...]] = {
-    "weight-layout": ("rows-1", "rows16-1"),
+    "weight-layout": ("rows-1", "rows16-1", "columns-1"),
     "weight-type": (
         "f32",
         "f16",

@@ -20,6 +20,7 @@ from haversack.run._memory import planned_memory
 from haversack.shrink._language import LanguageWalk
 from haversack.shrink._pipeline import Policy, Walk, stored_kinds
 from haversack.shrink._precision import Precision, calibrated, refused_by
+from haversack.shrink._reconstruction import BLOCK
 
 # Parameters that change a pack's size or type and are worth a plan each; others stay at their defaults.
 VARIED = ("bits", "group", "kind")
@@ -145,8 +146,10 @@ def offered(walk: Walk, precision: str, structure: str, tokens: int, effort_s: f
     """True for a method that is worth a plan where the user named none: it takes every matrix of the model,
     works with the structure, and is done within the effort.
     """
+    from haversack.plan._structure import takes
+
     method = create_precision(precision)
-    if refused_by(method, walk) or (structure != "none" and not stands_alone(precision)):
+    if refused_by(method, walk) or not takes(structure, precision):
         return False
     return packing_seconds(walk, method, tokens) <= effort_s
 

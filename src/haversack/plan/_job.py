@@ -39,7 +39,7 @@ from haversack.plan._measure import RunFigures, quality, run_figures
 from haversack.plan._predict import MIB
 from haversack.plan._report import report_html
 from haversack.plan._search import Clock, screened, search
-from haversack.plan._structure import NONE, OFFERED, Structures, full_structure, layers_of
+from haversack.plan._structure import NONE, OFFERED, Structures, advised, full_structure, layers_of
 from haversack.run._weights import check_tensors
 from haversack.shrink._language import LanguageWalk
 from haversack.shrink._pipeline import Policy, compress, kept_matrices, memory_plan
@@ -127,6 +127,8 @@ class Outcome:
     memory: MemoryPlan
     layers: tuple[Layer, ...] = ()
     """What a structure method did to each matrix of the pack."""
+    advice: str | None = None
+    """Which plan without the structure is better, where one is predicted to be."""
 
     def record(self) -> dict[str, Any]:
         """As `pack --json` prints it."""
@@ -135,6 +137,7 @@ class Outcome:
             "plan": self.chosen.plan.record(),
             "candidates": [candidate.record(self.budget) for candidate in self.candidates],
             "layers": [layer.record() for layer in self.layers],
+            "advice": self.advice,
             "seconds": round(self.seconds, 2),
         }
 
@@ -363,7 +366,8 @@ def pack_model(job: Job, tell: Callable[[str], None] = lambda text: None) -> Out
         write_pack(job, bench, budget, found, chosen, reference)
         layers = bench.layers.get(chosen.plan.stored, ())
     seconds = time.monotonic() - begun
-    return Outcome(job.output, chosen, tuple(found), budget, job.objective, seconds, memory, layers)
+    advice = None if kept else advised(space, chosen)
+    return Outcome(job.output, chosen, tuple(found), budget, job.objective, seconds, memory, layers, advice)
 
 
 def write_pack(

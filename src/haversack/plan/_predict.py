@@ -32,13 +32,15 @@ class Sizes:
     """Bytes of a model as one precision stores it.
 
     `blocks`: of each block; `output`: of the matrix that makes the logits; `weights`: of all tensors;
-    `products`: multiplications of a token in each block, fewer than weights where matrices are factored.
+    `products`: multiplications of a token in each block, fewer than weights where matrices are factored;
+    `reads`: bytes that one token alone reads of each block, fewer where inputs are skipped.
     """
 
     blocks: tuple[int, ...]
     output: int
     weights: int
     products: tuple[int, ...]
+    reads: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, architecture: Architecture, kinds: Mapping[str, Stored]) -> Sizes:
@@ -52,13 +54,23 @@ class Sizes:
             sum(products_of(kinds[one.weight], one.outputs, one.inputs) for one in block.matrices())
             for block in architecture.blocks
         )
-        return cls(blocks, stored[architecture.head.weight], sum(stored.values()), products)
+        reads = tuple(
+            nbytes - sum(skipped(kinds[one.weight], one.outputs, one.inputs) for one in block.matrices())
+            for nbytes, block in zip(blocks, architecture.blocks, strict=True)
+        )
+        return cls(blocks, stored[architecture.head.weight], sum(stored.values()), products, reads)
 
 
 def products_of(stored: Stored, rows: int, columns: int) -> int:
     """Multiplications of one input with a matrix [rows, columns] as it is stored."""
     count = getattr(stored, "products", None)
     return rows * columns if count is None else int(count(rows, columns))
+
+
+def skipped(stored: Stored, rows: int, columns: int) -> int:
+    """Bytes of a matrix that one token alone need not wait for."""
+    count = getattr(stored, "skipped", None)
+    return 0 if count is None else int(count(rows, columns))
 
 
 def bits_a_weight(architecture: Architecture, found: Sizes) -> float:
@@ -92,11 +104,17 @@ def token_costs(
     huge = residency == "copied"
     one_call = residency != "streamed"  # a block whose weights stay in memory: see run/_program.py
     costs = []
-    for block, nbytes, products in zip(architecture.blocks, found.blocks, found.products, strict=True):
+    reads = found.reads if tokens == 1 and found.reads else found.blocks
+    one_call = one_call and found.reads in ((), found.blocks)
+    for block, nbytes, read_bytes, products in zip(
+        architecture.blocks, found.blocks, reads, found.products, strict=True
+    ):
         operations = 2.0 * tokens * products
         calls = 1 if one_call else max(1, len(block.products()))
         stored = nbytes / calls if residency == "streamed" else 0.0
-        costs.append(Cost("products", nbytes / calls, operations / calls, arithmetic, calls, stored, huge))
+        costs.append(
+            Cost("products", read_bytes / calls, operations / calls, arithmetic, calls, stored, huge)
+        )
         attention = block.attention
         if attention is not None:
             seen = held if attention.window is None else min(held, attention.window)

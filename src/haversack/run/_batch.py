@@ -213,6 +213,7 @@ class Batch:
             cache = self.together.caches[job.slot]
             cache.truncate(0)
             cache.horizon = len(job.ask.prompt)
+            cache.sparse_from = len(job.ask.prompt)
             try:
                 job.begin(self._tokenizer, self.engine.context_length)
             except Exception as error:  # a constraint that cannot be made
@@ -299,8 +300,8 @@ class Batch:
             self._writing.remove(job)
         if job.slot is not None:
             cache = self.together.caches[job.slot]
-            if error is None:
-                self.prefixes.keep(job.history, cache)
+            if error is None:  # an answer that was written sparse is no prompt, which is read whole
+                self.prefixes.keep(job.ask.prompt if self.engine.tally else job.history, cache)
             cache.truncate(0)
             self._free.append(job.slot)
             job.slot = None

@@ -23,7 +23,9 @@ class Cache:
     the text that is being read (0: unknown); rotary scalings that depend on the length of a text take it from
     here, so that a prompt gives the same bits in one piece or in many. Models that read a text again when it
     outgrows a length (see `_switch`) find its `tokens` i32 [capacity] here; `long` says which frequencies the
-    entries have. `layers`: memory of that size that is there already (default: its own).
+    entries have. Positions before `sparse_from` read row-sparse weights whole (run/forms/row_sparse.py); a
+    prefill method sets it to the end of its prompt. `layers`: memory of that size that is there already
+    (default: its own).
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Cache:
         self.kind = kind
         self.length = 0
         self.horizon = 0
+        self.sparse_from = 0
         self.linear = True
         self.positions: I32 = np.zeros(capacity, np.int32)
         self.tokens: I32 | None = np.full(capacity, -1, np.int32) if architecture.changes_at else None
@@ -93,6 +96,7 @@ class Cache:
                 nearest=max(0, min(length, self.length)),
             )
         self.length = length
+        self.sparse_from = min(self.sparse_from, length)
         if length == 0:
             self.horizon = 0
         self._check_linear()

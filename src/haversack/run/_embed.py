@@ -44,7 +44,9 @@ def embed(
     for row, text in enumerate(texts):
         tokens = prompt_tokens(engine, tokenizer, text)
         check_length(len(tokens), engine.context_length)
-        _, hidden = engine.step(tokens, cache=engine.cache(len(tokens)), want="hidden")
+        cache = engine.cache(len(tokens))
+        cache.sparse_from = len(tokens)
+        _, hidden = engine.step(tokens, cache=cache, want="hidden")
         assert hidden is not None
         states = hidden.astype(np.float64)
         vector = states.mean(axis=0) if pooling == "mean" else states[-1]

@@ -27,6 +27,7 @@ from haversack.run._forward import ROWS, Forward
 from haversack.run._memory import planned_memory, program_mib
 from haversack.run._slots import Slots, choose
 from haversack.run._source import Model, open_model
+from haversack.run._sparsity import Tally
 from haversack.run._step import Mask, checked_positions, is_linear, split
 from haversack.run._switch import read_across
 from haversack.run._units import aside_nbytes
@@ -61,6 +62,7 @@ class Engine:
         self._given_context = context_length
         self.forward = Forward(model.architecture, activations=activations, attention=slots.attention)
         self.held: Any = None
+        self.tally = Tally(model.source, model.architecture)
         self.draft_model: Model | None = None
         self.draft: Engine | None = None
 
@@ -281,6 +283,9 @@ class Engine:
         cache.place(positions, ids)
         hidden = self._embed(ids, positions)
         parts = split(cache, positions, mask, ROWS)
+        if self.tally and cache.sparse_from:
+            for part, step in parts:
+                step.reads = positions[part] < cache.sparse_from
         for block in self.architecture.blocks:
             layer = cache.layers[block.index]
             with held.weights(block.index) as weights:
@@ -289,6 +294,8 @@ class Engine:
                 else:
                     for part, step in parts:
                         forward.advance(block, hidden[part], step, layer, weights)
+                if self.tally:
+                    self.tally.take(block.index, weights)
         cache.append(len(ids), is_linear(cache, positions))
         return hidden
 

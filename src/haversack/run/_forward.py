@@ -18,6 +18,7 @@ from haversack.kernels import softcap as bounded
 from haversack.models._architecture import Architecture, Attention, Block, Layer
 from haversack.run._products import F32, Scratch, Tap, activations_of, multiply, normalize
 from haversack.run._program import Programs
+from haversack.run._sparsity import Reading
 from haversack.run._step import Mask, Step
 from haversack.run._weights import Weights, embedding_rows
 
@@ -153,6 +154,8 @@ class Forward:
         """
         if tap is None and self.programs.run(block, hidden, step, cache_layer, weights):
             return
+        if step.reads is not None:
+            weights = Reading(weights, step.reads)
         call = Call(step, cache_layer, self.activations, self.attention, self.scratch, tap, cross)
         n, width = hidden.shape
         entry = hidden.copy() if block.parallel else hidden

@@ -97,6 +97,8 @@ class PooledStep:
         else:
             starts = np.repeat(runs[:, 3] - runs[:, 0], runs[:, 1])
             self.positions = (starts + np.arange(row)).astype(np.int32)
+        until = np.repeat([caches[part.slot].sparse_from for part in parts], runs[:, 1])
+        self.reads = self.positions < until if until.any() else None
         self.horizons = [caches[part.slot].horizon for part in parts]
         self._tables: dict[int, tuple[F32, F32]] = {}
         self._starts: dict[int, I64 | None] = {}
@@ -212,6 +214,8 @@ class Together:
             layer: Any = self.pool.layers[block.index]
             with engine.held.weights(block.index) as weights:
                 self._forward.advance(block, hidden, step, layer, weights)
+                if engine.tally:
+                    engine.tally.take(block.index, weights)
         runs = step.runs.tolist()
         for row, count, slot, entry in runs:
             caches[slot].positions[entry : entry + count] = step.positions[row : row + count]

@@ -24,6 +24,7 @@ class Prefix:
         self.reused = 0
         self._cache: Cache | None = None
         self._tokens: I32 = np.empty(0, np.int32)
+        self._prompt = 0
 
     def begin(self, engine: Engine, prompt: I32) -> tuple[Cache, I32]:
         """The cache, cut back to what it shares with `prompt` i32 [n], and the tokens left to read (one at
@@ -38,6 +39,9 @@ class Prefix:
         shared = int(differ[0]) if differ.size else shared
         if not self._sharable(engine):
             shared = 0
+        if engine.tally:  # an answer was written sparse, and would now be read whole
+            shared = min(shared, self._prompt)
+        self._prompt = len(prompt)
         self._cache.truncate(shared)
         self._tokens = prompt[:shared].copy()  # what holds even if reading the rest is interrupted
         self.reused = shared

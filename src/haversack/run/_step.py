@@ -24,10 +24,11 @@ class Step:
 
     `held` are the positions of the entries before them; None says that every entry, the new ones included,
     stands at its own index. `mask` bool [n, n] says which of the new tokens each sees (None: itself and those
-    before it). `horizon`: see Cache. Tables are made when a block first asks, and serve all blocks.
+    before it). `horizon`: see Cache. `reads` bool [n]: tokens that read row-sparse weights whole (None: no
+    token does). Tables are made when a block first asks, and serve all blocks.
     """
 
-    __slots__ = ("_tables", "_visible", "held", "horizon", "mask", "positions", "start")
+    __slots__ = ("_tables", "_visible", "held", "horizon", "mask", "positions", "reads", "start")
 
     def __init__(
         self,
@@ -42,6 +43,7 @@ class Step:
         self.mask = mask
         self.held = held
         self.horizon = horizon
+        self.reads: Mask | None = None
         self._tables: dict[int, tuple[F32, F32]] = {}
         self._visible: dict[tuple[int | None, int], Visible] = {}
 

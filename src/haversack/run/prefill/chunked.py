@@ -53,6 +53,7 @@ class Chunked(Method):
     def prefill(self, engine: Engine, tokens: I32, cache: Cache) -> F32:
         """Read `tokens` i32 [n]; returns the logits f32 [1, vocabulary] after the last."""
         cache.horizon = max(cache.horizon, cache.length + len(tokens))
+        cache.sparse_from = max(cache.sparse_from, cache.length + len(tokens))
         starts = range(0, len(tokens), self.tokens)
         for start in starts[:-1]:
             engine.step(tokens[start : start + self.tokens], None, None, cache, want="none")

@@ -1,0 +1,382 @@
+// Row-skipping products: the active inputs are listed once, then the threads take outputs, 128 at a time, and each walks the
+// list. A thread computes whole outputs, never part of a sum: each is one chain over the active inputs in order (int4 with int8
+// activations: over groups of 64 channels, exact inside). Several tokens pass together over the union of their lists, with
+// zeros where one has none, which changes no bit.
+#include "sparse.h"
+
+#include "base/pool.h"
+#include "base/scratch.h"
+#include "simd/interleave.h"
+#include "simd/simd.h"
+
+namespace haversack::HAVERSACK_TARGET {
+namespace {
+
+constexpr int64_t least_work = int64_t(48) << 10;  // bytes read that are worth handing to a thread
+constexpr int64_t chunk = 32;                      // channels that share a scale of int8 activations
+constexpr float smallest = 1e-30f;                 // below this, a group of inputs counts as zeros
+#if defined(__AVX512F__) && !defined(HAVERSACK_PORTABLE)
+constexpr int most_tokens = 6, most_packed_tokens = 2;
+#else
+constexpr int most_tokens = 2, most_packed_tokens = 1;
+#endif
+
+// The inputs that some token of a tile reads: inputs[i * T + t] is token t's input index[i], 0 where it has none.
+struct List {
+    int32_t *index;
+    float *inputs;
+    int64_t count;
+};
+
+template <int N>
+struct Count {
+    static constexpr int value = N;
+};
+
+struct F32 {
+    static constexpr int64_t bytes = 4;
+    HAVERSACK_INLINE Floats whole(const uint8_t *p) { return load(p); }
+    HAVERSACK_INLINE Floats part(const uint8_t *p, int64_t n) { return load_part(p, n); }
+};
+struct F16 {
+    static constexpr int64_t bytes = 2;
+    HAVERSACK_INLINE Floats whole(const uint8_t *p) { return load_f16(p); }
+    HAVERSACK_INLINE Floats part(const uint8_t *p, int64_t n) { return load_f16_part(p, n); }
+};
+struct Bf16 {
+    static constexpr int64_t bytes = 2;
+    HAVERSACK_INLINE Floats whole(const uint8_t *p) { return load_bf16(p); }
+    HAVERSACK_INLINE Floats part(const uint8_t *p, int64_t n) { return load_bf16_part(p, n); }
+};
+
+// A part of one block: outputs from .. to, counted from the block's first, whose channels start at `data`, `stride` apart.
+struct Part {
+    const Channels *of;
+    const uint8_t *data;
+    int64_t stride, from, to;
+    int64_t codes;  // int4: where in a channel the numbers begin, behind the scales
+};
+
+Part part_of(const Channels &channels, int64_t first, int64_t last) {
+    const int64_t size = channels.block(), block = first / size;
+    const int64_t count = smaller_of(channels.padded() - block * size, size);
+    const uint8_t *data = channels.data + channels.run_bytes(size) * channels.inputs * block;
+    return {&channels,
+            data,
+            channels.run_bytes(count),
+            first - block * size,
+            smaller_of(last - block * size, count),
+            channels.packed() ? channels.header_bytes(count) : 0};
+}
+
+// Four channels at a time over all outputs of the part: long runs that the processor fetches well, and sums that stay in the
+// first-level cache. One token alone waits for memory: call for the four channels that come next.
+template <typename Type, int T>
+void accumulate_floats(const Part &part, const List &list, float *sums, int64_t pitch) {
+    const int64_t outputs = part.to - part.from, whole = outputs / lanes * lanes;
+    const uint8_t *base = part.data + part.from * Type::bytes;
+    for (int64_t i = 0; i < list.count; i += 4) {
+        const uint8_t *runs[4], *next[4];
+        Floats inputs[4][T];
+        for (int64_t k = 0; k < 4; ++k) {  // behind the last channel any will do, since its input is 0
+            const int64_t last = list.count - 1, at = smaller_of(i + k, last);
+            runs[k] = base + list.index[at] * part.stride;
+            next[k] = base + list.index[smaller_of(i + k + 4, last)] * part.stride;
+            for (int t = 0; t < T; ++t) inputs[k][t] = i + k <= last ? set(list.inputs[at * T + t]) : zero();
+        }
+        for (int64_t o = 0; o < whole; o += lanes) {
+            Floats weights[4];
+            for (int k = 0; k < 4; ++k) {
+                if constexpr (T == 1) prefetch_far(next[k] + o * Type::bytes);
+                weights[k] = Type::whole(runs[k] + o * Type::bytes);
+            }
+            for (int t = 0; t < T; ++t) {
+                Floats own = load(sums + t * pitch + o);
+                for (int k = 0; k < 4; ++k) own = fma(weights[k], inputs[k][t], own);
+                store(sums + t * pitch + o, own);
+            }
+        }
+        if (whole == outputs) continue;
+        for (int t = 0; t < T; ++t) {
+            float *to = sums + t * pitch + whole;
+            Floats own = load_part(to, outputs - whole);
+            for (int k = 0; k < 4; ++k)
+                own = fma(Type::part(runs[k] + whole * Type::bytes, outputs - whole), inputs[k][t], own);
+            store_part(to, own, outputs - whole);
+        }
+    }
+}
+
+// int4 with f32 activations. Lane 4 L + r of nibble i (+ 4 in the high halves) is output 16 r + 4 L + i (+ 64) of the unit.
+template <int I, int T>
+HAVERSACK_INLINE void nibbles(Quads weights, const float (*inputs)[2], Floats (*own)[T]) {
+    if constexpr (I < 8) {
+        const Floats w = nibble_floats<I>(weights);
+        for (int t = 0; t < T; ++t) own[I][t] = fma(w, set(inputs[t][I / 4]), own[I][t]);
+        nibbles<I + 1, T>(weights, inputs, own);
+    }
+}
+
+template <int T>
+void accumulate_nibbles(const Part &part, const List &list, float *sums, int64_t pitch) {
+    const int64_t group = part.of->group;
+    for (int64_t at = part.from; at < part.to; at += sparse_unit, sums += sparse_unit) {
+        Floats own[8][T];
+        for (auto &of_nibble : own)
+            for (Floats &one : of_nibble) one = zero();
+        for (int64_t i = 0; i < list.count; ++i) {
+            const uint8_t *run = part.data + list.index[i] * part.stride;
+            uint16_t halves[2];
+            float scales[2], inputs[T][2];
+            std::memcpy(halves, run + at / group * 2, 2);
+            std::memcpy(halves + 1, run + (at + 64) / group * 2, 2);
+            store_part(scales, load_f16_part(halves, 2), 2);
+            for (int t = 0; t < T; ++t)
+                for (int h = 0; h < 2; ++h) inputs[t][h] = list.inputs[i * T + t] * scales[h];
+            nibbles<0, T>(load_quads(run + part.codes + at / 2), inputs, own);
+        }
+        for (int t = 0; t < T; ++t)
+            for (int i = 0; i < 8; ++i) {
+                float spread[lanes];
+                store(spread, own[i][t]);
+                for (int lane = 0; lane < lanes; ++lane)
+                    sums[t * pitch + i / 4 * 64 + 16 * (lane % 4) + 4 * (lane / 4) + i % 4] += spread[lane];
+            }
+    }
+}
+
+// int4 with int8 activations: input times scale, which differs for every channel and group of outputs, is rounded to int8 with
+// one scale for each chunk of channels and group; four channels are then multiplied at a time.
+constexpr int64_t most_groups = sparse_int4_block / 64;
+template <int T>
+struct Rounded {
+    int32_t quads[T][chunk / 4][most_groups];  // of four channels, for each group of the block
+    float scales[T][most_groups];
+    int32_t starts[T][most_groups];  // what sums start from, since stored weights carry an offset of 8
+};
+
+template <int T>
+HAVERSACK_INLINE void round_inputs(const uint8_t *const *runs, const float *inputs, int64_t count, int64_t first,
+                                   int64_t groups, Rounded<T> &to) {
+    for (int t = 0; t < T; ++t)
+        for (int64_t g = first / lanes * lanes; g < groups; g += lanes) {
+            Floats most = zero(), terms[chunk];
+            for (int64_t i = 0; i < count; ++i) {
+                terms[i] = load_f16(runs[i] + 2 * g) * set(inputs[i * T + t]);
+                most = max(abs(terms[i]), most);
+            }
+            const Mask none = less(most, set(smallest));
+            const Floats inverse = select(none, zero(), set(127.0f) / most);
+            store(to.scales[t] + g, select(none, zero(), most / set(127.0f)));
+            Ints total = set_ints(0);
+            for (int64_t i = 0; i < count; i += 4) {
+                Ints quad = set_ints(0);
+                const auto take = [&](int64_t k, auto shift) {
+                    if (i + k >= count) return;
+                    const Ints one = to_ints(terms[i + k] * inverse);
+                    total = total + one;
+                    quad = quad | shift_left<decltype(shift)::value>(one & set_ints(255));
+                };
+                take(0, Count<0>{});
+                take(1, Count<8>{});
+                take(2, Count<16>{});
+                take(3, Count<24>{});
+                store_ints(to.quads[t][i / 4] + g, quad);
+            }
+            store_ints(to.starts[t] + g, set_ints(0) - shift_left<3>(total));
+        }
+}
+
+// One unit of 128 outputs over the channels of a chunk; `low` and `high` are the groups of its halves.
+template <int T>
+HAVERSACK_INLINE void unit(const uint8_t *const *runs, const uint8_t *const *next, int64_t count, int64_t place, int64_t low,
+                           int64_t high, const Rounded<T> &rounded, float *sums, int64_t pitch) {
+    Ints own[2][4][T];
+    for (int t = 0; t < T; ++t)
+        for (int r = 0; r < 4; ++r) {
+            own[0][r][t] = set_ints(rounded.starts[t][low]);
+            own[1][r][t] = set_ints(rounded.starts[t][high]);
+        }
+    static_assert(chunk <= 32, "dot_few takes eight times four channels");
+    Few few[2][4][T];
+    for (int h = 0; h < 2; ++h)
+        for (int r = 0; r < 4; ++r)
+            for (int t = 0; t < T; ++t) few[h][r][t] = begin_few(own[h][r][t]);
+    for (int64_t i = 0; i < count; i += 4) {
+        Quads channels[4], quads[4];
+        for (int k = 0; k < 4; ++k) {
+            channels[k] = load_quads(runs[i + k] + place);
+            if constexpr (T == 1) prefetch_far(next[i + k] + place);
+        }
+        interleave_quads(channels, quads);
+        for (int r = 0; r < 4; ++r) {
+            const Quads one = low_nibbles(quads[r]), two = high_nibbles(quads[r]);
+            for (int t = 0; t < T; ++t) {
+                few[0][r][t] = dot_few(few[0][r][t], one, rounded.quads[t][i / 4][low]);
+                few[1][r][t] = dot_few(few[1][r][t], two, rounded.quads[t][i / 4][high]);
+            }
+        }
+    }
+    for (int t = 0; t < T; ++t)
+        for (int h = 0; h < 2; ++h)
+            for (int r = 0; r < 4; ++r) {
+                float *to = sums + t * pitch + 64 * h + 16 * r;
+                const Floats whole = to_floats(end_few(few[h][r][t], own[h][r][t]));
+                store(to, fma(whole, set(rounded.scales[t][h ? high : low]), load(to)));
+            }
+}
+
+template <int T>
+void accumulate_int4(const Part &part, const List &list, float *sums, int64_t pitch) {
+    const int64_t group = part.of->group, groups = (part.to + group - 1) / group;
+    const uint8_t *runs[2][chunk + 4];
+    const auto gather = [&](int64_t from, const uint8_t **to) {  // the listed channels of the chunk that holds number `from`
+        int64_t i = from;
+        const int64_t of = from < list.count ? list.index[from] / chunk : 0;
+        for (; i < list.count && list.index[i] / chunk == of; ++i) to[i - from] = part.data + list.index[i] * part.stride;
+        return i;
+    };
+    Rounded<T> rounded;
+    int64_t end = gather(0, runs[0]);
+    for (int64_t begin = 0, turn = 0; begin < list.count; turn = 1 - turn) {
+        const uint8_t **own = runs[turn], **other = runs[1 - turn];
+        const int64_t count = end - begin, after = gather(end, other);
+        round_inputs<T>(own, list.inputs + begin * T, count, part.from / group, groups, rounded);
+        for (int64_t i = count; i % 4; ++i) own[i] = own[count - 1];  // any will do, since its input is 0
+        // What the next chunk will read is called for place by place.
+        const int64_t coming = after - end;
+        for (int64_t i = coming; i < count + 3; ++i) other[i] = coming ? other[coming - 1] : own[0];
+        if constexpr (T == 1)
+            for (int64_t i = 0; i < coming; ++i)
+                for (int64_t line = 0; line < part.codes; line += 64) prefetch_far(other[i] + line);
+        for (int64_t at = part.from; at < part.to; at += sparse_unit)
+            unit<T>(own, other, count, part.codes + at / 2, at / group, (at + 64) / group, rounded, sums + at - part.from,
+                    pitch);
+        begin = end;
+        end = after;
+    }
+}
+
+template <int T>
+void accumulate(const Part &part, const List &list, bool int8, float *sums, int64_t pitch) {
+    if (part.of->packed()) {
+        if constexpr (T <= most_packed_tokens) (int8 ? accumulate_int4<T> : accumulate_nibbles<T>)(part, list, sums, pitch);
+        return;
+    }
+    const Kind kind = part.of->kind;
+    (kind == Kind::f32   ? accumulate_floats<F32, T>
+     : kind == Kind::f16 ? accumulate_floats<F16, T>
+                         : accumulate_floats<Bf16, T>)(part, list, sums, pitch);
+}
+
+// One row's sums to its outputs. Adding 0 makes a -0 that rounding left behind a 0, whichever inputs were skipped.
+HAVERSACK_INLINE void finish(const float *sums, int64_t n, float *out, const float *add, const float *bias) {
+    for (int64_t i = 0; i < n; i += lanes) {
+        const int64_t left = smaller_of<int64_t>(n - i, lanes);
+        Floats value = load(sums + i) + zero();
+        if (add) value = value + load_part(add + i, left);
+        if (bias) value = value + load_part(bias + i, left);
+        store_part(out + i, value, left);
+    }
+}
+
+// The tokens first .. first + T of the call.
+template <int T>
+void tile(const SparseProduct &product, SparseCall &call, int64_t first) {
+    const Channels &weights = product.weights;
+    const int64_t inputs = weights.inputs, rank = product.down.outputs;
+    const size_t room = static_cast<size_t>(inputs + rank) * 2;
+    int32_t *indices = static_cast<int32_t *>(scratch(0, room * sizeof(int32_t)));
+    float *numbers = static_cast<float *>(scratch(1, (room * T + static_cast<size_t>(rank)) * sizeof(float)));
+    List active = {indices, numbers, 0}, rest = {indices + inputs, numbers + inputs * T, 0};
+    bool finite[T];
+    for (int t = 0; t < T; ++t) finite[t] = true;
+    const float *x = call.x + first * inputs;
+    int64_t seen = 0;
+    for (int64_t j = 0; j < inputs; ++j) {
+        bool some = false, others = false;
+        float *to = active.inputs + active.count * T, *left = rest.inputs + rest.count * T;
+        for (int t = 0; t < T; ++t) {
+            const float value = x[t * inputs + j], size = __builtin_fabsf(value);
+            const bool whole = call.whole && call.whole[first + t];
+            const bool reads = whole || !(size <= product.limits[j]);
+            if (!whole) seen += reads;
+            if (reads && !(size < __builtin_inff())) finite[t] = false;
+            to[t] = reads ? value : 0.0f;
+            left[t] = reads ? 0.0f : value;
+            some |= reads;
+            others |= !reads;
+        }
+        active.index[active.count] = rest.index[rest.count] = static_cast<int32_t>(j);
+        active.count += some;
+        rest.count += others;
+    }
+    call.counts[1] += seen;
+    for (int t = 0; t < T; ++t) call.counts[0] += !(call.whole && call.whole[first + t]);
+
+    List few = {indices + 2 * inputs, numbers + 2 * inputs * T, 0};  // the low-rank product's inner numbers
+    if (rank > 0 && rest.count > 0) {
+        for (int64_t i = 0; i < rank; ++i) few.index[i] = static_cast<int32_t>(i);
+        few.count = rank;
+        parallel((rank + lanes - 1) / lanes, 1 + least_work / (rest.count * lanes * product.down.number_bytes()),
+                 [&](int64_t begin, int64_t end) {
+                     float sums[T][sparse_block];
+                     for (int64_t at = begin * lanes; at < smaller_of(end * lanes, rank);) {
+                         const int64_t stop = smaller_of(smaller_of(end * lanes, rank), (at / sparse_block + 1) * sparse_block);
+                         std::memset(sums, 0, sizeof sums);
+                         accumulate<T>(part_of(product.down, at, stop), rest, false, sums[0], sparse_block);
+                         for (int t = 0; t < T; ++t)
+                             for (int64_t i = at; i < stop; ++i) few.inputs[i * T + t] = sums[t][i - at];
+                         at = stop;
+                     }
+                 });
+    }
+    const int64_t outputs = weights.outputs, units = (outputs + sparse_unit - 1) / sparse_unit;
+    const int64_t work = 1 + active.count * weights.run_bytes(sparse_unit) + few.count * sparse_unit * 4;
+    parallel(units, 1 + least_work / work, [&](int64_t begin, int64_t end) {
+        float sums[T][sparse_int4_block];
+        const int64_t last = smaller_of(end * sparse_unit, outputs);
+        for (int64_t at = begin * sparse_unit; at < last;) {
+            // Up to the end of a block of either matrix.
+            const int64_t size = few.count ? sparse_block : weights.block();
+            const int64_t stop = smaller_of(last, (at / size + 1) * size);
+            const int64_t count = stop - at;
+            for (int t = 0; t < T; ++t)
+                std::memset(sums[t], 0, static_cast<size_t>((count + sparse_unit - 1) / sparse_unit * sparse_unit) * 4);
+            if (few.count) accumulate<T>(part_of(product.up, at, stop), few, false, sums[0], sparse_int4_block);
+            const int64_t padded = weights.packed() ? (stop + sparse_unit - 1) / sparse_unit * sparse_unit : stop;
+            accumulate<T>(part_of(weights, at, padded), active, call.int8, sums[0], sparse_int4_block);
+            for (int t = 0; t < T; ++t) {
+                if (call.int8 && weights.packed() && !finite[t])
+                    for (int64_t i = 0; i < count; ++i) sums[t][i] = __builtin_nanf("");
+                const int64_t place = (first + t) * outputs + at;
+                finish(sums[t], count, call.out + place, call.add ? call.add + place : nullptr,
+                       call.bias ? call.bias + at : nullptr);
+            }
+            at = stop;
+        }
+    });
+}
+
+template <int T>
+HAVERSACK_INLINE void with_tokens(int tokens, const SparseProduct &product, SparseCall &call, int64_t first) {
+    if constexpr (T > 0) {
+        if (tokens == T) return tile<T>(product, call, first);
+        with_tokens<T - 1>(tokens, product, call, first);
+    }
+}
+
+void multiply(const SparseProduct &product, SparseCall &call) {
+    const int64_t most = product.weights.packed() ? most_packed_tokens : most_tokens;
+    const int64_t tiles = (call.n + most - 1) / most;
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+        const int64_t first = call.n * tile / tiles, next = call.n * (tile + 1) / tiles;
+        with_tokens<most_tokens>(static_cast<int>(next - first), product, call, first);
+    }
+}
+
+}  // namespace
+
+HAVERSACK_TABLE(SparseKernels, sparse) = {multiply};
+
+}  // namespace haversack::HAVERSACK_TARGET
