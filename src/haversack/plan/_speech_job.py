@@ -29,7 +29,7 @@ from haversack.formats.wav import write_wav
 from haversack.models._architecture import Block
 from haversack.models.audio._record import RATE
 from haversack.plan._candidates import Candidate, Plan, choose, ranked, refusal
-from haversack.plan._enumerate import activation_types, create_precision, precision_choices
+from haversack.plan._enumerate import activation_types, create_precision, offered, precision_choices
 from haversack.plan._job import (
     RECORD_NBYTES,
     TOKENIZER_FILES,
@@ -207,6 +207,10 @@ def predictions(
     weights = sum(int(np.prod(shape)) for shape in walk.shapes.values())
     found = []
     for structure, choice in itertools.product(choices, precision_choices(job.precision)):
+        if job.precision is None and not offered(
+            walk, choice, structure, job.calibration_tokens, job.effort_s
+        ):
+            continue
         method = structures.compression(choice, structure)
         reads = calibrated(method)
         if reads and job.calibration is None:
