@@ -23,7 +23,7 @@ from haversack.shrink._fake_torch import (  # noqa: E402
 from haversack.shrink._precision import StoredKind  # noqa: E402
 from haversack.shrink._rounding import choose_scales, grouped, levels, restored  # noqa: E402
 
-FORMS = st.sampled_from([(4, 32), (4, 64), (4, 128), (8, None)])
+FORMS = st.sampled_from([(3, 32), (3, 64), (3, 128), (4, 32), (4, 64), (4, 128), (8, None)])
 
 
 def drawn(seed, rows, columns, tail=3):
