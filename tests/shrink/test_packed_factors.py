@@ -17,6 +17,7 @@ from haversack.core.pack import Pack, PackWriter, check_pack
 from haversack.formats.safetensors import HubFolder
 from haversack.kernels import unpack
 from haversack.models import read_architecture
+from haversack.plan._enumerate import plans_stored
 from haversack.plan._structure import Structures, create_structure, full_structure, summary
 from haversack.run import Engine
 from haversack.run._forms import bound
@@ -228,6 +229,24 @@ def test_weights_that_are_not_finite_are_refused_by_name(folder: Path) -> None:
         Factored(LowRank(rank=4), Keep(), {"up": 4}).quantize({"up": weight}, None)
 
 
+def test_a_precision_that_asks_for_more_than_mean_squares_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what a second factor is given only the mean square is known; the search leaves such pairs out."""
+    assert ("low-rank", "keep:kind=f16") in plans_stored(("low-rank",), "keep:kind=f16")
+    monkeypatch.setattr(RoundToNearest, "needs", frozenset({"inputs"}))
+    source = HubFolder.open(folder)
+    structures = Structures(LanguageWalk(read_architecture(source.config)), source)
+    with pytest.raises(UserError, match="round-to-nearest:bits=8 does not combine with low-rank"):
+        structures.compression("round-to-nearest:bits=8", "low-rank")
+    pairs = plans_stored(("none", "low-rank"), None)
+    assert {choice.partition(":")[0] for structure, choice in pairs if structure != "none"} == {
+        "gptq",
+        "keep",
+    }
+    assert any(choice.startswith("round") for structure, choice in pairs if structure == "none")
+
+
 def test_a_full_name_says_what_a_pack_is() -> None:
     assert full_structure(None) == full_structure("none") == "none"
     assert full_structure("low-rank") == "low-rank:rank=0.4,solver=svd"
@@ -252,6 +271,7 @@ import numpy as np
 from haversack.core.pack import PackWriter
 from haversack.formats.safetensors import HubFolder
 from haversack.models import read_architecture
+from haversack.plan._enumerate import plans_stored
 from haversack.plan._structure import Structures
 from haversack.shrink._language import LanguageWalk
 from haversack.shrink._pipeline import Policy, compress

@@ -29,7 +29,7 @@ from haversack.core.roofline import Cost, energy_mj, seconds
 from haversack.models._calibration import default_text
 from haversack.plan._candidates import Candidate, Plan, choose, ranked, refusal
 from haversack.plan._encoder_quality import loss, masked_bits
-from haversack.plan._enumerate import activation_types, precision_choices
+from haversack.plan._enumerate import activation_types, plans_stored
 from haversack.plan._job import (
     RECORD_NBYTES,
     TOKENIZER_FILES,
@@ -211,7 +211,7 @@ def predictions(
             )
     weights = sum(int(np.prod(shape)) for shape in walk.shapes.values())
     found = []
-    for structure, choice in itertools.product(choices, precision_choices(job.precision)):
+    for structure, choice in plans_stored(choices, job.precision):
         method = structures.compression(choice, structure)
         kinds = stored_kinds(walk, method, job.policy)
         nbytes = stored_nbytes(walk, kinds)

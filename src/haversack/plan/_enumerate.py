@@ -17,6 +17,7 @@ from haversack.run._memory import planned_memory
 from haversack.shrink._language import LanguageWalk
 from haversack.shrink._pipeline import Policy, stored_kinds
 from haversack.shrink._precision import Precision
+from haversack.shrink.structure._packed import combines
 
 # Parameters that change a pack's size or type and are worth a plan each; others stay at their defaults.
 VARIED = ("bits", "group", "kind")
@@ -117,11 +118,22 @@ def activation_types(kinds: Iterable[str], fixed: str | None) -> list[str]:
     return [one for one in ACTIVATIONS if (one == "f32" or integers) and fixed in (None, one)]
 
 
+def plans_stored(structures: Iterable[str], precision: str | None) -> list[tuple[str, str]]:
+    """(structure, precision) of every pack there can be; where `precision` is not fixed, only those that
+    combine.
+    """
+    found = []
+    for structure, choice in itertools.product(structures, precision_choices(precision)):
+        if precision is not None or structure == "none" or combines(create_precision(choice)):
+            found.append((structure, choice))
+    return found
+
+
 def predicted(space: Space) -> tuple[list[Candidate], dict[Plan, float]]:
     """Every plan of `space` as a predicted candidate, and the noise each is expected to add."""
     candidates: list[Candidate] = []
     noises: dict[Plan, float] = {}
-    for structure, choice in itertools.product(space.structures, precision_choices(space.precision)):
+    for structure, choice in plans_stored(space.structures, space.precision):
         method = space.method(choice, structure)
         kinds = stored_kinds(LanguageWalk(space.architecture), method, space.policy)
         found = Sizes.of(space.architecture, kinds)

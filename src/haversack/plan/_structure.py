@@ -14,7 +14,7 @@ from haversack.shrink._pipeline import Walk
 from haversack.shrink._precision import Precision
 from haversack.shrink._rounding import F32
 from haversack.shrink._source import read_tensor
-from haversack.shrink.structure._packed import Factored, Layer, expected_loss, ranks_of
+from haversack.shrink.structure._packed import Factored, Layer, combines, expected_loss, ranks_of
 from haversack.shrink.structure.low_rank import LowRank
 
 NONE = "none"
@@ -47,6 +47,8 @@ class Structures:
         inner = create_precision(precision)
         if structure == NONE:
             return inner
+        if not combines(inner):
+            raise not_combined(precision, structure)
         if structure == AS_STORED:
             stored: dict[str, int | None] = {
                 name: int(form["rank"]) for name, form in forms_of(self._source).items()
@@ -75,6 +77,17 @@ class Structures:
                 )
             self._known[structure] = method, ranks, expected_loss(self._walk, self._source, ranks)
         return self._known[structure]
+
+
+def not_combined(precision: str, structure: str) -> UserError:
+    """The error for a precision method that factors cannot be given to."""
+    return UserError(
+        f"{precision} does not combine with {structure}: it asks for more than the mean square of inputs, "
+        "and no more is known between two factors; use gptq, round-to-nearest or keep.",
+        field="precision",
+        given=precision,
+        nearest="gptq",
+    )
 
 
 def create_structure(choice: str) -> LowRank:

@@ -247,6 +247,13 @@ class Factored:
         self.layers.append(Layer(name, rows, columns, None, dense, dense, kept=reason))
 
 
+def combines(precision: Precision) -> bool:
+    """True for a precision method that factors can be given to: of the inputs of a second factor only their
+    mean square is known, and weights that others share scales with are no longer there.
+    """
+    return precision.needs <= {"hessian"} and not hasattr(precision, "transform")
+
+
 def first_name(name: str) -> str:
     """The name under which a precision method sees the first factor of `name`."""
     return f"{name}.first"
