@@ -17,7 +17,7 @@ from haversack.core.pack import Pack, PackWriter, check_pack
 from haversack.formats.safetensors import HubFolder
 from haversack.kernels import unpack
 from haversack.models import read_architecture
-from haversack.plan._structure import Structures, create_structure, full_structure, summary
+from haversack.plan._structure import Structures, create_structure, full_structure, summary, takes
 from haversack.run import Engine
 from haversack.run._forms import bound
 from haversack.run._weights import bind
@@ -226,6 +226,19 @@ def test_weights_that_are_not_finite_are_refused_by_name(folder: Path) -> None:
     weight = np.full((64, 64), np.nan, np.float32)
     with pytest.raises(UserError, match="up: these weights are not all finite"):
         Factored(LowRank(rank=4), Keep(), {"up": 4}).quantize({"up": weight}, None)
+
+
+def test_a_precision_that_asks_for_more_than_mean_squares_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what a second factor is given only the mean square is known; the search leaves such pairs out."""
+    assert takes("low-rank", "keep:kind=f16") and takes("low-rank", "gptq")
+    assert not takes("low-rank", "awq") and takes("none", "awq")
+    monkeypatch.setattr(RoundToNearest, "needs", frozenset({"inputs"}))
+    source = HubFolder.open(folder)
+    structures = Structures(LanguageWalk(read_architecture(source.config)), source)
+    with pytest.raises(UserError, match="round-to-nearest looks at whole layers"):
+        structures.compression("round-to-nearest:bits=8", "low-rank")
 
 
 def test_a_full_name_says_what_a_pack_is() -> None:
