@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "norms.h"
+#include "outliers.h"
 
 namespace haversack {
 
@@ -71,6 +72,8 @@ void Program::run(const Step &step) const {
         case Operation::add:
             for (int64_t i = 0; i < size; ++i) out[i] += x[i];
             break;
+        case Operation::outliers: outliers().add(x, n, width, op.places, op.columns, op.one, space_->width(op.out), out); break;
+        case Operation::gather: outliers().gather(x, n, width, op.places, space_->width(op.out), out); break;
         case Operation::copy: std::memcpy(out, x, static_cast<size_t>(size) * sizeof(float)); break;
         }
     }

@@ -48,7 +48,7 @@ struct Step {
 };
 
 struct Operation {
-    enum Kind { rms_norm, layer_norm, products, rope_write, attention, gate, add, copy };
+    enum Kind { rms_norm, layer_norm, products, rope_write, attention, gate, add, copy, outliers, gather };
     struct Matrix {
         Weights weights;
         int out;
@@ -58,6 +58,8 @@ struct Operation {
     Kind kind;
     int x = 0, y = 0, z = 0, out = 0;            // buffers
     const float *one = nullptr, *two = nullptr;  // weight and bias of a norm; norms of the heads of queries and keys
+    const int32_t *places = nullptr;             // where rows of outliers start; gathered inputs
+    const uint16_t *columns = nullptr;           // of outliers, whose values are `one`
     float eps = 0, offset = 0;
     std::vector<Matrix> matrices;
     Activations how = Activations::f32;

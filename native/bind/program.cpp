@@ -77,6 +77,27 @@ class Builder {
         op.activation = static_cast<Activation>(kind);
         append(std::move(op));
     }
+    void outliers(int x, nb::object outliers, int out) {
+        Operation op = made(Operation::outliers, x, out);
+        const OutliersHandle &handle = nb::cast<const OutliersHandle &>(outliers);
+        if (handle.columns() != width(x) || handle.rows() != width(out) || x == out) unfit("outliers: widths");
+        op.places = handle.first();
+        op.columns = handle.inputs();
+        op.one = handle.values();
+        kept_.append(outliers);
+        append(std::move(op));
+    }
+    void gather(int x, nb::object at, int out) {
+        Operation op = made(Operation::gather, x, out);
+        const Array places(at, Access::read);
+        bool fits = places.of<int32_t>(1) && places.size(0) == width(out) && x != out;
+        for (int64_t k = 0; fits && k < places.size(0); ++k)
+            fits = places.data<int32_t>()[k] >= 0 && places.data<int32_t>()[k] < width(x);
+        if (!fits) unfit("gather: widths or places");
+        op.places = places.data<int32_t>();
+        kept_.append(at);
+        append(std::move(op));
+    }
     void add(int x, int out) { pair(Operation::add, x, out); }
     void copy(int x, int out) { pair(Operation::copy, x, out); }
 
@@ -199,6 +220,8 @@ HAVERSACK_BIND(program) {
              nb::arg("k_norm").none(), nb::arg("eps"), nb::arg("offset"), nb::arg("interleaved"))
         .def("attention", &Builder::attention, nb::arg("q"), nb::arg("out"), nb::arg("scale"), nb::arg("softcap"))
         .def("gate", &Builder::gate, nb::arg("x"), nb::arg("up"), nb::arg("out"), nb::arg("kind"))
+        .def("outliers", &Builder::outliers, nb::arg("x"), nb::arg("outliers"), nb::arg("out"))
+        .def("gather", &Builder::gather, nb::arg("x"), nb::arg("at"), nb::arg("out"))
         .def("add", &Builder::add, nb::arg("x"), nb::arg("out"))
         .def("copy", &Builder::copy, nb::arg("x"), nb::arg("out"))
         .def("run_pooled", &Builder::run_pooled, nb::arg("hidden").none(), nb::arg("pool").none(), nb::arg("cos").none(),

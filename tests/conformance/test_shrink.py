@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +11,7 @@ import pytest
 
 from haversack.core import index
 from haversack.core.index import MethodEntry
-from haversack.core.pack import Pack, PackWriter, check_pack
+from haversack.core.pack import Pack, PackWriter, TensorEntry, check_pack
 from haversack.formats.safetensors import HubFolder
 from haversack.models.language import read_architecture
 from haversack.run import Engine, Limits, generate
@@ -43,6 +44,11 @@ def test_every_slot_of_the_stage_that_has_methods_is_tested() -> None:
     assert {entry.slot for entry in index.methods("shrink")} <= {"precision", "structure"}
 
 
+def activations_of(method: Any) -> str:
+    """f32, where the method is defined for it."""
+    return "int8-dynamic" if "activation-type:f32" in method.excludes else "f32"
+
+
 def packed(checkpoint: Path, goal: Path, choice: str) -> Pack:
     source = HubFolder.open(checkpoint)
     name, _, rest = choice.partition(":")
@@ -59,8 +65,14 @@ def packed(checkpoint: Path, goal: Path, choice: str) -> Pack:
             folder=goal.parent,
         )
         writer.add_file("tokenizer.json", checkpoint / "tokenizer.json")
-        writer.finish({"architecture": source.config, "plan": {"precision": choice}})
+        plan = {"precision": choice, "activations": activations_of(method)}
+        writer.finish({"architecture": source.config, "plan": plan})
     return Pack.open(goal)
+
+
+def first_part(pack: Pack, name: str) -> TensorEntry:
+    """The part of a form that holds most of its numbers, which comes first."""
+    return next(entry for part, entry in pack.tensors.items() if part.startswith(f"{name}."))
 
 
 def logits(path: Path) -> npt.NDArray[np.float32]:
@@ -75,21 +87,27 @@ def test_saved_loaded_applied(choice: str, checkpoint: Path, tmp_path: Path) -> 
     pack = packed(checkpoint, tmp_path / "a.pack", choice)
     assert check_pack(pack.path) == []
     source = HubFolder.open(checkpoint)
-    assert set(pack.tensors) == set(source.tensors)
+    held = {name: first_part(pack, name) for name in pack.forms}
+    held |= {name: entry for name, entry in pack.tensors.items() if name in source.tensors}
+    assert set(held) == set(source.tensors)
     walk = LanguageWalk(read_architecture(source.config))
     kinds = stored_kinds(walk, index.create("shrink", "precision", choice), Policy())  # type: ignore[arg-type]
-    assert {name: entry.kind for name, entry in pack.tensors.items()} == {
+    assert {name: entry.kind for name, entry in held.items()} == {
         name: kind.kind for name, kind in kinds.items()
     }, "the method stores something else than it said before"
-    assert sum(entry.nbytes for entry in pack.tensors.values()) == stored_nbytes(walk, kinds)
+    said, nbytes = stored_nbytes(walk, kinds), sum(entry.nbytes for entry in pack.tensors.values())
+    guessed = choice.startswith(("spqr", "quik:threshold"))  # outliers are counted while compressing
+    assert nbytes == said or (guessed and abs(nbytes - said) < 0.25 * said)
     entry = index.find("shrink", "precision", choice.partition(":")[0])
-    stored = {f"weight-type:{pack.tensors[name].kind}" for names in walk.products(0) for name in names}
+    stored = {f"weight-type:{held[name].kind}" for names in walk.products(0) for name in names}
     assert stored <= entry.provides
+    activations = str(pack.record.plan["activations"])
     exact, found = logits(checkpoint), logits(pack.path)
     assert np.isfinite(found).all()
     error = np.linalg.norm(found - exact) / np.linalg.norm(exact)
     bits = min(32 if kind.kind.startswith(("f", "bf")) else int(kind.kind[3:]) for kind in kinds.values())
-    assert error < {4: 0.7, 8: 0.05}.get(bits, 0.02), f"a relative error of {error:.3f}"
+    allowed = {3: 1.2, 4: 0.7, 8: 0.05}.get(bits, 0.02) + (0.03 if activations != "f32" else 0)
+    assert error < allowed, f"a relative error of {error:.3f}"
     with Engine.open(pack.path) as engine:
         answer = generate(engine, "def f(x):", Limits(max_tokens=4, end=()))
         assert len([token for token in answer if token.id is not None]) == 4

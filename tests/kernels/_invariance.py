@@ -56,7 +56,26 @@ def main() -> None:
                             threads,
                             n,
                         )
+        digest.update(outliers(rng, rows, columns, x))
     print(kernels.isa(), digest.hexdigest())
+
+
+def outliers(rng: np.random.Generator, rows: int, columns: int, x: np.ndarray) -> bytes:
+    """What a twentieth of the weights adds, the same however many rows and threads."""
+    kept = rng.random((rows, columns)) < 0.05
+    starts = np.concatenate([[0], np.cumsum(kept.sum(axis=1))]).astype(np.int32)
+    values = rng.standard_normal(int(kept.sum())).astype(np.float32)
+    made = kernels.Outliers(starts, np.nonzero(kept)[1].astype(np.uint16), values, columns)
+    before = rng.standard_normal((len(x), rows)).astype(np.float32)
+    kernels.set_threads(1)
+    whole = made.add(x, before.copy())
+    for threads in (1, 3):
+        kernels.set_threads(threads)
+        for n in (1, 2, 15, 16, 33):
+            part = slice(n, 2 * n)
+            got = made.add(x[part], before[part].copy())
+            assert np.array_equal(got.view(np.uint32), whole[part].view(np.uint32)), (rows, columns, n)
+    return bytes(whole.tobytes())
 
 
 main()

@@ -9,15 +9,26 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="learning needs PyTorch")
 
+from tests.run.encoders import write_encoder  # noqa: E402
+from tests.run.speech import sound, write_speech  # noqa: E402
+
 from haversack.core.errors import UserError  # noqa: E402
 from haversack.kernels import Matrix, matmul, unpack  # noqa: E402
 from haversack.models import read_architecture  # noqa: E402
 from haversack.models._blocks_torch import PLAIN, block_forward  # noqa: E402
+from haversack.run._encoder_source import open_encoder  # noqa: E402
+from haversack.run._speech import Speech  # noqa: E402
+from haversack.run._speech_source import open_speech  # noqa: E402
 from haversack.shrink._activations import Activations  # noqa: E402
+from haversack.shrink._encoder import EncoderWalk  # noqa: E402
 from haversack.shrink._language import LanguageWalk  # noqa: E402
+from haversack.shrink._learning_torch import Lesson  # noqa: E402
 from haversack.shrink._precision import StoredKind  # noqa: E402
-from haversack.shrink._reconstruction import BlockTask, advance, bound  # noqa: E402
+from haversack.shrink._reconstruction import BlockTask, View, advance, bound  # noqa: E402
+from haversack.shrink._rounding import grouped, searched_scales  # noqa: E402
 from haversack.shrink._smoothing_torch import Smoothing  # noqa: E402
+from haversack.shrink._source import read_tensor  # noqa: E402
+from haversack.shrink._speech import Piece, Pieces, SpeechWalk  # noqa: E402
 from haversack.shrink.precision import omniquant_torch, tesseraq_torch  # noqa: E402
 from haversack.shrink.precision.omniquant import OmniQuant  # noqa: E402
 from haversack.shrink.precision.tesseraq import TesseraQ  # noqa: E402
@@ -74,6 +85,7 @@ METHODS = [
     (omniquant_torch, OmniQuant(epochs=8), 0.95),
     (omniquant_torch, OmniQuant(start="range", epochs=8), 0.8),
     (tesseraq_torch, TesseraQ(start="searched", steps=8), 0.75),
+    (tesseraq_torch, TesseraQ(bits=3, start="gptq", steps=8), 0.95),
 ]
 
 
@@ -96,14 +108,17 @@ def test_tesseraq_says_the_error_after_every_round(tmp_path):
     noted = BlockTask(**{**vars(task), "note": said.append})
     found = tesseraq_torch.reconstruct(noted, TesseraQ(start="searched", steps=3))
     assert len(said) == 11 and "block 0, round 11 of 11: error" in said[-1]
-    assert len(found.losses) in (12, 13)  # the start, eleven rounds, the start again if it was better
+    assert len(found.losses) in (
+        13,
+        14,
+    )  # the start, eleven rounds, the end, the start again if it was better
 
 
 def test_learned_smoothing_changes_nothing_until_something_is_rounded(tmp_path):
     for config in (CONFIG, GPT2):
         _, task = task_of(tmp_path, config)
-        weights = {name: torch.from_numpy(values) for name, values in task.weights.items()}
-        smoothing = Smoothing(task, weights)
+        lesson = Lesson(task, given="float", batch=1)
+        weights, smoothing = lesson.weights, Smoothing(lesson)
         assert smoothing.pairs
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
@@ -161,11 +176,11 @@ def test_tesseraq_comes_close_to_the_best_of_all_roundings(seed, tmp_path):
     weight = rng.normal(size=(8, 10)).astype(np.float32)
     _, task = task_of(tmp_path)
     lesson = OneLayer(weight, x)
-    scales = tesseraq_torch.start_scales(weight, None, 3, 32)
-    matrix = tesseraq_torch.SoftRounding(torch.from_numpy(weight), scales, StoredKind.of_bits(4, 32), 3)
+    scales = searched_scales(grouped(weight, 32), 3, half=True)
+    matrix = tesseraq_torch.SoftRounding(torch.from_numpy(weight), scales, StoredKind.of_bits(3, 32), 3, None)
     hooks = tesseraq_torch.Rounding({"w": matrix}, integers=False)
     best = tesseraq_torch.Best(task, "tesseraq", 1.0, lambda: None)
-    learned = tesseraq_torch.learn(task, TesseraQ(steps=60), lesson, hooks, best)[-1]
+    learned = tesseraq_torch.learn(task, TesseraQ(start="searched", steps=60), lesson, hooks, best)[-1]
     roundings = np.array(list(itertools.product((0, 1), repeat=10)))
     exact = weight @ x.T
     start = least = 0.0
@@ -178,10 +193,10 @@ def test_tesseraq_comes_close_to_the_best_of_all_roundings(seed, tmp_path):
         start += np.square(nearest @ x.T - exact[row]).sum()
     start, least = start / np.square(exact).sum(), least / np.square(exact).sum()
     assert least * 0.999 <= learned, "nothing is better than the best"
-    assert start - learned > 0.5 * (start - least)
+    assert start - learned > 0.4 * (start - least)
 
 
-@pytest.mark.parametrize("learner, method, share", METHODS[::2], ids=["omniquant", "tesseraq"])
+@pytest.mark.parametrize("learner, method, share", METHODS[0:3:2], ids=["omniquant", "tesseraq"])
 def test_a_loss_that_is_not_finite_ends_the_block_with_the_best_state(
     learner, method, share, tmp_path, monkeypatch
 ):
@@ -193,7 +208,7 @@ def test_a_loss_that_is_not_finite_ends_the_block_with_the_best_state(
     assert packed_error(walk, task, found) <= found.losses[0] * 1.001
 
 
-@pytest.mark.parametrize("learner, method, share", METHODS[::2], ids=["omniquant", "tesseraq"])
+@pytest.mark.parametrize("learner, method, share", METHODS[0:3:2], ids=["omniquant", "tesseraq"])
 def test_a_block_without_finite_numbers_is_refused(learner, method, share, tmp_path):
     _, task = task_of(tmp_path)
     task.inputs.write(3, np.full((LENGTH, 64), np.inf, np.float32))
@@ -213,7 +228,7 @@ def test_counts_below_one_are_refused(text):
 def test_an_error_of_the_learned_block_is_that_of_its_layers(tmp_path):
     """The block's error is made of its matrices alone: with exact ones it is zero."""
     walk, task = task_of(tmp_path)
-    lesson = omniquant_torch.Lesson(task, given="float", batch=5)
+    lesson = Lesson(task, given="float", batch=5)
     assert lesson.whole_error(PLAIN) < 1e-10
     seen = sorted(index for batch in lesson.batches() for index in batch)
     assert seen == list(range(PIECES))
@@ -222,3 +237,46 @@ def test_an_error_of_the_learned_block_is_that_of_its_layers(tmp_path):
     assert rows.shape == (60, 64)
     assert np.isfinite(matmul(rows, Matrix.from_array(task.weights[name]))).all()
     assert unpack(Matrix.from_array(task.weights[name])).shape == walk.shape(name)
+
+
+@pytest.mark.parametrize("family", ["whisper", "moonshine"])
+def test_blocks_of_speech_models_are_learned_through_as_they_run(family, tmp_path):
+    """Every block's torch function on every piece, cross-attention and the encoder's last norm included."""
+    model = open_speech(write_speech(tmp_path / family, family))
+    walk = SpeechWalk(model.architecture, model.source)
+    with Speech.open(model, residency="mapped") as speech:
+        said = [np.array([31, 4, 9, 2, 2, 17][: 4 + seed], np.int32) for seed in range(3)]
+        rows = [speech.rows(sound(0.6 + 0.15 * seed, seed))[: speech.window] for seed in range(3)]
+    texts = Pieces(model.architecture, [Piece(*each) for each in zip(rows, said, strict=True)])
+    first = {name: Matrix.from_array(read_tensor(model.source, name)) for name in walk.first}
+    count, length = texts.shape
+    sets = [Activations(count, length, walk.width, tmp_path) for _ in range(2)]
+    for index, piece in enumerate(texts):
+        sets[0].write(index, walk.embed(piece, first))
+    for block in range(walk.blocks):
+        plain = {name: read_tensor(model.source, name) for name in walk.names(block)}
+        advance(walk, block, bound(walk, plain), *sets)
+        task = BlockTask(block, walk.record(block), plain, sets[0], *sets, walk.view(block))
+        lesson = Lesson(task, given="float", batch=2)
+        assert lesson.whole_error(PLAIN) < 1e-9, block
+        name = next(linear.weight for linear in task.record.matrices())
+        damaged = {**plain, name: plain[name] * 1.1}
+        worse = Lesson(BlockTask(**{**vars(task), "weights": damaged}), given="float", batch=2)
+        assert worse.whole_error(PLAIN) > 1e-6, "the error sees the block's matrices"
+        sets.reverse()
+
+
+def test_blocks_of_an_encoder_see_all_tokens(tmp_path):
+    model = open_encoder(write_encoder(tmp_path / "bert", "bert"))
+    walk = EncoderWalk(model.architecture, model.source)
+    rng = np.random.default_rng(0)
+    sets = [Activations(3, 9, walk.width, tmp_path) for _ in range(2)]
+    for index in range(3):
+        sets[0].write(index, rng.normal(size=(9, walk.width)).astype(np.float32))
+    plain = {name: read_tensor(model.source, name) for name in walk.names(0)}
+    advance(walk, 0, bound(walk, plain), *sets)
+    task = BlockTask(0, walk.record(0), plain, sets[0], *sets, walk.view(0))
+    assert Lesson(task, given="float", batch=2).whole_error(PLAIN) < 1e-9
+    causal = BlockTask(**{**vars(task), "view": View()})
+    assert Lesson(causal, given="float", batch=2).whole_error(PLAIN) > 1e-4
+    assert walk.record(walk.blocks - 1) is None, "the pooler is beside the blocks"

@@ -141,11 +141,21 @@ def test_folding_changes_no_output(family: str, models: dict[str, SpeechModel]) 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
-    "choice", ["keep:kind=bf16", "round-to-nearest:bits=8", "gptq:bits=4,group=32", "awq"]
+    "choice",
+    [
+        "keep:kind=bf16",
+        "round-to-nearest:bits=8",
+        "gptq:bits=4,group=32",
+        "awq",
+        "omniquant:epochs=2,activations=int8-dynamic",
+        "tesseraq:steps=2",
+    ],
 )
 def test_a_pack_runs_as_it_was_calibrated(
     family: str, choice: str, models: dict[str, SpeechModel], tmp_path: Path
 ) -> None:
+    if choice.startswith(("omniquant", "tesseraq")):
+        pytest.importorskip("torch", reason="learning needs PyTorch")
     model = models[family]
     walk = SpeechWalk(model.architecture, model.source)
     method: Any = index.create("shrink", "precision", choice)

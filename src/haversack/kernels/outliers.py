@@ -22,12 +22,13 @@ COLUMNS_MOST = 1 << 16
 
 
 class Outliers:
-    """starts i32 [rows + 1], at u16 [n], values f32 [n] of a matrix of `columns` columns.
+    """starts i32 [rows + 1], at u16 [n], values f32 [n] of a matrix of `columns` columns; `handle` is what
+    native kernels take.
 
     Raises UserError where they do not fit each other.
     """
 
-    __slots__ = ("_native", "at", "columns", "rows", "starts", "values")
+    __slots__ = ("at", "columns", "handle", "rows", "starts", "values")
 
     def __init__(self, starts: Array, at: Array, values: Array, columns: int) -> None:
         self.starts = np.ascontiguousarray(check_array("outliers", "starts", starts, [None], ("int32",)))
@@ -41,7 +42,7 @@ class Outliers:
             )
         module = native()
         made = None if module is None else module.Outliers(self.starts, self.at, self.values, columns)
-        self._native: Any = made
+        self.handle: Any = made
 
     @property
     def nbytes(self) -> int:
@@ -58,11 +59,11 @@ class Outliers:
         """out f32 [n, rows] += the products with x f32 [n, columns]. Raises UserError for what does not
         fit.
         """
-        if self._native is not None and self._native.add(x, out):
+        if self.handle is not None and self.handle.add(x, out):
             return out
         check_array("outliers", "x", x, [None, self.columns])
         check_out("outliers", out, (len(x), self.rows))
-        if self._native is not None:
+        if self.handle is not None:
             refuse_arrays("outliers")
         out += add_twin(self, x)
         return out

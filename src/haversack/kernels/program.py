@@ -13,6 +13,7 @@ from haversack.core.errors import not_allowed
 from haversack.kernels._matrix import Array, Matrix
 from haversack.kernels._native import native
 from haversack.kernels.gates import KINDS as GATES
+from haversack.kernels.outliers import Outliers
 from haversack.kernels.products import ACTIVATIONS, matrix_handle
 from haversack.kernels.rotary import STYLES
 
@@ -86,6 +87,14 @@ class Program:
         if kind not in GATES:
             raise not_allowed("kind", kind, GATES)
         self._native.gate(x, up or 0, out, GATES.index(kind))
+
+    def outliers(self, x: int, outliers: Outliers, out: int) -> None:
+        """`Outliers.add`."""
+        self._native.outliers(x, outliers.handle, out)
+
+    def gather(self, x: int, at: Array, out: int) -> None:
+        """`gather`; `at` i32."""
+        self._native.gather(x, at, out)
 
     def add(self, x: int, out: int) -> None:
         """out += x."""

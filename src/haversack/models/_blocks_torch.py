@@ -27,6 +27,7 @@ from haversack.models._architecture import (
     Architecture,
     Attention,
     Block,
+    CrossAttention,
     FeedForward,
     HeadNorm,
     Layer,
@@ -79,6 +80,7 @@ class _Call(NamedTuple):
     hooks: Hooks
     causal: bool
     horizon: int
+    context: Tensor | None = None
 
     def get(self, name: str) -> Tensor:
         return self.hooks.weight(name, self.weights[name])
@@ -92,12 +94,14 @@ def block_forward(
     *,
     causal: bool = True,
     horizon: int = 0,
+    context: Tensor | None = None,
 ) -> Tensor:
     """Hidden states [texts, n, width] after `block`.
 
-    `causal` False lets every token see all others, as in encoders. `horizon`: see `rotary_tables`.
+    `causal` False lets every token see all others, as in encoders. `horizon`: see `rotary_tables`. `context`
+    [texts, m, width] are the states of an encoder that cross-attention sees.
     """
-    call = _Call(weights, hooks, causal, horizon)
+    call = _Call(weights, hooks, causal, horizon, context)
     entry = hidden
     normal: dict[Norm, Tensor] = {}  # of a parallel block, whose branches may share their norm
     for branch in block.branches:
@@ -180,11 +184,33 @@ def _attention(layer: Attention, x: Tensor, call: _Call) -> Tensor:
     if layer.rope is not None:
         cosine, sine = _tables(layer.rope, x.shape[1], call.horizon, x)
         query, key = (rotated(each, cosine, sine, layer.rope.style) for each in (query, key))
-    seen = _attend(layer, query, key, value, call)
+    seen = _attend(layer, query, key, value, call, call.causal, layer.window, layer.softcap)
     return _product(layer.output, seen, call)
 
 
-def _attend(layer: Attention, query: Tensor, key: Tensor, value: Tensor, call: _Call) -> Tensor:
+def _cross_attention(layer: CrossAttention, x: Tensor, call: _Call) -> Tensor:
+    """Attention of the text to an encoder's states: every token sees every state."""
+    if call.context is None:
+        raise UserError("cross-attention needs the states of an encoder.", field="context", given=None)
+    places = ((layer.key, call.context), (layer.value, call.context), (layer.query, x))
+    counts = (layer.key_value_heads, layer.key_value_heads, layer.heads)
+    key, value, query = (
+        _product(linear, given, call).unflatten(-1, (count, layer.head_width))
+        for (linear, given), count in zip(places, counts, strict=True)
+    )
+    return _product(layer.output, _attend(layer, query, key, value, call, False, None, None), call)
+
+
+def _attend(
+    layer: Attention | CrossAttention,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    call: _Call,
+    causal: bool,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
     """query [texts, n, heads, d] over key and value [texts, m, fewer heads, d] -> [texts, n, heads * d]."""
     name, hooks = layer.output.weight, call.hooks
     query = hooks.activation(Point(name, "query"), query.flatten(-2)).unflatten(-1, query.shape[-2:])
@@ -195,17 +221,15 @@ def _attend(layer: Attention, query: Tensor, key: Tensor, value: Tensor, call: _
     if shared > 1:
         key, value = (each.repeat_interleave(shared, dim=1) for each in (key, value))
     n, m = query.shape[2], key.shape[2]
-    window = layer.window if layer.window is not None and layer.window < n else None
-    if not hooks.inside and layer.softcap is None and (window is None or not call.causal):
-        out = functional.scaled_dot_product_attention(
-            query, key, value, is_causal=call.causal, scale=layer.scale
-        )
+    window = window if causal and window is not None and window < n else None
+    if not hooks.inside and softcap is None and window is None:
+        out = functional.scaled_dot_product_attention(query, key, value, is_causal=causal, scale=layer.scale)
         return out.transpose(1, 2).flatten(-2)
     scores = query @ key.transpose(-1, -2) * layer.scale
-    if layer.softcap is not None:
-        scores = layer.softcap * torch.tanh(scores / layer.softcap)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
     scores = hooks.activation(Point(name, "scores"), scores)
-    if call.causal:
+    if causal:
         distance = torch.arange(n)[:, None] - torch.arange(m)[None, :]
         hidden = (distance < 0) | (distance >= window) if window is not None else distance < 0
         scores = scores.masked_fill(hidden.to(scores.device), float("-inf"))
@@ -224,7 +248,11 @@ def _feed_forward(layer: FeedForward, x: Tensor, call: _Call) -> Tensor:
     return _product(layer.down, inner, call)
 
 
-_LAYERS: dict[str, Callable[..., Tensor]] = {"attention": _attention, "feed_forward": _feed_forward}
+_LAYERS: dict[str, Callable[..., Tensor]] = {
+    "attention": _attention,
+    "cross_attention": _cross_attention,
+    "feed_forward": _feed_forward,
+}
 
 
 def _layer(layer: Layer) -> Callable[..., Tensor]:
@@ -254,6 +282,11 @@ def _product(linear: Linear, x: Tensor, call: _Call) -> Tensor:
     bias = None if linear.bias is None else call.get(linear.bias)
     out = functional.linear(x, call.get(linear.weight), bias)
     return call.hooks.activation(Point(linear.weight, "output"), out)
+
+
+def norm_forward(norm: Norm, x: Tensor, weights: Weights, hooks: Hooks = PLAIN) -> Tensor:
+    """The rows of x [..., width] normalized."""
+    return normalize(norm, x, _Call(weights, hooks, True, 0))
 
 
 def normalize(norm: Norm, x: Tensor, call: _Call) -> Tensor:

@@ -132,6 +132,8 @@ class Workshop:
                     texts=texts,
                     policy=self.job.policy,
                     folder=self.scratch,
+                    seed=self.job.seed,
+                    bar=self.bar,
                 )
                 add_files(writer, self.model.path)
                 writer.finish({"architecture": dict(self.model.config), "plan": self.plan_record(Plan(*key))})

@@ -205,7 +205,8 @@ def stands_alone(precision: str) -> bool:
     moments, as the factors of a structure do not have more.
     """
     method = create_precision(precision)
-    return not hasattr(method, "transform") and method.needs <= {"hessian"}
+    in_parts = getattr(method, "in_parts", False)  # and a factor is a part already
+    return not hasattr(method, "transform") and method.needs <= {"hessian"} and not in_parts
 
 
 def predict(space: Space, plan: Plan, found: Sizes, added: float) -> Candidate:

@@ -121,6 +121,8 @@ class Workshop:
                     texts=texts,
                     policy=self.job.policy,
                     folder=self.scratch,
+                    seed=self.job.seed,
+                    bar=self.bar,
                 )
                 self.add_files(writer)
                 writer.finish({"architecture": dict(self.model.config), "plan": Plan(*key).record()})

@@ -24,6 +24,7 @@ from haversack.models._tokenizer import Tokenizer
 from haversack.run._encode import ROWS, EncoderForward, Tokens, parts, positions_of
 from haversack.run._encoder_source import EncoderModel, open_encoder
 from haversack.run._encoder_weights import RESIDENCIES, load, planned_weights
+from haversack.run._forms import check_activations
 from haversack.run._memory import BASE_MIB, predicted_tokenizer_nbytes
 from haversack.run._pooling import Pooling, normalized, pool
 from haversack.run._weights import kinds_of
@@ -82,6 +83,7 @@ class Encoder:
         activations = activations or model.activations
         if activations not in ACTIVATIONS:
             raise not_allowed("activations", activations, ACTIVATIONS)
+        check_activations(model.source, activations)
         if threads is not None:
             from haversack.kernels import set_threads
 

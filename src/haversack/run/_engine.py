@@ -22,6 +22,7 @@ from haversack.core.memory import MIB, MemoryPlan
 from haversack.core.method import Method
 from haversack.core.pack import Pack, TensorSource
 from haversack.run._cache import CACHE_TYPES, Cache
+from haversack.run._forms import check_activations
 from haversack.run._forward import ROWS, Forward
 from haversack.run._memory import planned_memory, program_mib
 from haversack.run._slots import Slots, choose
@@ -102,6 +103,7 @@ class Engine:
         activations = activations or model.activations
         if activations not in ACTIVATIONS:
             raise not_allowed("activations", activations, ACTIVATIONS)
+        check_activations(model.source, activations)
         cache_type = cache_type or str(model.plan.get("cache_type") or "f32")
         if cache_type not in CACHE_TYPES:
             raise not_allowed("cache_type", cache_type, CACHE_TYPES)

@@ -165,6 +165,21 @@ def check_forms(source: TensorSource, matrices: Mapping[str, tuple[int, ...]]) -
             )
 
 
+def check_activations(source: Any, activations: str) -> None:
+    """Raises UserError where a form of `source` is not defined for the type `activations` of a plan."""
+    for name, entry in forms_of(source).items():
+        kind = str(entry["form"])
+        allowed: tuple[str, ...] | None = getattr(form(kind), "ACTIVATIONS", None)
+        if allowed is not None and activations not in allowed:
+            raise UserError(
+                f"{name} is stored as {kind}, which takes {' or '.join(allowed)} activations, not "
+                f"{activations}; use {allowed[0]}.",
+                field="activations",
+                given=activations,
+                nearest=allowed[0],
+            )
+
+
 def findings(tensors: Mapping[str, Any], held: Mapping[str, Entry]) -> Iterator[tuple[str, str]]:
     """(tensor or matrix, what is wrong) of every form in `held` whose parts lie in `tensors`."""
     inside: dict[str, list[str]] = {}

@@ -15,6 +15,7 @@ from haversack.models._architecture import Block, Linear
 from haversack.models.language._encoder import EncoderArchitecture
 from haversack.run._encode import EncoderForward, Tokens, positions_of
 from haversack.shrink._pipeline import Tap
+from haversack.shrink._reconstruction import View
 from haversack.shrink._rounding import F32
 from haversack.shrink._source import read_tensor
 from haversack.shrink._transforms import Pair, pairs_of
@@ -28,8 +29,6 @@ class EncoderWalk:
     Positions, token types and the matrix of a few classes are stored as what lies outside the blocks is; the
     words' embedding as an output matrix is, tied to one or not.
     """
-
-    causal = False
 
     def __init__(self, architecture: EncoderArchitecture, source: TensorSource) -> None:
         self.architecture = architecture
@@ -71,6 +70,10 @@ class EncoderWalk:
     def record(self, block: int) -> Block | None:
         """What `block` is declared to be; None for the pooler and the head's layer."""
         return self.architecture.blocks[block] if block < len(self.architecture.blocks) else None
+
+    def view(self, block: int) -> View:
+        """How a block reads a text: every token sees all."""
+        return View(causal=False)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor."""

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from haversack.core.errors import UserError
-from haversack.models._blocks_torch import Hooks, Point, block_forward
-from haversack.shrink._activations import Activations
+from haversack.models._blocks_torch import Hooks, Point, block_forward, norm_forward
+from haversack.shrink._precision import HessianSum, InputStatistics
 from haversack.shrink._reconstruction import BlockTask
 from haversack.shrink._rounding import F32
 
@@ -36,7 +36,7 @@ class Lesson:
         self.inputs = task.inputs if given == "compressed" else task.exact
         self.batch = batch
         self.weights = {name: torch.from_numpy(values) for name, values in task.weights.items()}
-        squares = [float(np.square(task.targets.read(i), dtype=np.float64).mean()) for i in range(self.count)]
+        squares = [float(np.square(self._target(i), dtype=np.float64).mean()) for i in range(self.count)]
         self.size = float(np.mean(squares)) or 1.0
         self._drawn = np.random.default_rng([task.seed, task.index])
 
@@ -51,15 +51,34 @@ class Lesson:
         for start in range(0, self.count, self.batch):
             yield order[start : start + self.batch].tolist()
 
-    def output(self, texts: Sequence[int], hooks: Hooks) -> Tensor:
-        """What the block gives for the inputs of `texts`, [texts, length, width]."""
-        hidden = self._stack(self.inputs, texts)
-        return block_forward(self.task.record, hidden, self.weights, hooks, causal=self.task.causal)
+    def output(self, text: int, hooks: Hooks) -> Tensor:
+        """What the block gives for the input of a text, [1, rows, width]."""
+        return self.forward(self.inputs.read(text), hooks)
+
+    def forward(self, piece: F32, hooks: Hooks) -> Tensor:
+        """What the block gives for a piece, [1, rows, width]."""
+        rows, listened = self._parts(piece)
+        context = None if listened is None else torch.from_numpy(piece[listened].copy())[None]
+        hidden = torch.from_numpy(piece[rows].copy())[None]
+        view = self.task.view
+        found = block_forward(
+            self.task.record, hidden, self.weights, hooks, causal=view.causal, context=context
+        )
+        return found if view.norm is None else norm_forward(view.norm, found, self.weights, hooks)
 
     def error(self, texts: Sequence[int], hooks: Hooks) -> Tensor:
         """The block's error on `texts`, a number with a gradient."""
-        missed = self.output(texts, hooks) - self._stack(self.task.targets, texts)
-        return missed.square().mean() / self.size
+        if self.task.view.parts is None:  # texts of one length
+            view = self.task.view
+            hidden = torch.from_numpy(np.stack([self.inputs.read(index) for index in texts]))
+            found = block_forward(self.task.record, hidden, self.weights, hooks, causal=view.causal)
+            wanted = torch.from_numpy(np.stack([self._target(index) for index in texts]))
+            return (found - wanted).square().mean() / self.size
+        misses = [
+            (self.output(index, hooks)[0] - torch.from_numpy(self._target(index).copy())).square().mean()
+            for index in texts
+        ]
+        return torch.stack(misses).mean() / self.size
 
     def whole_error(self, hooks: Hooks) -> float:
         """The block's error on all texts."""
@@ -76,12 +95,25 @@ class Lesson:
         hooks = _Keeping(names, -(-rows // self.count))
         with torch.no_grad():
             for index in range(self.count):
-                self.output([index], hooks)
+                self.output(index, hooks)
         return {name: np.concatenate(found)[:rows] for name, found in hooks.found.items()}
 
-    @staticmethod
-    def _stack(states: Activations, texts: Sequence[int]) -> Tensor:
-        return torch.from_numpy(np.stack([states.read(index) for index in texts]))
+    def statistics(self, name: str, hooks: Hooks) -> InputStatistics:
+        """The mean of x x^T over every input x of the matrix `name`, the block being as `hooks` make it."""
+        total = HessianSum(self.weights[name].shape[1])
+        adding = _Adding(name, total, hooks)
+        with torch.no_grad():
+            for index in range(self.count):
+                self.output(index, adding)
+        return total.finish()
+
+    def _parts(self, piece: F32) -> tuple[slice, slice | None]:
+        parts = self.task.view.parts
+        return (slice(None), None) if parts is None else parts(piece)
+
+    def _target(self, text: int) -> F32:
+        piece = self.task.targets.read(text)
+        return piece[self._parts(piece)[0]]
 
 
 class _Keeping(Hooks):
@@ -96,6 +128,22 @@ class _Keeping(Hooks):
             rows = tensor.flatten(0, -2)
             places = torch.linspace(0, len(rows) - 1, min(self.each, len(rows))).long()
             self.found.setdefault(point.name, []).append(rows[places].numpy().copy())
+        return tensor
+
+
+class _Adding(Hooks):
+    """Adds up the inputs of one matrix, in a block that other hooks change."""
+
+    def __init__(self, name: str, total: HessianSum, inner: Hooks) -> None:
+        self.name, self.total, self.inner = name, total, inner
+
+    def weight(self, name: str, tensor: Tensor) -> Tensor:
+        return self.inner.weight(name, tensor)
+
+    def activation(self, point: Point, tensor: Tensor) -> Tensor:
+        tensor = self.inner.activation(point, tensor)
+        if point == (self.name, "input"):
+            self.total.add(tensor.flatten(0, -2).numpy())
         return tensor
 
 

@@ -37,6 +37,7 @@ from haversack.shrink._precision import (
     Stored,
     StoredKind,
     calibrated,
+    fitted_to,
     refused_by,
     statistics_nbytes,
 )
@@ -131,6 +132,7 @@ BITS = {"f32": 32, "f16": 16, "bf16": 16, "int8": 8, "int4": 4, "int3": 3}
 
 def stored_kinds(walk: Walk, precision: Precision, policy: Policy) -> dict[str, Stored]:
     """How each tensor will be stored, in the order of the file: the planner's sizes come from here too."""
+    precision = fitted_to(precision, walk)
     kinds: dict[str, Stored] = {}
     shape = _matrix_shape(walk, walk.output)
     natural = precision.stored(*shape)
@@ -296,6 +298,7 @@ def compress(
     states that do not fit in `activations_mib`; `seed` is for what a learning method draws. Raises UserError
     naming the tensor for weights or inputs that are not finite.
     """
+    precision = fitted_to(precision, walk)
     reads = calibrated(precision)
     if reads and (texts is None or texts.size == 0):
         raise UserError(

@@ -224,6 +224,13 @@ class Precision(Protocol):
         """Compress matrices f32 [rows, columns] of one input; `inputs` is None when `needs` is empty."""
 
 
+def fitted_to(precision: Precision, walk: Any) -> Precision:
+    """The method for the model of `walk`: what its `for_walk` gives, or itself where it has none."""
+    prepare = getattr(precision, "for_walk", None)
+    found: Precision = precision if prepare is None else prepare(walk)
+    return found
+
+
 def refused_by(precision: Precision, walk: Any) -> Mapping[str, str]:
     """The matrices of a model that a method cannot take, each with the reason: what it says in
     `refused(walk)`, where it has that.

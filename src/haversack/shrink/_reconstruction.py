@@ -12,6 +12,7 @@ are held, and while the method learns what `learning_nbytes` says.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,7 @@ from haversack.core.memory import give_back_freed
 from haversack.core.pack import TensorSource
 from haversack.core.progress import Progress
 from haversack.kernels import Matrix
-from haversack.models._architecture import Attention, Block, FeedForward
+from haversack.models._architecture import Attention, Block, CrossAttention, FeedForward, Norm
 from haversack.shrink._activations import Activations
 from haversack.shrink._block import BlockView
 from haversack.shrink._precision import Compressed, Quantized
@@ -38,13 +39,25 @@ PYTORCH_MIB = 320  # what PyTorch, its threads and its allocator take beside wha
 
 
 @dataclass(frozen=True)
+class View:
+    """How a block reads a piece of hidden states. `causal`: tokens see those before them only. `norm` comes
+    after the block and belongs to what it gives. `parts`: a piece -> the rows that the block changes, and
+    those of an encoder's states that it listens to; None: all rows, and no encoder.
+    """
+
+    causal: bool = True
+    norm: Norm | None = None
+    parts: Callable[[F32], tuple[slice, slice | None]] | None = None
+
+
+@dataclass(frozen=True)
 class BlockTask:
     """One block to be reconstructed.
 
     `weights` f32: every tensor of `record`, norms and biases included; a method may change the mapping, not
     the arrays. `inputs` are what the compressed blocks before give and `exact` what the float ones do;
     `targets` what this block in float makes of `exact`; each holds pieces f32 [length, width] that are texts
-    of their own. `causal`: tokens see those before them only. `note` tells a person how far learning is.
+    of their own and are read as `view` says. `note` tells a person how far learning is.
     """
 
     index: int
@@ -53,7 +66,7 @@ class BlockTask:
     inputs: Activations
     exact: Activations
     targets: Activations
-    causal: bool = True
+    view: View = View()
     seed: int = 0
     note: Callable[[str], None] = lambda text: None
 
@@ -117,9 +130,9 @@ def graph_nbytes(record: Block, rows: int, length: int) -> int:
         layer = branch.layer
         for group in layer.products():
             numbers += 3 * (group[0].inputs + sum(linear.outputs for linear in group)) * rows
-        if isinstance(layer, Attention):
+        if isinstance(layer, Attention | CrossAttention):
             numbers += 6 * layer.heads * layer.head_width * rows
-            if layer.softcap is not None or layer.window is not None:
+            if isinstance(layer, Attention) and (layer.softcap is not None or layer.window is not None):
                 numbers += 4 * layer.heads * rows * length
         elif isinstance(layer, FeedForward):
             numbers += 3 * layer.width * rows
@@ -133,9 +146,15 @@ def matrices_nbytes(record: Block) -> int:
 
 
 def learning_lines(walk: Any, method: Any, length: int) -> list[tuple[str, int]]:
-    """The lines of a memory plan that learning adds, on texts of `length` tokens; none for other methods."""
+    """The lines of a memory plan that learning adds, on texts of `length` tokens; none for other methods.
+
+    Plans are made before work starts: raises MissingExtraError where there is no PyTorch to learn with.
+    """
     if BLOCK not in method.needs:
         return []
+    if importlib.util.find_spec("torch") is None:
+        raise MissingExtraError(method.name, "torch", "workshop")
+    length = getattr(walk, "longest", length)
     records = [getattr(walk, "record", lambda block: None)(block) for block in range(walk.blocks)]
     most = max(
         (method.learning_nbytes(record, length) for record in records if record is not None), default=0
@@ -197,10 +216,9 @@ def reconstruct_blocks(
     ):
         for index in range(count):
             one.write(index, inputs.read(index))
-        sets = [one, other]
         for block in range(walk.blocks):
-            reconstruct_block(source, walk, block, method, (inputs, *sets), writing, seed, note)
-            sets.reverse()  # what the float block gave is what the next one is given
+            reconstruct_block(source, walk, block, method, (inputs, one, other), writing, seed, note)
+            one, other = other, one  # what the float block gave is what the next one is given
             if bar is not None:
                 bar.advance()
 
@@ -229,10 +247,8 @@ def reconstruct_block(
     if record is None:
         found = rounded(walk, plain, method)
     else:
-        causal = getattr(walk, "causal", True)
-        found = method.reconstruct(
-            BlockTask(block, record, plain, inputs, exact, targets, causal, seed, note)
-        )
+        view = walk.view(block) if hasattr(walk, "view") else View()
+        found = method.reconstruct(BlockTask(block, record, plain, inputs, exact, targets, view, seed, note))
     del plain
     packed: dict[str, Any] = {}
     for name in walk.names(block):

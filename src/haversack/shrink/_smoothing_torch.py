@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from haversack.models._blocks_torch import Hooks, Point, block_forward
-from haversack.shrink._reconstruction import BlockTask
+from haversack.models._blocks_torch import Hooks, Point
+from haversack.shrink._learning_torch import Lesson
 from haversack.shrink._rounding import F32
 from haversack.shrink._transforms import Pair, fold, pairs_of
 
@@ -39,28 +39,29 @@ class _Peaks(Hooks):
         return tensor
 
 
-def peaks_of(task: BlockTask, weights: dict[str, Tensor], names: set[str]) -> dict[str, Tensor]:
-    """Largest magnitude [columns] of the inputs of the matrices `names`, on the float block's inputs."""
+def peaks_of(lesson: Lesson, names: set[str]) -> dict[str, Tensor]:
+    """Largest magnitude [columns] of the inputs of the matrices `names`, on what the float blocks before
+    give.
+    """
     hooks = _Peaks(names)
     with torch.no_grad():
-        for index in range(len(task.exact)):
-            hidden = torch.from_numpy(task.exact.read(index).copy())[None]
-            block_forward(task.record, hidden, weights, hooks, causal=task.causal)
+        for index in range(lesson.count):
+            lesson.forward(lesson.task.exact.read(index), hooks)
     return hooks.found
 
 
 class Smoothing:
     """The factors and shifts of a block's pairs, learned; `smoothing(name, tensor)` is a tensor with them."""
 
-    def __init__(self, task: BlockTask, weights: dict[str, Tensor]) -> None:
-        self.weights = weights
-        self.pairs = pairs_of(task.record)
+    def __init__(self, lesson: Lesson) -> None:
+        self.weights = weights = lesson.weights
+        self.pairs = pairs_of(lesson.task.record)
         self.factors: dict[str, nn.Parameter] = {}
         self.shifts: dict[str, nn.Parameter] = {}
         self.made_by: dict[str, Pair] = {}
         self.used_by: dict[str, Pair] = {}
         self.bias_of: dict[str, tuple[str, Pair]] = {}
-        peaks = peaks_of(task, weights, {pair.consumers[0] for pair in self.pairs})
+        peaks = peaks_of(lesson, {pair.consumers[0] for pair in self.pairs})
         for pair in self.pairs:
             columns = torch.stack([weights[name].abs().amax(dim=0) for name in pair.consumers]).amax(dim=0)
             top = peaks[pair.consumers[0]].clamp_min(SMALLEST) ** ALPHA

@@ -21,12 +21,14 @@ from haversack.core.errors import UserError
 from haversack.core.pack import TensorSource
 from haversack.kernels import CacheLayer
 from haversack.models._architecture import Block, CrossAttention
-from haversack.models.audio._record import SpeechArchitecture
+from haversack.models.audio._record import RATE, SpeechArchitecture
 from haversack.run._hear import SpeechForward
 from haversack.run._products import multiply
+from haversack.run._speech import WINDOW_S
 from haversack.run._step import Step
 from haversack.run.layers.cross_attention import listen
 from haversack.shrink._pipeline import Tap
+from haversack.shrink._reconstruction import View
 from haversack.shrink._rounding import F32
 from haversack.shrink._source import read_tensor
 from haversack.shrink._transforms import Pair, pairs_of
@@ -105,6 +107,24 @@ class SpeechWalk:
     def block(self, index: int) -> Block:
         """The record of block number `index`."""
         return self.architecture.blocks[index]
+
+    @property
+    def longest(self) -> int:
+        """Rows of the largest piece: what is heard at once, and all the text that goes with it."""
+        encoder = self.architecture.encoder
+        rows = encoder.window or int(WINDOW_S * RATE)
+        return HEADER + encoder.frames(rows) + self.architecture.decoder.context
+
+    def record(self, block: int) -> Block:
+        """What `block` is declared to be."""
+        return self.block(block)
+
+    def view(self, block: int) -> View:
+        """How a block reads a piece: encoder blocks the states, decoder blocks the text beside them."""
+        if block < self.encoders:
+            norm = self.architecture.encoder.norm if block == self.encoders - 1 else None
+            return View(False, norm, lambda piece: (split(piece)[0], None))
+        return View(True, None, lambda piece: split(piece)[::-1])
 
     def names(self, block: int) -> Sequence[str]:
         """The tensors of `block` in order of use."""

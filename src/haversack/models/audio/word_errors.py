@@ -72,8 +72,8 @@ def word_errors(references: Sequence[str], hypotheses: Sequence[str], form: str 
     for index, text in enumerate(theirs):
         if not text.split():
             raise UserError(
-                f"reference {index} has no words ({references[index][:40]!r}), so it has no error rate; leave "
-                "it out.",
+                f"reference {index} has no words ({references[index][:40]!r}), so it has no error rate; "
+                "leave it out.",
                 field="references",
                 given=references[index][:80],
             )

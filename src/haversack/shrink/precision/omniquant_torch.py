@@ -79,11 +79,12 @@ class LearnedClipping(nn.Module):
 class Quantizing(Hooks):
     """A block whose matrices are smoothed, clipped and rounded, and whose activations are if asked."""
 
-    def __init__(self, task: BlockTask, method: Any, weights: dict[str, Tensor]) -> None:
-        kinds = {each.weight: method.stored(each.outputs, each.inputs) for each in task.record.matrices()}
+    def __init__(self, lesson: Lesson, method: Any) -> None:
+        weights, matrices = lesson.weights, lesson.task.record.matrices()
+        kinds = {each.weight: method.stored(each.outputs, each.inputs) for each in matrices}
         self.integers = method.activations == "int8-dynamic"
         self.rounding = Int8Activations({name: kind.group for name, kind in kinds.items()})
-        self.smoothing = Smoothing(task, weights) if self.integers else None
+        self.smoothing = Smoothing(lesson) if self.integers else None
         start = {name: self._smoothed(name, weights[name]).detach() for name in kinds}
         self.clipping = {
             name: LearnedClipping(start[name], kind, method.bits, method.start)
@@ -114,7 +115,7 @@ def reconstruct(task: BlockTask, method: Any) -> Reconstructed:
     """The block with the clipping and smoothing of least error."""
     torch.manual_seed(task.seed)
     lesson = Lesson(task, given=method.inputs, batch=method.batch)
-    hooks = Quantizing(task, method, lesson.weights)
+    hooks = Quantizing(lesson, method)
     steps = method.epochs * -(-lesson.count // method.batch)
     groups = hooks.groups(min(FASTEST, max(1.0, PAPER_STEPS / steps)))
     learned = [each for group in groups for each in group["params"]]

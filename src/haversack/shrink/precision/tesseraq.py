@@ -9,9 +9,10 @@ on those still soft, so that they make good what hardening did. With them a fact
 is learned (decay 1e-4). At the end every h is hard, and what is stored is what was learned, bit for bit. The
 block's output is fitted to the float block's. It starts from AWQ's scales of channels and clipped groups. The
 learning is in tesseraq_torch.py.
-What we changed: the paper takes 250 steps a round at 5e-4; here the rate grows as the steps are fewer, so
-that a variable can travel as far. After the last hardening the scales alone learn for one more round. A block
-whose learned rounding ends with more error than the rounding it started from keeps the latter.
+What we changed: the paper takes 250 steps a round at 5e-4; with fewer the rates are larger. After the last
+hardening the scales alone learn for one more round. `start=gptq` begins at most a fiftieth of a step from
+GPTQ's codes, which so few steps seldom turn, and mostly learns their scales. A block whose learned rounding
+ends with more error than the rounding it started from keeps the latter.
 Cost: 11 `steps` steps of `batch` texts forward and back through each block; the most of all methods here.
 Limits: wants PyTorch (extra `workshop`) and calibration text; too few texts are learned by heart.
 """
@@ -61,7 +62,7 @@ class TesseraQ(Method):
         "f32", allowed=("f32", "int8-dynamic"), help="activation type that the block is fitted for"
     )
     start: str = parameter(
-        "awq", allowed=("awq", "searched"), help="scales of channels and groups that learning starts from"
+        "awq", allowed=("awq", "gptq", "searched"), help="scales and codes that learning starts from"
     )
     inputs: str = parameter(
         "compressed", allowed=("compressed", "float"), help="blocks before that give the inputs of learning"
@@ -98,6 +99,8 @@ class TesseraQ(Method):
 
     def learning_nbytes(self, record: Block, length: int) -> int:
         """Each matrix about twelve times: itself, floors, v with its gradient and Adam's two means, h, codes,
-        product and their gradients.
+        product and their gradients; GPTQ's statistics of the widest input before.
         """
-        return graph_nbytes(record, self.batch * length, length) + 12 * matrices_nbytes(record)
+        widest = max(linear.inputs for linear in record.matrices()) if self.start == "gptq" else 0
+        learning = graph_nbytes(record, self.batch * length, length) + 12 * matrices_nbytes(record)
+        return learning + 16 * widest**2

@@ -23,46 +23,56 @@ from haversack.shrink._fake_torch import (
     Rescaled,
     by_group,
     divided,
-    nearest_codes,
     stored,
     whole,
 )
 from haversack.shrink._learning_torch import Best, Lesson, copied, restore, step
 from haversack.shrink._precision import SAMPLE_ROWS, Quantized, StoredKind
 from haversack.shrink._reconstruction import BlockTask, Reconstructed
-from haversack.shrink._rounding import F32, grouped, levels, searched_scales
+from haversack.shrink._rounding import F32, I8, grouped, levels, searched_scales
 from haversack.shrink.precision.awq import clipped
+from haversack.shrink.precision.gptq import Gptq
 
 SOFT_SHARES = (0.75, 0.5, 0.375, 0.25, 0.125, 0.09, 0.06, 0.04, 0.02, 0.005)
-RATE, PAPER_STEPS, DECAY = 1e-3, 250, 1e-4
+RATE, DECAY = 5e-4, 1e-4
+PAPER_STEPS = 250
+FASTEST, FASTEST_SCALES = 40.0, 4.0
+"""With fewer steps a round rates are as many times larger, at most so many times."""
 HARD = 30.0
 EDGE = 1e-4  # nearest that a soft rounding starts to 0 or 1
-
-
-def start_scales(weight: F32, inputs: F32 | None, bits: int, group: int | None) -> F32:
-    """The scales [rows, groups] that learning starts from: clipped by what AWQ's search says of `inputs`
-    [tokens, columns], or those of least rounding error."""
-    if inputs is not None:
-        return clipped(weight, inputs, bits, group, "leaning")[1]
-    return searched_scales(grouped(weight, group), bits, half=group is not None)
+LEAN = (
+    0.02  # farthest that it starts from a code that it is given: GPTQ's codes make good one another's errors
+)
 
 
 class SoftRounding(nn.Module):
-    """One matrix whose roundings are between down (0) and up (1)."""
+    """One matrix whose roundings are between down (0) and up (1).
+
+    `scales` [rows, groups] are those it starts from; `codes` [rows, columns], where given, what its weights
+    were rounded to: each rounding then starts on the code's side, at most LEAN from it, and leads to the code
+    on the weight's side of it.
+    """
 
     floors: Tensor
 
-    def __init__(self, weight: Tensor, scales: F32, kind: StoredKind, bits: int) -> None:
+    def __init__(self, weight: Tensor, scales: F32, kind: StoredKind, bits: int, codes: I8 | None) -> None:
         super().__init__()
         self.kind, self.columns, self.levels = kind, weight.shape[1], levels(bits)
         self.scales = Rescaled(scales, kind.group is not None)
-        given = torch.from_numpy(scales)
-        steps = divided(by_group(weight, kind.group), given)
-        floors = steps.floor()
+        steps = divided(by_group(weight, kind.group), torch.from_numpy(scales))
+        if codes is None:
+            floors = steps.floor()
+            up = (steps - floors).clamp(EDGE, 1 - EDGE)
+            self.first = steps.round().clamp(*self.levels).to(torch.int8)
+        else:
+            self.first = by_group(torch.from_numpy(codes), kind.group)
+            below = steps < self.first
+            floors = self.first - below.float()
+            away = (steps - self.first).abs().clamp(EDGE, LEAN)
+            up = torch.where(below, 1 - away, away)
         self.register_buffer("floors", floors)
-        share = (steps - floors).clamp(EDGE, 1 - EDGE)
-        self.v = nn.Parameter((share / (1 - share)).log())
-        self.nearest = nearest_codes(weight, given, bits, kind.group).to(torch.int8)
+        self.begin = (up / (1 - up)).log()
+        self.v = nn.Parameter(self.begin.clone())
 
     def codes(self) -> Tensor:
         """Codes [rows, groups, group], soft ones between two integers."""
@@ -84,10 +94,11 @@ class SoftRounding(nn.Module):
                 hard = torch.ones_like(distance, dtype=torch.bool)
             self.v.copy_(torch.where(hard, torch.where(self.v > 0, HARD, -HARD), self.v))
 
-    def start_again(self) -> None:
-        """The roundings to nearest and the scales that learning began with."""
+    def set_back(self, *, hard: bool) -> None:
+        """The scales that learning began with, and its roundings as they begin or as the codes they were."""
         with torch.no_grad():
-            self.v.copy_(torch.where(self.nearest > self.floors, HARD, -HARD))
+            up = torch.where(self.first > self.floors, HARD, -HARD)
+            self.v.copy_(up if hard else self.begin)
             self.scales.learned.zero_()
 
     def quantized(self) -> Quantized:
@@ -106,16 +117,27 @@ class Rounding(Hooks):
 
     @classmethod
     def start(cls, lesson: Lesson, method: Any) -> Rounding:
-        """Every matrix of the block with the scales that learning starts from."""
-        matrices: dict[str, SoftRounding] = {}
+        """Every matrix of the block, hard, as the start of `method` rounds it; groups in order of use, each
+        fitted to what those before it give."""
+        found = cls({}, method.activations == "int8-dynamic")
         for group in lesson.task.record.products():
-            inputs = lesson.sample([group[0].weight], SAMPLE_ROWS) if method.start == "awq" else {}
-            for linear in group:
-                kind = method.stored(linear.outputs, linear.inputs)
-                weight = lesson.weights[linear.weight]
-                scales = start_scales(weight.numpy(), inputs.get(group[0].weight), method.bits, kind.group)
-                matrices[linear.weight] = SoftRounding(weight, scales, kind, method.bits)
-        return cls(matrices, method.activations == "int8-dynamic")
+            weights = {linear.weight: lesson.weights[linear.weight] for linear in group}
+            first = group[0].weight
+            for name, (scales, codes) in start_of(method, weights, lesson, first, found).items():
+                kind = method.stored(*weights[name].shape)
+                found.add(name, SoftRounding(weights[name], scales, kind, method.bits, codes))
+        return found
+
+    def add(self, name: str, matrix: SoftRounding) -> None:
+        """One more matrix, hard."""
+        matrix.set_back(hard=True)
+        self.matrices[name] = matrix
+        self.rounding.groups[name] = matrix.kind.group
+
+    def set_back(self, *, hard: bool) -> None:
+        """Every matrix as learning begins, or as the codes it was rounded to."""
+        for matrix in self.matrices.values():
+            matrix.set_back(hard=hard)
 
     def weight(self, name: str, tensor: Tensor) -> Tensor:
         matrix = self.matrices.get(name)
@@ -135,24 +157,44 @@ class Rounding(Hooks):
         return [each.v for each in every], [each.scales.learned for each in every]
 
 
+def start_of(
+    method: Any, weights: dict[str, Tensor], lesson: Lesson, first: str, before: Rounding
+) -> dict[str, tuple[F32, I8 | None]]:
+    """Scales [rows, groups] and codes (None: to nearest) of the matrices of one input, that of `first`.
+
+    "awq": groups clipped by its search; "gptq": its scales and codes; "searched": scales of least rounding
+    error.
+    """
+    arrays = {name: weight.numpy() for name, weight in weights.items()}
+    group = method.stored(*next(iter(arrays.values())).shape).group
+    if method.start == "gptq":
+        gptq = Gptq(bits=method.bits, group=method.group)
+        quantized = gptq.quantize(arrays, lesson.statistics(first, before))
+        return {name: (each.scales, each.codes) for name, each in quantized.items()}
+    if method.start == "awq":
+        inputs = lesson.sample([first], SAMPLE_ROWS)[first]
+        return {
+            name: (clipped(weight, inputs, method.bits, group, "leaning")[1], None)
+            for name, weight in arrays.items()
+        }
+    half = group is not None
+    return {
+        name: (searched_scales(grouped(weight, group), method.bits, half=half), None)
+        for name, weight in arrays.items()
+    }
+
+
 def reconstruct(task: BlockTask, method: Any) -> Reconstructed:
     """The block with learned roundings and scales."""
     torch.manual_seed(task.seed)
     lesson = Lesson(task, given=method.inputs, batch=method.batch)
     hooks = Rounding.start(lesson, method)
     vectors = {name: values for name, values in task.weights.items() if name not in hooks.matrices}
-    start = copied([*hooks.learned()[0], *hooks.learned()[1]])
-    for matrix in hooks.matrices.values():
-        matrix.start_again()
     best = Best(task, method.name, lesson.whole_error(hooks), lambda: None)
-    losses = [best.error]
-    restore([*hooks.learned()[0], *hooks.learned()[1]], start)
-    del start
-    losses += learn(task, method, lesson, hooks, best)
-    final = losses[-1]
-    if not final < best.error:
-        for matrix in hooks.matrices.values():
-            matrix.start_again()
+    hooks.set_back(hard=False)
+    losses = [best.error, *learn(task, method, lesson, hooks, best)]
+    if not losses[-1] < best.error:
+        hooks.set_back(hard=True)
         losses.append(best.error)
     return Reconstructed(
         {name: matrix.quantized() for name, matrix in hooks.matrices.items()}, vectors, tuple(losses)
@@ -160,31 +202,36 @@ def reconstruct(task: BlockTask, method: Any) -> Reconstructed:
 
 
 def learn(task: BlockTask, method: Any, lesson: Lesson, hooks: Rounding, best: Best) -> list[float]:
-    """Harden and learn, round by round; the error after each, the last with every rounding hard."""
+    """Harden and learn, round by round; the mean error of each round's steps, then that of all texts with
+    every rounding hard."""
     roundings, factors = hooks.learned()
-    rate = RATE * PAPER_STEPS / method.steps
+    speed = max(1.0, PAPER_STEPS / method.steps)
+    slow, fast = RATE * min(FASTEST_SCALES, speed), RATE * min(FASTEST, speed)
     texts = endless(lesson)
     losses: list[float] = []
     for number, share in enumerate((*SOFT_SHARES, 0.0)):
         kept = copied([*roundings, *factors])
         hooks.harden(share)
-        groups: list[dict[str, Any]] = [{"params": factors, "weight_decay": DECAY}]
+        groups: list[dict[str, Any]] = [{"params": factors, "lr": slow, "weight_decay": DECAY}]
         if share:
-            groups.append({"params": roundings, "weight_decay": 0.0})
+            groups.append({"params": roundings, "lr": fast, "weight_decay": 0.0})
         for each in roundings:
             each.requires_grad_(bool(share))
-        optimizer = torch.optim.AdamW(groups, lr=rate)
+        optimizer = torch.optim.AdamW(groups)
         label = f"round {number + 1} of {len(SOFT_SHARES) + 1}"
+        seen = 0.0
         for _ in range(method.steps):
-            if not step(optimizer, lesson.error(next(texts), hooks)):
+            loss = lesson.error(next(texts), hooks)
+            if not step(optimizer, loss):
                 best.lost(label)
                 restore([*roundings, *factors], kept)
                 hooks.harden(0.0)
                 return [*losses, lesson.whole_error(hooks)]
+            seen += float(loss.detach())
             hooks.rounding.forget()
-        losses.append(lesson.whole_error(hooks))
+        losses.append(seen / method.steps)
         task.note(f"{method.name}, block {task.index}, {label}: error {losses[-1]:.5f}")
-    return losses
+    return [*losses, lesson.whole_error(hooks)]
 
 
 def endless(lesson: Lesson) -> Iterator[Sequence[int]]:
