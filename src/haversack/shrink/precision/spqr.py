@@ -218,6 +218,13 @@ def matrices(walk: Walk) -> list[str]:
     return [name for block in range(walk.blocks) for group in walk.products(block) for name in group]
 
 
+def working_nbytes(walk: Walk, each: int) -> int:
+    """Bytes of the statistics in another order, and of `each` for every weight of the largest matrix."""
+    shapes = [walk.shape(name) for name in matrices(walk)]
+    widest = max((columns for _, columns in shapes), default=0)
+    return 8 * widest * widest + each * max((rows * columns for rows, columns in shapes), default=0)
+
+
 @dataclass(frozen=True)
 class Spqr(Method):
     name = "spqr"
@@ -257,6 +264,10 @@ class Spqr(Method):
     def noise(self) -> float:
         """Expected squared weight error over the weights' mean square, less what the method makes good."""
         return 0.6 * EXPECTED_GAIN * expected_noise(self.bits, self.group, "searched")
+
+    def working_nbytes(self, walk: Walk) -> int:
+        """What a matrix takes while it is compressed: turned weights, errors and values, codes, outliers."""
+        return working_nbytes(walk, 4 * 3 + 2)
 
     def refused(self, walk: Walk) -> dict[str, str]:
         """The matrices whose inputs 16 bits cannot name, each with the reason."""
