@@ -38,12 +38,12 @@ from haversack.shrink.precision.gptq import F64, Feedback, round_group
 Bools = NDArray[np.bool_]
 TRIED = 4
 """Weights of a group that may be left out of its range."""
-EXPECTED_SHARE = 0.026
+EXPECTED_SHARE = {3: 0.022, 4: 0.0026}
 """Outliers among weights at a threshold of 0.2, until a matrix was compressed: what sizes are predicted with.
-Measured on the bundled model `code`.
+Those of the bundled model `code`.
 """
 EXPECTED_GAIN = 0.6
-"""What keeping outliers leaves of GPTQ's noise; measured on the bundled models."""
+"""What keeping outliers leaves of GPTQ's noise, about."""
 
 
 def group_order(diagonal: F64, group: int, order: str) -> list[NDArray[np.intp]]:
@@ -258,7 +258,7 @@ class Spqr(Method):
 
     def stored_as(self, name: str, rows: int, columns: int) -> StoredWithOutliers:
         """Kind, group and expected outliers of the matrix `name` [rows, columns]."""
-        share = EXPECTED_SHARE * 0.2 / self.threshold
+        share = EXPECTED_SHARE[self.bits] * 0.2 / self.threshold
         return StoredWithOutliers(self.stored(rows, columns), share)
 
     def noise(self) -> float:
