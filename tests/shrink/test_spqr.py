@@ -130,7 +130,7 @@ def test_an_outlier_counts_32_bits():
     assert found.form == {"form": "sparse-outliers", "outliers": count}
     assert parts["columns"].nbytes + parts["values"].packed().nbytes == 4 * count
     stored = Spqr().stored_as("a", 64, 128)
-    assert stored.nbytes(64, 128) - stored.base.nbytes(64, 128) == 4 * round(0.026 * 64 * 128) + 4 * 65
+    assert stored.nbytes(64, 128) - stored.base.nbytes(64, 128) == 4 * round(0.022 * 64 * 128) + 4 * 65
 
 
 def test_a_layer_without_outliers_is_an_ordinary_matrix():

@@ -29,7 +29,7 @@ from haversack.shrink._pipeline import Walk
 from haversack.shrink._precision import InputStatistics, Kept, Quantized, StoredKind, expected_noise
 from haversack.shrink._rounding import F32, I8, restored
 from haversack.shrink.precision.gptq import F64, Feedback, gptq
-from haversack.shrink.precision.spqr import as_f16, matrices
+from haversack.shrink.precision.spqr import as_f16, matrices, working_nbytes
 
 I32 = NDArray[np.int32]
 UNIT = 32
@@ -71,7 +71,7 @@ def quik(
     codes, scales = gptq(ordered[:, :split], rest, bits, group, "searched")
     missed = ordered[:, :split] - restored(codes, scales, group)
     # Floats take all that is asked of them: (w - f) R = -(errors before) R, exactly.
-    asked = missed.astype(np.float64) @ unit_upper[:split, split:]
+    asked = (missed @ unit_upper[:split, split:].astype(np.float32)).astype(np.float64)
     floats = ordered[:, split:] + np.linalg.solve(unit_upper[split:, split:].T, asked.T).T
     return codes, scales, as_f16(floats.astype(np.float32))
 
@@ -160,6 +160,10 @@ class Quik(Method):
         last = [walk.products(block)[-1] for block in range(walk.blocks) if walk.products(block)]
         return QuikFor(self, frozenset(name for group in last for name in group))
 
+    def working_nbytes(self, walk: Walk) -> int:
+        """What a matrix takes while it is compressed: weights in order and turned, errors, codes, values."""
+        return working_nbytes(walk, 4 * 5 + 1)
+
     def refused(self, walk: Walk) -> dict[str, str]:
         """The matrices of one input, which cannot be kept and rounded at once."""
         return {name: "it has a single input" for name in matrices(walk) if walk.shape(name)[1] < 2}
@@ -198,6 +202,10 @@ class QuikFor:
     def noise(self) -> float:
         """As of the method."""
         return self.method.noise()
+
+    def working_nbytes(self, walk: Walk) -> int:
+        """As of the method."""
+        return self.method.working_nbytes(walk)
 
     def refused(self, walk: Walk) -> dict[str, str]:
         """As of the method."""

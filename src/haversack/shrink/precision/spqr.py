@@ -38,12 +38,12 @@ from haversack.shrink.precision.gptq import F64, Feedback, round_group
 Bools = NDArray[np.bool_]
 TRIED = 4
 """Weights of a group that may be left out of its range."""
-EXPECTED_SHARE = 0.026
+EXPECTED_SHARE = {3: 0.022, 4: 0.0026}
 """Outliers among weights at a threshold of 0.2, until a matrix was compressed: what sizes are predicted with.
-Measured on the bundled model `code`.
+Those of the bundled model `code`.
 """
 EXPECTED_GAIN = 0.6
-"""What keeping outliers leaves of GPTQ's noise; measured on the bundled models."""
+"""What keeping outliers leaves of GPTQ's noise, about."""
 
 
 def group_order(diagonal: F64, group: int, order: str) -> list[NDArray[np.intp]]:
@@ -218,6 +218,13 @@ def matrices(walk: Walk) -> list[str]:
     return [name for block in range(walk.blocks) for group in walk.products(block) for name in group]
 
 
+def working_nbytes(walk: Walk, each: int) -> int:
+    """Bytes of the statistics in another order, and of `each` for every weight of the largest matrix."""
+    shapes = [walk.shape(name) for name in matrices(walk)]
+    widest = max((columns for _, columns in shapes), default=0)
+    return 8 * widest * widest + each * max((rows * columns for rows, columns in shapes), default=0)
+
+
 @dataclass(frozen=True)
 class Spqr(Method):
     name = "spqr"
@@ -251,12 +258,16 @@ class Spqr(Method):
 
     def stored_as(self, name: str, rows: int, columns: int) -> StoredWithOutliers:
         """Kind, group and expected outliers of the matrix `name` [rows, columns]."""
-        share = EXPECTED_SHARE * 0.2 / self.threshold
+        share = EXPECTED_SHARE[self.bits] * 0.2 / self.threshold
         return StoredWithOutliers(self.stored(rows, columns), share)
 
     def noise(self) -> float:
         """Expected squared weight error over the weights' mean square, less what the method makes good."""
         return 0.6 * EXPECTED_GAIN * expected_noise(self.bits, self.group, "searched")
+
+    def working_nbytes(self, walk: Walk) -> int:
+        """What a matrix takes while it is compressed: turned weights, errors and values, codes, outliers."""
+        return working_nbytes(walk, 4 * 3 + 2)
 
     def refused(self, walk: Walk) -> dict[str, str]:
         """The matrices whose inputs 16 bits cannot name, each with the reason."""
