@@ -199,7 +199,7 @@ def reconstruct_blocks(
             one.write(index, inputs.read(index))
         sets = [one, other]
         for block in range(walk.blocks):
-            reconstruct_block(source, walk, block, method, (inputs, *sets), writing, seed, note)
+            reconstruct_block(source, walk, block, method, (inputs, sets[0], sets[1]), writing, seed, note)
             sets.reverse()  # what the float block gave is what the next one is given
             if bar is not None:
                 bar.advance()
