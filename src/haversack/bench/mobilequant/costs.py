@@ -164,7 +164,7 @@ def learn_two_blocks() -> None:
         if len(shape) == 1:
             tensors[name] = np.ones(shape, np.float32)
     texts = rng.integers(0, SMALL_VOCABULARY, (TEXTS, TEXT)).astype(np.int32)
-    quantize(architecture, tensors, texts, Recipe(epochs=1))
+    quantize(architecture, tensors, texts, Recipe(epochs=1), copied=False)
 
 
 @bench.measure(

@@ -31,9 +31,8 @@ I64 = NDArray[np.int64]
 MANTISSA, SHORT = 31, 24
 """Bits of a multiplier; the short one meets sums of more than 32 bits."""
 MOST_SHIFT = 50
-TURN = 14
-"""Bits behind the point of cosine and sine, and of the rotated query's extra precision."""
-SPARE = 6
+TURN, SPARE = 20, 10
+"""Bits behind the point of cosine and sine, and those that a rotated query keeps beyond its code."""
 UNIT = 22
 """Bits behind the point of a normalized number."""
 EXPONENT = 24

@@ -104,9 +104,10 @@ def learned(method: MobileQuant, source: TensorSource, architecture: Architectur
             given="mobilequant",
             nearest="smoothquant",
         ) from error
-    tensors = {name: read_tensor(source, name) for name in architecture.tensors()}
+    names = architecture.tensors()
+    tensors = {name: np.require(read_tensor(source, name), np.float32, ["C", "W"]) for name in names}
     recipe = Recipe(bits=method.bits, mode=method.mode, epochs=method.epochs, full=method.full)
-    return Learned(method, quantize(architecture, tensors, texts, recipe))
+    return Learned(method, quantize(architecture, tensors, texts, recipe, copied=False))
 
 
 def stored(matrix: OnGrid, bits: int, name: str) -> Quantized:

@@ -96,6 +96,7 @@ class Job:
         texts: I32,
         recipe: Recipe,
         tell: Callable[[str], None],
+        copied: bool = True,
     ) -> None:
         self.architecture, self.recipe, self.tell = architecture, recipe, tell
         self.bits = precision_map(architecture, full=recipe.full)
@@ -108,7 +109,7 @@ class Job:
         else:
             recipe_pairs = all_pairs(architecture, recipe.pairs)
         self.pairs = recipe_pairs
-        self.numbers = {name: np.array(values, np.float32) for name, values in tensors.items()}
+        self.numbers = {name: np.array(values) if copied else values for name, values in tensors.items()}
         for name, values in self.numbers.items():
             if not np.isfinite(values).all():
                 raise UserError(f"the tensor {name} is not finite.", field="model", given=name)
@@ -274,15 +275,17 @@ def quantize(
     texts: I32,
     recipe: Recipe = Recipe(),
     tell: Callable[[str], None] = lambda text: None,
+    *,
+    copied: bool = True,
 ) -> QuantizedModel:
     """The model of `tensors` (every tensor by name, f32) on the grids of `recipe`, calibrated and learned on
-    `texts` i32 [pieces, length]; `tell` hears of progress.
+    `texts` i32 [pieces, length]; `tell` hears of progress. `copied` False smooths `tensors` in place.
 
     Raises UserError for a graph that is not known, for no text, and for what is not finite.
     """
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
-        job = Job(architecture, tensors, texts, recipe, tell)
+        job = Job(architecture, tensors, texts, recipe, tell, copied)
         if recipe.mode == "e2e":
             rounding = job.end_to_end()
         elif recipe.mode == "layerwise":
