@@ -39,7 +39,10 @@ def test_a_shipped_model_is_a_whisper_of_the_size_it_says(name: str, shape: tupl
     one = read_speech(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     assert (one.width, len(one.encoder.blocks), len(one.decoder.blocks)) == (shape[0], shape[1], shape[1])
     stored = {key: tuple(value["shape"]) for key, value in tensors(name).items()}
-    assert stored == one.checkpoint_tensors()
+    flat = {
+        key: shape if len(shape) < 3 else (shape[0], math.prod(shape[1:])) for key, shape in stored.items()
+    }
+    assert flat == one.checkpoint_tensors()
     assert {value["dtype"] for value in tensors(name).values()} == {"F16"}
     card = (folder / "CARD.md").read_text(encoding="utf-8")
     assert f"{sum(math.prod(shape) for shape in stored.values()):,}" in card

@@ -26,21 +26,23 @@ class Product:
 
     `reads`: how often its weights come from memory in that run; a product of two activations (attention's
     scores and mixtures) has none: `weight_nbytes` is 0 and the second operand counts as activations.
+    `copies`: so many products of that shape, such as one a head; `outputs` may be a mean.
     """
 
     name: str
     rows: int
     columns: int
-    outputs: int
+    outputs: float
     weight_bits: float = FLOAT_BITS
     activation_bits: float = FLOAT_BITS
     weight_nbytes: int = 0
     reads: int = 1
+    copies: int = 1
 
     @property
     def multiplications(self) -> int:
         """Multiply-accumulates."""
-        return self.rows * self.columns * self.outputs
+        return round(self.copies * self.rows * self.columns * self.outputs)
 
     @property
     def bit_operations(self) -> float:
@@ -52,11 +54,12 @@ class Product:
         """Bytes of weights read, activations read and results written (16 bits)."""
         second = 0.0 if self.weight_nbytes else self.columns * self.outputs * self.activation_bits / 8
         read = self.rows * self.columns * self.activation_bits / 8 + second
-        return self.weight_nbytes * self.reads + read + self.rows * self.outputs * FLOAT_BITS / 8
+        moved = read + self.rows * self.outputs * FLOAT_BITS / 8
+        return self.weight_nbytes * self.reads + self.copies * moved
 
     def floating(self) -> Product:
         """The same product of 16-bit weights and activations."""
-        weights = 2 * self.columns * self.outputs if self.weight_nbytes else 0
+        weights = round(2 * self.columns * self.outputs) if self.weight_nbytes else 0
         return replace(self, weight_bits=FLOAT_BITS, activation_bits=FLOAT_BITS, weight_nbytes=weights)
 
 
@@ -82,10 +85,11 @@ class Cost:
 def attention_products(
     name: str, queries: int, keys: int, heads: int, head_width: int, causal: bool = False
 ) -> tuple[Product, Product]:
-    """Scores and mixtures of one attention layer; `causal`: a query sees itself and what came before."""
-    seen = keys * (keys + 1) // 2 if causal else queries * keys
-    scores = Product(f"{name}.scores", heads * seen, head_width, 1)
-    mixtures = Product(f"{name}.mixtures", heads * seen, 1, head_width)
+    """Scores and mixtures of one attention layer; `causal`: as many queries as keys, and each sees itself and
+    what came before, half of all (rounded in the mixtures)."""
+    seen = (keys + 1) / 2 if causal else keys
+    scores = Product(f"{name}.scores", queries, head_width, seen, copies=heads)
+    mixtures = Product(f"{name}.mixtures", queries, round(seen), head_width, copies=heads)
     return scores, mixtures
 
 
