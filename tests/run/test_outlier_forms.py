@@ -30,7 +30,7 @@ TEXTS = np.random.default_rng(1).integers(3, 280, (6, 48)).astype(np.int32)
 WAYS = ["mapped", "copied", "streamed", "streamed:keep=1"]
 CHOICES = {
     "spqr": "f32",
-    "spqr:bits=4,order=given": "f32",
+    "spqr:bits=4,order=activation": "f32",
     "quik": "int8-dynamic",
     "quik:bits=4": "int8-dynamic",
 }
@@ -195,7 +195,7 @@ def test_the_drawn_model_is_the_one_packed(packs: dict[str, Path]) -> None:
     values = draw(CONFIG)[UP]
     for choice, most in (
         ("spqr", 0.35),
-        ("spqr:bits=4,order=given", 0.15),
+        ("spqr:bits=4,order=activation", 0.15),
         ("quik", 0.03),
         ("quik:bits=4", 0.2),
     ):
