@@ -76,8 +76,8 @@ Tiles ready_int8(const float *x, int64_t n, const Weights &weights, Fixed fixed)
             float *own_scales = reinterpret_cast<float *>(own + padded);
             int32_t *own_corrections = reinterpret_cast<int32_t *>(own_scales + groups);
             for (int t = 0; t < tokens; ++t) {
-                quantize(x + (token + t) * columns, columns, weights.group, fixed, offset,
-                         reinterpret_cast<int8_t *>(own), own_scales, own_corrections);
+                quantize(x + (token + t) * columns, columns, weights.group, fixed, offset, reinterpret_cast<int8_t *>(own),
+                         own_scales, own_corrections);
                 char *to = data + token * padded + 4 * t;
                 for (int64_t u = 0; u < padded / 4; ++u) std::memcpy(to + 4 * u * tokens, own + 4 * u, 4);
                 for (int64_t g = 0; g < groups; ++g) {

@@ -31,9 +31,7 @@ Handle handle(nb::object array, int kind, int64_t rows, int64_t columns, int64_t
 
 constexpr int most_products = 8;
 
-bool sensible(Activations activations, Fixed fixed) {
-    return activations != Activations::int8_static || sound(fixed);
-}
+bool sensible(Activations activations, Fixed fixed) { return activations != Activations::int8_static || sound(fixed); }
 
 bool fits(const Inputs &x, const Handle &matrix, const Outputs &out, const Inputs *add, Activations activations) {
     const Weights &weights = matrix.weights;

@@ -62,7 +62,7 @@ def quantizer(method: str, bits: int) -> tuple[Callable[[F32, F32], F32], Callab
     if entry is None:
         raise Unavailable(f"there is no precision method {NAMES[method]} yet")
     widths = next(one for one in entry.parameters if one.name == "bits")
-    allowed = tuple(widths.allowed or ())
+    allowed: tuple[Any, ...] = tuple(widths.allowed or ())
     if bits not in allowed:
         raise Unavailable(f"{NAMES[method]} has no bits={bits} (allowed {', '.join(map(str, allowed))})")
     grouping = "" if bits == 8 else f",group={GROUP}"

@@ -247,6 +247,7 @@ class IntegerBlock:
             if isinstance(branch.layer, Attention):
                 self.heads = Heads(branch.layer, grids, length)
             else:
+                assert isinstance(branch.layer, FeedForward)
                 self.gate = Gate(branch.layer, grids)
 
     def __call__(self, hidden: I64) -> I64:
@@ -261,6 +262,7 @@ class IntegerBlock:
                 last = layer.output.weight
                 inner = self.heads(*(self.products[name](x) for name in names))
             else:
+                assert isinstance(layer, FeedForward)
                 last = layer.down.weight
                 up = self.products[layer.up.weight](x)
                 inner = (
