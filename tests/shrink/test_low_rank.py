@@ -13,7 +13,8 @@ from hypothesis import strategies as some
 from haversack.core import index
 from haversack.core.errors import UserError
 from haversack.shrink.structure import low_rank
-from haversack.shrink.structure.low_rank import Shape, energies, energy_ranks, factor, relative_error
+from haversack.shrink.structure._energy import energies, energy_ranks
+from haversack.shrink.structure.low_rank import Shape, factor, relative_error
 
 RNG = np.random.default_rng(7)
 SOLVERS = ("svd", "random", "snmf")

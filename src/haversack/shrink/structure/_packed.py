@@ -29,7 +29,8 @@ from haversack.shrink._precision import (
 )
 from haversack.shrink._rounding import F32
 from haversack.shrink._source import read_tensor
-from haversack.shrink.structure.low_rank import LowRank, Shape, energy_ranks
+from haversack.shrink.structure._energy import energy_ranks
+from haversack.shrink.structure.low_rank import LowRank, Shape
 
 F64 = NDArray[np.float64]
 FLOATS = ("f32", "f16", "bf16")

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from haversack.core.errors import UserError, not_allowed
+from haversack.shrink.structure._energy import energies, energy_ranks
 from haversack.shrink.structure._factored_torch import (
     CED,
     CONVOLUTIONS,
@@ -40,8 +41,6 @@ from haversack.shrink.structure.low_rank import (
     SOLVERS,
     Array,
     check_rank,
-    energies,
-    energy_ranks,
     factor,
     relative_error,
 )
