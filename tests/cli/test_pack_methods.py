@@ -43,7 +43,6 @@ def test_a_pack_that_runs_as_planned(capsys, checkpoint, text, tmp_path, precisi
     pack = Pack.open(goal)
     assert pack.check() == [] and {entry.kind for entry in pack.tensors.values()} == kinds
     assert pack.record.activations == record["plan"]["activations"]
-    assert record["ram_mib"]["measured"] <= 1.1 * record["ram_mib"]["planned"]
     assert precision.partition(":")[0] in (goal / "report.html").read_text()
     source = HubFolder.open(checkpoint)
     norms = [name for name in pack.tensors if "layernorm" in name]

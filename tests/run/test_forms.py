@@ -253,7 +253,10 @@ DAMAGE = {
     "extra": (extra, f"the tensor {UP}.third is no part of {UP} as low-rank (its parts are first, second)"),
     "shape": (narrow, f"the tensor {UP}.first has the shape [16, 63] where {UP} as low-rank needs [16, 64]"),
     "flat": (flat, f"the tensor {UP}.first has the shape [1024] where"),
-    "unknown": (unknown, f"the form of {UP}: the form '../etc/passwd' is unknown here (known: low-rank"),
+    "unknown": (
+        unknown,
+        f"the form of {UP}: the form '../etc/passwd' is unknown here (known: gated, low-rank",
+    ),
     "no rank": (no_rank, f"the form of {UP}: rank is all, not a whole number from 1 to 64"),
     "huge": (huge, f"the form of {UP}: rank is 1000000000, not a whole number from 1 to 64"),
 }

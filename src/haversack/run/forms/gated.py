@@ -19,7 +19,7 @@ from haversack.kernels import Matrix, gate, matmul, unpack
 from haversack.run._forms import F32, Entry, Part
 from haversack.run._products import activations_of
 
-ACTIVATIONS = ("silu", "gelu", "gelu-tanh")
+FUNCTIONS = ("silu", "gelu", "gelu-tanh")
 
 
 def parts(entry: Entry) -> Mapping[str, Part]:
@@ -27,9 +27,9 @@ def parts(entry: Entry) -> Mapping[str, Part]:
     value = entry.get("threshold")
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e30:
         raise ValueError(f"threshold is {str(value)[:40]}, not a number from 0 on")
-    if entry.get("activation") not in ACTIVATIONS:
+    if entry.get("activation") not in FUNCTIONS:
         raise ValueError(
-            f"activation is {str(entry.get('activation'))[:40]}, not one of {', '.join(ACTIVATIONS)}"
+            f"activation is {str(entry.get('activation'))[:40]}, not one of {', '.join(FUNCTIONS)}"
         )
     rows, columns = entry["shape"]
     return {"weight": Part((rows, columns))}
