@@ -255,7 +255,7 @@ DAMAGE = {
     "flat": (flat, f"the tensor {UP}.first has the shape [1024] where"),
     "unknown": (
         unknown,
-        f"the form of {UP}: the form '../etc/passwd' is unknown here (known: gated, low-rank",
+        f"the form of {UP}: the form '../etc/passwd' is unknown here (known: gated",
     ),
     "no rank": (no_rank, f"the form of {UP}: rank is all, not a whole number from 1 to 64"),
     "huge": (huge, f"the form of {UP}: rank is 1000000000, not a whole number from 1 to 64"),
