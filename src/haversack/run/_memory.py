@@ -12,7 +12,7 @@ from haversack.models._architecture import Architecture
 from haversack.run._forward import ROWS, scratch_nbytes
 from haversack.run._residency import Residency
 
-BASE_MIB = 46.0
+BASE_MIB = 47.0
 """Interpreter, numpy, the native module, the command line and their imports."""
 HUB_MIB = 22.0
 """The hub's library, where a model was fetched by its name."""
