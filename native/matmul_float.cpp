@@ -1,25 +1,10 @@
 // Float weights, row-major, as they lie in hub files. Lanes run along the inputs: each output has one accumulator of 16
 // lanes, and the lanes are added in a fixed tree at the end.
 #include "matmul_tiles.h"
+#include "simd/float_kinds.h"
 
 namespace haversack::HAVERSACK_TARGET {
 namespace {
-
-struct F32 {
-    static constexpr int64_t bytes = 4;
-    HAVERSACK_INLINE Floats whole(const uint8_t *p) { return load(p); }
-    HAVERSACK_INLINE Floats part(const uint8_t *p, int64_t n) { return load_part(p, n); }
-};
-struct F16 {
-    static constexpr int64_t bytes = 2;
-    HAVERSACK_INLINE Floats whole(const uint8_t *p) { return load_f16(p); }
-    HAVERSACK_INLINE Floats part(const uint8_t *p, int64_t n) { return load_f16_part(p, n); }
-};
-struct Bf16 {
-    static constexpr int64_t bytes = 2;
-    HAVERSACK_INLINE Floats whole(const uint8_t *p) { return load_bf16(p); }
-    HAVERSACK_INLINE Floats part(const uint8_t *p, int64_t n) { return load_bf16_part(p, n); }
-};
 
 // Rows by T tokens. x: interleaved units of 16 inputs, zeros behind the last. First: no tile before this one read these rows.
 template <typename Type, int Rows, int T, bool First>

@@ -6,6 +6,7 @@
 
 #include "base/pool.h"
 #include "base/scratch.h"
+#include "simd/float_kinds.h"
 #include "simd/interleave.h"
 #include "simd/simd.h"
 
@@ -31,22 +32,6 @@ struct List {
 template <int N>
 struct Count {
     static constexpr int value = N;
-};
-
-struct F32 {
-    static constexpr int64_t bytes = 4;
-    HAVERSACK_INLINE Floats whole(const uint8_t *p) { return load(p); }
-    HAVERSACK_INLINE Floats part(const uint8_t *p, int64_t n) { return load_part(p, n); }
-};
-struct F16 {
-    static constexpr int64_t bytes = 2;
-    HAVERSACK_INLINE Floats whole(const uint8_t *p) { return load_f16(p); }
-    HAVERSACK_INLINE Floats part(const uint8_t *p, int64_t n) { return load_f16_part(p, n); }
-};
-struct Bf16 {
-    static constexpr int64_t bytes = 2;
-    HAVERSACK_INLINE Floats whole(const uint8_t *p) { return load_bf16(p); }
-    HAVERSACK_INLINE Floats part(const uint8_t *p, int64_t n) { return load_bf16_part(p, n); }
 };
 
 // A part of one block: outputs from .. to, counted from the block's first, whose channels start at `data`, `stride` apart.

@@ -3,7 +3,7 @@
     OMP_WAIT_POLICY=passive python reference/train_digits.py --work DIR [--size small|base] [--data PATH]
     [--out DIR]
 
-About five minutes on two quiet cores with AVX-512 bfloat16 for small, and one more for base, which grows out
+About five minutes on two quiet cores with AVX-512 bfloat16 for small, and six more for base, which grows out
 of it. Killed runs resume from their last checkpoint in DIR. PATH is a folder or an archive of the spoken
 digits, by default the registry's (see docs/data.md).
 """
@@ -35,7 +35,7 @@ RECIPES = {
     "small": Recipe(Shape(64, 2, 256), Schedule(steps=1500, descent_share=0.5)),
     "base": Recipe(
         Shape(160, 4, 480),
-        Schedule(steps=90, matrix_rate=0.01, other_rate=0.001, warm_up_steps=15, descent_share=0.7),
+        Schedule(steps=600, matrix_rate=0.003, other_rate=0.001, warm_up_steps=30, descent_share=0.7),
         rows=16,
         grown_from="small",
     ),

@@ -120,7 +120,7 @@ def test_the_trap_is_caught(folder: Path) -> None:
         cells += measure_cell(opened, TEXT, characters, 16, 5)
     found = slopes(cells, 16)
     assert suspicious(found["lazy-unsynchronised"]) is not None
-    assert found["lazy-unsynchronised"] < 0.5
+    assert found["lazy-unsynchronised"] < found["lazy"]
     last = {cell.backend: cell for cell in cells if cell.characters == 400}
     assert last["lazy"].median_ms > 5 * last["lazy-unsynchronised"].median_ms
     # Its work is done when the result is fetched, outside the timer.

@@ -29,20 +29,25 @@ def source_root() -> Path | None:
 
 
 def watched_files(patterns: Sequence[str]) -> tuple[list[Path], list[Path]]:
-    """The files that `patterns` name: of the package, and of the repository (patterns `native/...`); a
-    pattern that begins with `!` takes files of the package away again."""
+    """The files that `patterns` name, of the package and (patterns `native/...`) of the repository.
+
+    One pattern after the other: one that begins with `!` takes files away again.
+    """
     package: set[Path] = set()
     native: set[Path] = set()
     root = source_root()
     for pattern in (*patterns, *_ALWAYS):
-        if pattern.startswith("native/"):
-            if root is not None:
-                native.update(path for path in root.glob(pattern) if path.is_file())
-        elif not pattern.startswith("!"):
-            package.update(path for path in PACKAGE.glob(pattern) if path.is_file())
-    for pattern in patterns:
+        name = pattern.removeprefix("!")
+        if name.startswith("native/"):
+            found, base = native, root
+        else:
+            found, base = package, PACKAGE
+        if base is None:
+            continue
         if pattern.startswith("!"):
-            package.difference_update(PACKAGE.glob(pattern[1:]))
+            found.difference_update(base.glob(name))
+        else:
+            found.update(path for path in base.glob(name) if path.is_file())
     return sorted(package), sorted(native)
 
 

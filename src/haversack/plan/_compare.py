@@ -22,7 +22,6 @@ from haversack.core.errors import UserError
 from haversack.core.memory import run_measured
 from haversack.core.method import parse_choice
 from haversack.core.progress import progress
-from haversack.models._costs import FLOAT_BITS
 from haversack.plan._candidates import Candidate, Plan, choose, refusal
 from haversack.plan._enumerate import (
     VARIED,
@@ -38,6 +37,7 @@ from haversack.plan._sides import Side, side_of
 from haversack.plan._structure import full_structure
 from haversack.shrink._pipeline import memory_plan
 from haversack.shrink._precision import refused_by
+from haversack.shrink.bit_operations import FLOAT_BITS
 
 WORKER = "import sys; from haversack.plan._compare_worker import main; sys.exit(main())"
 PLAIN = "keep:kind=f16"

@@ -14,7 +14,6 @@ from haversack.formats.safetensors import HubFolder
 from haversack.models import read_architecture
 from haversack.models._bundled import model_folder
 from haversack.models._checkpoint import checkpoint
-from haversack.models._costs import bit_operations, token_products, window_products
 from haversack.models._gguf import is_gguf
 from haversack.models.audio import is_speech
 from haversack.models.language import is_encoder
@@ -27,6 +26,7 @@ from haversack.plan._structure import Structures
 from haversack.run._weights import check_tensors
 from haversack.shrink._pipeline import Walk, stored_kinds
 from haversack.shrink._precision import Precision
+from haversack.shrink.bit_operations import Cost, token_products, window_products
 
 
 class Side(Protocol):
@@ -132,7 +132,7 @@ class LanguageSide:
         blocks, others = token_products(
             self.bench.architecture, kinds, plan.activations, PROMPT_TOKENS + OUTPUT_TOKENS
         )
-        return bit_operations(blocks), bit_operations([*blocks, *others])
+        return Cost.of(blocks).bit_operations, Cost.of([*blocks, *others]).bit_operations
 
     def write(self, found: list[Candidate], best: Candidate) -> None:
         """See Side."""
@@ -186,7 +186,7 @@ class SpeechSide:
         rows = one.encoder.window or int(SAMPLE_S * RATE)
         kinds = stored_kinds(self.walk, method, self.job.policy)
         blocks, others = window_products(one, kinds, plan.activations, rows, TOKENS)
-        return bit_operations(blocks), bit_operations([*blocks, *others])
+        return Cost.of(blocks).bit_operations, Cost.of([*blocks, *others]).bit_operations
 
     def write(self, found: list[Candidate], best: Candidate) -> None:
         """See Side."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from haversack.bench._harness import Bench
+from haversack.bench._native import NATIVE_FILES
 from haversack.bench._rows import Unavailable
 from haversack.core import index
 
@@ -13,8 +14,7 @@ FILES = (
     "shrink/*.py",
     "shrink/precision/*.py",
     "kernels/*.py",
-    "native/*.cpp",
-    "native/*.h",
+    *NATIVE_FILES,
     "models/audio/*.py",
     "run/_speech*.py",
     "run/_hear.py",

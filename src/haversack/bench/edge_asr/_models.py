@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -24,13 +23,8 @@ from haversack.bench.edge_asr._strings import (
     test_sets,
 )
 from haversack.core.errors import UserError
-from haversack.models._costs import FLOAT_BITS, bits_of
 from haversack.models.audio._spoken_digits import Utterance
-from haversack.shrink.bit_operations import Product, attention_products
-
-if TYPE_CHECKING:
-    from haversack.models._architecture import Linear
-    from haversack.models.audio._record import SpeechArchitecture
+from haversack.shrink.bit_operations import Product, window_products
 
 
 def folder_of(size: str) -> Path:
@@ -150,15 +144,6 @@ def same_texts(size: str, each: int | None = None, seed: int | None = None) -> O
 # What a setting costs.
 
 
-@cache
-def architecture_of(size: str) -> SpeechArchitecture:
-    """The record of the model of `size`."""
-    from haversack.models.audio import read_speech
-
-    config = json.loads((folder_of(size) / "config.json").read_text(encoding="utf-8"))
-    return read_speech(config)
-
-
 def stored_sizes(size: str, choice: str) -> int:
     """Bytes of all tensors of the pack that `choice` gives."""
     from haversack.core.pack import Pack
@@ -167,51 +152,18 @@ def stored_sizes(size: str, choice: str) -> int:
 
 
 def counted(size: str, setting: Setting, choice: str, tokens: int) -> tuple[list[Product], list[Product]]:
-    """All matrix products of a window of sound and `tokens` tokens, and those of quantized weights alone."""
-    from haversack.core.pack import Pack
+    """All matrix products of a window of sound and `tokens` tokens, and those of the blocks' matrices."""
+    from haversack.plan._enumerate import create_precision
+    from haversack.run._speech_source import open_speech
+    from haversack.shrink._pipeline import Policy, stored_kinds
+    from haversack.shrink._speech import SpeechWalk
 
-    one = architecture_of(size)
-    stored = Pack.open(pack_of(size, choice)).tensors
-    frames = one.encoder.frames(one.encoder.window or 0)
-
-    def product(linear: Linear, rows: int, reads: int) -> Product:
-        entry = stored[linear.weight]
-        bits = bits_of(entry.kind)
-        return Product(
-            linear.weight,
-            rows,
-            linear.inputs,
-            linear.outputs,
-            weight_bits=bits,
-            activation_bits=setting.activation_bits if bits < FLOAT_BITS else FLOAT_BITS,
-            weight_nbytes=entry.nbytes,
-            reads=reads,
-        )
-
-    products, blocks = [], []
+    model = open_speech(folder_of(size))
+    one = model.architecture
+    stored = stored_kinds(SpeechWalk(one, model.source), create_precision(choice), Policy())
     rows = one.encoder.window or 0
-    for convolution in one.encoder.stem:
-        rows = convolution.length(rows)
-        products.append(product(convolution.matrix, rows, 1))
-    for block in one.encoder.blocks:
-        blocks += [product(linear, frames, 1) for linear in block.matrices()]
-        layer = block.attention
-        assert layer is not None
-        products += attention_products(
-            f"encoder.{block.index}", frames, frames, layer.heads, layer.head_width
-        )
-    for block in one.decoder.blocks:
-        cross, own = block.cross_attention, block.attention
-        assert cross is not None and own is not None
-        heard = (cross.key.weight, cross.value.weight) if cross.key and cross.value else ()
-        for linear in block.matrices():
-            once = linear.weight in heard
-            blocks.append(product(linear, frames if once else tokens, 1 if once else tokens))
-        name = f"decoder.{block.index}"
-        products += attention_products(name, tokens, tokens, own.heads, own.head_width, causal=True)
-        products += attention_products(f"{name}.cross", tokens, frames, cross.heads, cross.head_width)
-    products.append(product(one.decoder.head, tokens, tokens))
-    return products + blocks, blocks
+    blocks, others = window_products(one, stored, setting.activations, rows, tokens)
+    return others + blocks, blocks
 
 
 def write_pack(folder: Path, goal: Path, choice: str, strings: Sequence[Utterance]) -> None:

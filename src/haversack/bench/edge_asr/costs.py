@@ -79,7 +79,7 @@ def costs(run: Run) -> Outcomes:
             products, quantized = counted(size, setting, method, TOKENS)
             plan, floating = Cost.of(products), Cost.of(one.floating() for one in products)
             stored, plain = stored_sizes(size, method), stored_sizes(size, "keep:kind=f16")
-            note = f"{method}; {plan.multiplications:,} multiplications"
+            note = f"{method}; {plan.multiplications:,.0f} multiplications"
             found[ids[0]] = Outcome.single(
                 plan.bit_operations, floating.bit_operations, against="w16a16", note=note
             )

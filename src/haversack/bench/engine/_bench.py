@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from haversack.bench._harness import Bench
+from haversack.bench._native import NATIVE_FILES
 
-NATIVE_FILES = ("native/*.cpp", "native/*.h", "native/base/*", "native/simd/*", "native/bind/*")
 OTHERS_FILES = (
     *("!run/_automaton.py", "!run/_constraint.py", "!run/_json*.py", "!run/_regex.py", "!run/_schema*.py"),
     *("!run/_terms.py", "!run/_batch.py", "!run/_jobs.py", "!run/_pool*.py", "!run/_prefix_store.py"),
     *("!run/_answers.py", "!run/_conversation.py", "!run/_enc*.py", "!run/_embed.py", "!run/export/*.py"),
+    *("!run/_speech*.py", "!run/_hear.py", "!run/_beams.py", "!run/_transcribe.py", "!run/_times.py"),
     *(
         "!models/_gguf*.py",
         "!models/_hub*.py",
+        "!models/_fake_quant.py",
+        "!models/_observers.py",
+        "!models/*_torch.py",
         "!models/_chat.py",
         "!models/_template*.py",
         "!models/_tool*.py",
     ),
 )
-"""Files beside those below that no row of this bench runs: constraints, servers, encoders, other formats."""
+"""Files beside those below that no row of this bench runs: constraints, servers, encoders, speech, other
+formats."""
 ENGINE_FILES = (
     "bench/engine/*.py",
     "kernels/*.py",

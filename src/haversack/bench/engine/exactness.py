@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from haversack.bench._harness import Run
+from haversack.bench._native import NATIVE_FILES
 from haversack.bench._rows import Bar, Outcome, Outcomes, Row
-from haversack.bench.engine._bench import NATIVE_FILES, SHRINK_FILES, bench
+from haversack.bench.engine._bench import SHRINK_FILES, bench
 
 Array = npt.NDArray[np.float32]
 Pair = tuple[str, Callable[[], Array], Callable[[], Array]]

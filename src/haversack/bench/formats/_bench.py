@@ -15,7 +15,10 @@ from haversack.bench._rows import Outcome, Outcomes, Unavailable
 from haversack.bench.engine._bench import ENGINE_FILES
 from haversack.bench.engine.parity import _cases, _checkpoint
 
-FORMATS_FILES = ("bench/formats/*.py", "formats/*.py", *ENGINE_FILES, "models/tokenizers/*.py")
+FORMATS_FILES = (
+    *("bench/formats/*.py", "formats/*.py", *ENGINE_FILES, "models/tokenizers/*.py"),
+    *("models/_gguf*.py", "run/export/*.py"),
+)
 Answer = Callable[[Path, Path, Any], tuple[Any, list[int]]]
 """(checkpoint or pack, scratch folder, prompt) -> logits f32 [positions, vocabulary], greedy tokens."""
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from haversack.bench._harness import Bench
+from haversack.bench._native import NATIVE_FILES
 
-NATIVE_FILES = ("native/*.cpp", "native/*.h", "native/base/*", "native/simd/*", "native/bind/*")
 ENCODER_FILES = (
     "bench/mlx_transformers_benchmark/*.py",
     "kernels/*.py",

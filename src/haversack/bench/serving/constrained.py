@@ -17,6 +17,7 @@ CONSTRAINT_FILES = (
     "run/_terms.py",
     "run/_regex.py",
     "run/_json*.py",
+    *("kernels/automaton.py", "native/automaton*", "native/bind/automaton*"),
 )
 VALID_FILES = (
     *CONSTRAINT_FILES,
@@ -24,6 +25,7 @@ VALID_FILES = (
     "bench/serving/_schemas.py",
     "bench/serving/constrained.py",
 )
+SLOWDOWN_FILES = (*VALID_FILES, "run/_generate.py", "run/_sampler.py", "kernels/sampling.py")
 SCHEMAS, QUICK_SCHEMAS = 500, 30
 ROOM = 200
 PROMPT = "# The record as JSON\nrecord = "
@@ -128,6 +130,7 @@ def _seconds(engine: Any, tokenizer: Any, constraint: Any, seed: int) -> float:
     ),
     seconds=60,
     quick_seconds=15,
+    watches=SLOWDOWN_FILES,
 )
 def constrained_slowdown(run: Run) -> Outcomes:
     from haversack.run import Engine
