@@ -7,52 +7,34 @@ vectors stay to those of the model as it came (or how well it still fills masked
 from __future__ import annotations
 
 import itertools
-import json
-import sys
-import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from haversack import __version__
-from haversack.core.budget import BudgetError
 from haversack.core.errors import UserError
-from haversack.core.measurement import Measurement, Quality, machine
-from haversack.core.memory import MemoryPlan, run_measured
-from haversack.core.pack import Pack, PackWriter
-from haversack.core.progress import Progress, progress
+from haversack.core.measurement import Quality
+from haversack.core.progress import Progress
 from haversack.core.roofline import Cost, energy_mj, seconds
 from haversack.models._calibration import default_text
-from haversack.plan._candidates import Candidate, Plan, choose, ranked, refusal
+from haversack.plan._candidates import Candidate, Plan
 from haversack.plan._encoder_quality import loss, masked_bits
 from haversack.plan._enumerate import activation_types, no_plan, offered, precision_choices
-from haversack.plan._job import (
-    RECORD_NBYTES,
-    TOKENIZER_FILES,
-    Job,
-    Outcome,
-    add_files,
-    device_budget,
-    scratch_folder,
-)
-from haversack.plan._measure import RUN, TIMEOUT_S, MeasuringError
+from haversack.plan._job import RECORD_NBYTES, TOKENIZER_FILES, Job, Outcome
+from haversack.plan._measure import measured_run
 from haversack.plan._predict import ACTIVATION_NOISE, LOSS_PER_NOISE, MIB, products_of
-from haversack.plan._report import report_html
-from haversack.plan._search import Clock, mild
-from haversack.plan._structure import OFFERED, Structures, layers_of
+from haversack.plan._shelf import Workshop, pack_measuring
+from haversack.plan._structure import Structures
 from haversack.run._answers import mask_token
 from haversack.run._encode import Tokens
 from haversack.run._encoder import Encoder
 from haversack.run._encoder_source import EncoderModel, open_encoder
 from haversack.run._encoder_weights import RESIDENCIES
 from haversack.shrink._encoder import EncoderWalk
-from haversack.shrink._pipeline import compress, memory_plan, stored_kinds, stored_nbytes
+from haversack.shrink._pipeline import stored_kinds, stored_nbytes
 from haversack.shrink._precision import calibrated
-from haversack.shrink.structure._packed import Layer
 
 PROMPT_TOKENS = 64  # of the text whose reading is predicted
 EVALUATION_TEXTS = 64
@@ -61,23 +43,21 @@ SMALL_CALLS = 9
 LEAST_CHARACTERS = 24
 
 
-class Workshop:
+class EncoderShop(Workshop):
     """Packs candidates in a scratch folder and measures them against the encoder as it came."""
 
     def __init__(self, job: Job, model: EncoderModel, scratch: Path, bar: Progress) -> None:
-        self.job, self.model, self.scratch, self.bar = job, model, scratch, bar
-        self.walk = EncoderWalk(model.architecture, model.source)
-        self.structures = Structures(self.walk, model.source)
-        self.layers: dict[tuple[str, str], tuple[Layer, ...]] = {}
-        self._packs: dict[tuple[str, str], Path] = {}
+        walk = EncoderWalk(model.architecture, model.source)
+        super().__init__(job, model.source, model.path, model.config, walk, scratch, bar)
+        self.model = model
         self._losses: dict[tuple[str, str, str], float] = {}
         with Encoder.open(model) as encoder:
-            self.texts = self.pieces(encoder, "evaluation", job.evaluation)[:EVALUATION_TEXTS]
-            self.vectors = encoder.embed_tokens(self.texts)
+            self.samples = self.pieces(encoder, "evaluation", job.evaluation)[:EVALUATION_TEXTS]
+            self.vectors = encoder.embed_tokens(self.samples)
             head = model.architecture.head
             self.bits: float | None = None
             if head is not None and head.kind == "masked-language":
-                self.bits = masked_bits(encoder, self.texts, mask_token(encoder)[1], 0)
+                self.bits = masked_bits(encoder, self.samples, mask_token(encoder)[1], 0)
 
     def pieces(self, encoder: Encoder, purpose: str, path: Path | None) -> list[Tokens]:
         """The lines of a text as tokens, the model's special ones around each; short lines are joined."""
@@ -116,72 +96,48 @@ class Workshop:
         ends = [np.broadcast_to(end, (count, 1)) for end in (first, last)]
         return np.ascontiguousarray(np.concatenate([ends[0], rows, ends[1]], axis=1), np.int32)
 
-    def pack(self, plan: Plan) -> Path:
-        """The candidate pack of `plan`, written when first asked for."""
-        key = plan.stored
-        if key not in self._packs:
-            path = self.scratch / f"{len(self._packs)}.pack"
-            method = self.structures.compression(*key)
-            texts = self.calibration if calibrated(method) else None
-            with PackWriter(path) as writer:
-                compress(
-                    self.model.source,
-                    self.walk,
-                    method,
-                    writer,
-                    texts=texts,
-                    policy=self.job.policy,
-                    folder=self.scratch,
-                    seed=self.job.seed,
-                    bar=self.bar,
-                )
-                add_files(writer, self.model.path)
-                writer.finish({"architecture": dict(self.model.config), "plan": self.plan_record(Plan(*key))})
-            self.layers[key] = layers_of(method)
-            self._packs[key] = path
-        return self._packs[key]
+    def texts(self) -> Any:
+        """See Shelf."""
+        return self.calibration
 
     def plan_record(self, plan: Plan) -> dict[str, Any]:
-        """What pack.json keeps of a plan: the choices, and how vectors are pooled."""
+        """See Shelf; also how vectors are pooled."""
         return {**plan.record(), "pooling": self.model.pooling.record()}
 
-    def measured(self, candidate: Candidate) -> Candidate:
-        """`candidate` with loss, speed, memory and storage as measured."""
-        begun = time.monotonic()
+    def loss(self, candidate: Candidate) -> float:
+        """See Workshop; how far vectors, or filled words, moved."""
         plan = candidate.plan
-        pack = self.pack(plan)
         key = (*plan.stored, plan.activations)
         if key not in self._losses:
+            pack = self.pack(plan)
             with Encoder.open(pack, residency=plan.residency, activations=plan.activations) as encoder:
-                self._losses[key] = loss(encoder, self.vectors, self.texts, self.bits)
-        rate, ram_mib = self._figures(pack, plan)
-        return replace(
-            candidate,
-            loss=self._losses[key],
-            here=rate,
-            ram_mib=ram_mib,
-            storage_mib=(Pack.open(pack).nbytes + RECORD_NBYTES) / MIB,
-            source="measured",
-            seconds=time.monotonic() - begun,
-        )
+                self._losses[key] = loss(encoder, self.vectors, self.samples, self.bits)
+        return self._losses[key]
 
-    def _figures(self, pack: Path, plan: Plan) -> tuple[float, float]:
-        """Tokens a second and peak memory of a fresh process that embeds the evaluation texts."""
+    def figures(self, plan: Plan) -> tuple[float, float]:
+        """See Workshop; tokens a second of embedding the evaluation texts."""
         texts = self.scratch / "texts.txt"
         if not texts.exists():
             with Encoder.open(self.model, residency="mapped") as encoder:
-                lines = [encoder.tokenizer.decode(text.ids.tolist()).strip() for text in self.texts]
+                lines = [encoder.tokenizer.decode(text.ids.tolist()).strip() for text in self.samples]
             texts.write_text("\n".join(line.replace("\n", " ") for line in lines if line), encoding="utf-8")
-        argv = [
-            *(sys.executable, "-c", RUN, "run", str(pack), str(texts), "--lines", "--embed", "--json"),
-            *("--truncate", "--residency", plan.residency, "--activations", plan.activations),
-        ]
-        files = [] if plan.residency == "mapped" else [pack / "weights.safetensors"]
-        done = run_measured(argv, files=files, timeout=TIMEOUT_S)
-        if done.returncode != 0:
-            said = (done.stdout.strip() or done.stderr.strip()).splitlines() or [f"exit {done.returncode}"]
-            raise MeasuringError(f"a packed candidate ({plan.label}) did not run: {said[-1]}")
-        return float(json.loads(done.stdout)["tokens_per_s"]), done.peak_mib
+        asked = (str(texts), "--lines", "--embed", "--truncate")
+        record, peak_mib = measured_run(self.pack(plan), plan, asked)
+        return float(record["tokens_per_s"]), peak_mib
+
+    def write_best(self, found: Sequence[Candidate], best: Candidate) -> None:
+        """See Workshop."""
+        measure = "1 - mean cosine of its vectors to the f32 model's"
+        if self.bits is not None:
+            measure = "increase of the bits of a masked token over the f32 model's"
+        source = "default" if self.job.evaluation is None else self.job.evaluation.name
+        self.write(
+            found,
+            best,
+            quality=(Quality(measure, best.loss, "lower"),),
+            facts=[("loss", measure), ("evaluation", f"{source}: {len(self.samples)} texts")],
+            provenance={"evaluation": source},
+        )
 
 
 def _read(path: Path, purpose: str) -> str:
@@ -283,114 +239,21 @@ def _memory_mib(job: Job, model: EncoderModel, nbytes: int, residency: str) -> f
 
 def pack_encoder(job: Job, source: Any, tell: Callable[[str], None]) -> Outcome:
     """`pack_model` for an encoder: predict, measure, choose, write."""
-    begun = time.monotonic()
     if job.cache_type is not None:
         raise UserError(
             "an encoder has no cache; leave --cache-type out.", field="cache_type", given=job.cache_type
         )
     model = open_encoder(source)
-    budget = device_budget(job.budget, job.device)
     files = [model.path / name for name in TOKENIZER_FILES]
     files_nbytes = sum(path.stat().st_size for path in files if path.is_file()) + RECORD_NBYTES
     walk = EncoderWalk(model.architecture, model.source)
     structures = Structures(walk, model.source)
-    candidates = predictions(job, model, files_nbytes, structures, (structures.choice(job.structure),))
-    what = f"{job.model} on {job.device.name}"
-    fitting = [one for one in candidates if budget.fits(mild(one).demand())]
-    if not fitting and job.structure is None:
-        candidates += predictions(job, model, files_nbytes, structures, OFFERED)
-        fitting = [one for one in candidates if budget.fits(mild(one).demand())]
-    if not fitting:
-        raise refusal([mild(one) for one in candidates], budget, what)
-    plans = [
-        memory_plan(walk, structures.compression(*key), job.calibration_tokens, job.work_ram_mib)
-        for key in {one.plan.stored for one in fitting}
-    ]
-    memory: MemoryPlan = max(plans, key=lambda plan: plan.total_bytes)
-    with progress(f"packing {job.model}") as bar, scratch_folder(job.output) as scratch:
-        shop = Workshop(job, model, scratch, bar)
-        clock = Clock(job.effort_s)
-        known = {one.plan: one for one in candidates}
-        for candidate in _order(fitting, job.objective):
-            if choose(list(known.values()), budget, job.objective) is not None and clock.left_s <= 0:
-                break
-            tell(candidate.plan.label)
-            known[candidate.plan] = shop.measured(candidate)
-        best = choose(list(known.values()), budget, job.objective)
-        if best is None:
-            raise _refused(list(known.values()), budget, what)
-        _write(job, shop, list(known.values()), best)
-        layers = shop.layers.get(best.plan.stored, ())
-    seconds_taken = time.monotonic() - begun
-    return Outcome(
-        job.output, best, tuple(known.values()), budget, job.objective, seconds_taken, memory, layers
+    return pack_measuring(
+        job,
+        walk,
+        structures,
+        structures.choice(job.structure),
+        lambda choices: predictions(job, model, files_nbytes, structures, choices),
+        lambda scratch, bar: EncoderShop(job, model, scratch, bar),
+        tell,
     )
-
-
-def _order(candidates: list[Candidate], objective: str) -> list[Candidate]:
-    """The best of every precision first, then the other ways to run them."""
-    first: dict[tuple[str, str], Candidate] = {}
-    order = ranked(candidates, objective)
-    for one in order:
-        first.setdefault(one.plan.stored, one)
-    return [*first.values(), *(one for one in order if one not in first.values())]
-
-
-def _refused(candidates: list[Candidate], budget: Any, what: str) -> BudgetError:
-    return refusal([one for one in candidates if one.source == "measured"] or candidates, budget, what)
-
-
-def _write(job: Job, shop: Workshop, found: list[Candidate], best: Candidate) -> None:
-    """The chosen candidate's tensors under the name the user gave, with measurements and report."""
-    pack = Pack.open(shop.pack(best.plan))
-    measure = "1 - mean cosine of its vectors to the f32 model's"
-    if shop.bits is not None:
-        measure = "increase of the bits of a masked token over the f32 model's"
-    measurement = Measurement(
-        quality=(Quality(measure, best.loss, "lower"),),
-        memory_mib=best.ram_mib,
-        storage_mib=best.storage_mib,
-        throughput=best.here,
-        seed=job.seed,
-    )
-    here = machine()
-    source = "default" if job.evaluation is None else job.evaluation.name
-    page = report_html(
-        title=f"{Path(job.model).name or job.model} in a haversack",
-        model=job.model,
-        device=job.device,
-        budget=device_budget(job.budget, job.device),
-        objective=job.objective,
-        candidates=found,
-        chosen=best,
-        layers=shop.layers.get(best.plan.stored, ()),
-        facts=[
-            ("loss", measure),
-            ("evaluation", f"{source}: {len(shop.texts)} texts"),
-            ("measured on", f"{here['cpu']}, {here['cores']} cores, {here['isa']}"),
-            ("device", job.device.title),
-            ("haversack", __version__),
-        ],
-    )
-    with PackWriter(job.output, expected_bytes=pack.nbytes) as writer:
-        for name, entry in pack.tensors.items():
-            writer.add_tensor(name, entry.kind, entry.shape, [pack.bytes(name)], entry.group, entry.layout)
-        for name, form in pack.forms.items():
-            writer.add_form(name, form)
-        add_files(writer, shop.model.path)
-        writer.add_file("report.html", page.encode())
-        writer.finish(
-            {
-                "architecture": dict(shop.model.config),
-                "plan": shop.plan_record(best.plan),
-                "activations": best.plan.activations,
-                "measurements": [measurement.record()],
-                "provenance": {
-                    "model": job.model,
-                    "haversack": __version__,
-                    "device": job.device.name,
-                    "objective": job.objective,
-                    "evaluation": source,
-                },
-            }
-        )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -85,25 +86,31 @@ def quality(source: Path, plan: Plan | None, text: TokenText, window: int, folde
     return sum(float(each.sum()) for each in costs) / text.byte_count
 
 
-def run_figures(pack: Path, plan: Plan, prompt: str, tokens: int) -> RunFigures:
-    """Complete `prompt` with `tokens` tokens by `haversack run` and measure the process from outside.
-
-    The memory is that of a run that fills the model's context: what was measured, and what the plan of such a
-    run holds more than the plan of this one.
+def measured_run(pack: Path, plan: Plan, more: Sequence[str]) -> tuple[dict[str, Any], float]:
+    """What `haversack run PACK MORE` printed as JSON, run as `plan` says in a fresh process, and its peak MiB
+    seen from outside. Raises MeasuringError when it does not run.
     """
-    argv = [
-        *(sys.executable, "-c", RUN, "run", str(pack), "--json"),
-        *("--prompt", prompt, "--max-tokens", str(tokens)),
-        *("--residency", plan.residency, "--activations", plan.activations, "--cache-type", plan.cache_type),
-    ]
+    argv = [sys.executable, "-c", RUN, "run", str(pack), *more, "--json"]
+    argv += ["--residency", plan.residency, "--activations", plan.activations]
     # A mapped file's pages are in the process's own peak; unmapped at its end they must not count again.
     files = [] if plan.residency == "mapped" else [path for path in pack.iterdir() if path.suffix in STORES]
     done = run_measured(argv, files=files, timeout=TIMEOUT_S)
     if done.returncode != 0:
         said = (done.stdout.strip() or done.stderr.strip()).splitlines() or [f"exit {done.returncode}"]
         raise MeasuringError(f"a packed candidate ({plan.label}) did not run: {said[-1]}")
-    record = json.loads(done.stdout)
+    record: dict[str, Any] = json.loads(done.stdout)
+    return record, done.peak_mib
+
+
+def run_figures(pack: Path, plan: Plan, prompt: str, tokens: int) -> RunFigures:
+    """Complete `prompt` with `tokens` tokens by `haversack run` and measure the process from outside.
+
+    The memory is that of a run that fills the model's context: what was measured, and what the plan of such a
+    run holds more than the plan of this one.
+    """
+    asked = ("--prompt", prompt, "--max-tokens", str(tokens), "--cache-type", plan.cache_type)
+    record, peak_mib = measured_run(pack, plan, asked)
     with open_engine(pack, plan, plan.residency) as engine:
         full = engine.memory_plan().total_mib
     more = max(0.0, full - float(record["ram_mib"]["planned"]))
-    return RunFigures(float(record["tokens_per_s"]), float(record["first_token_ms"]), done.peak_mib + more)
+    return RunFigures(float(record["tokens_per_s"]), float(record["first_token_ms"]), peak_mib + more)

@@ -19,7 +19,8 @@ from haversack.models.audio import is_speech
 from haversack.models.language import is_encoder
 from haversack.plan._candidates import OUTPUT_TOKENS, Candidate, Plan
 from haversack.plan._enumerate import Space, predicted
-from haversack.plan._job import RECORD_NBYTES, Bench, Job, write_pack
+from haversack.plan._job import RECORD_NBYTES, Job
+from haversack.plan._language_job import Bench
 from haversack.plan._predict import PROMPT_TOKENS
 from haversack.plan._search import measured
 from haversack.plan._structure import Structures
@@ -136,18 +137,18 @@ class LanguageSide:
 
     def write(self, found: list[Candidate], best: Candidate) -> None:
         """See Side."""
-        write_pack(self.job, self.bench, self.job.budget, found, best, self.reference)
+        self.bench.write_best(found, best, self.reference)
 
 
 class SpeechSide:
     """An encoder and decoder of sound, judged by the share of tokens that it would write otherwise."""
 
     def __init__(self, job: Job, source: Any, scratch: Path, bar: Progress) -> None:
-        from haversack.plan._speech_job import MEASURE, Workshop
+        from haversack.plan._speech_job import MEASURE, SpeechShop
         from haversack.run._speech_source import open_speech
 
         self.job, self.quality = job, MEASURE
-        self.shop = Workshop(job, open_speech(source), scratch, bar)
+        self.shop = SpeechShop(job, open_speech(source), scratch, bar)
         self.walk, self.structures = self.shop.walk, self.shop.structures
         self.files: Sequence[Path] = tuple(self.shop.model.path.glob("*.safetensors"))
 
@@ -190,6 +191,4 @@ class SpeechSide:
 
     def write(self, found: list[Candidate], best: Candidate) -> None:
         """See Side."""
-        from haversack.plan._speech_job import write_speech
-
-        write_speech(self.job, self.shop, found, best)
+        self.shop.write_best(found, best)

@@ -7,28 +7,22 @@ measured on noise. Speed counts the states that the encoder makes and the tokens
 from __future__ import annotations
 
 import itertools
-import json
-import sys
-import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from haversack import __version__
 from haversack.core.errors import UserError, not_allowed
-from haversack.core.measurement import Measurement, Quality, machine
-from haversack.core.memory import MemoryPlan, run_measured
-from haversack.core.pack import Pack, PackWriter
-from haversack.core.progress import Progress, progress
+from haversack.core.measurement import Quality
+from haversack.core.pack import PackWriter
+from haversack.core.progress import Progress
 from haversack.core.roofline import Cost, energy_mj, seconds
 from haversack.formats.wav import write_wav
 from haversack.models._architecture import Block
 from haversack.models.audio._record import RATE
-from haversack.plan._candidates import Candidate, Plan, choose, ranked, refusal
+from haversack.plan._candidates import Candidate, Plan
 from haversack.plan._enumerate import (
     activation_types,
     create_precision,
@@ -41,24 +35,19 @@ from haversack.plan._job import (
     TOKENIZER_FILES,
     Job,
     Outcome,
-    add_files,
-    device_budget,
-    scratch_folder,
 )
-from haversack.plan._measure import RUN, TIMEOUT_S, MeasuringError
+from haversack.plan._measure import measured_run
 from haversack.plan._predict import ACTIVATION_NOISE, LOSS_PER_NOISE, MIB, products_of
-from haversack.plan._report import report_html
-from haversack.plan._search import Clock, mild
+from haversack.plan._shelf import Workshop, pack_measuring
 from haversack.plan._speech_quality import Said, audio_files, differing, say, windows_of
-from haversack.plan._structure import OFFERED, Structures, full_structure, layers_of
+from haversack.plan._structure import OFFERED, Structures, full_structure
 from haversack.run._cache import CACHE_TYPES
 from haversack.run._encoder_weights import RESIDENCIES
 from haversack.run._speech import Speech
 from haversack.run._speech_source import SpeechModel, open_speech
-from haversack.shrink._pipeline import compress, memory_plan, stored_kinds, stored_nbytes
+from haversack.shrink._pipeline import stored_kinds, stored_nbytes
 from haversack.shrink._precision import calibrated
 from haversack.shrink._speech import Piece, Pieces, SpeechWalk
-from haversack.shrink.structure._packed import Layer
 
 SPEECH_FILES = ("preprocessor_config.json",)
 SAMPLE_S = 5.0  # of sound that speed is measured on
@@ -68,20 +57,20 @@ SMALL_CALLS = 14
 MEASURE = "share of tokens that it would write otherwise than the f32 model"
 
 
-class Workshop:
+class SpeechShop(Workshop):
     """Packs candidates in a scratch folder and measures them against the model as it came."""
 
+    kind = "speech"
+
     def __init__(self, job: Job, model: SpeechModel, scratch: Path, bar: Progress) -> None:
-        self.job, self.model, self.scratch, self.bar = job, model, scratch, bar
-        self.walk = SpeechWalk(model.architecture, model.source)
-        self.structures = Structures(self.walk, model.source)
-        self.layers: dict[tuple[str, str], tuple[Layer, ...]] = {}
-        self._packs: dict[tuple[str, str], Path] = {}
+        walk = SpeechWalk(model.architecture, model.source)
+        super().__init__(job, model.source, model.path, model.config, walk, scratch, bar)
+        self.model = model
         self._losses: dict[tuple[str, str, str, str], float] = {}
         self.calibration_files, self.evaluation_files = audio_files(job.calibration, job.evaluation)
 
     @cached_property
-    def texts(self) -> list[Said]:
+    def samples(self) -> list[Said]:
         """What quality is measured on; empty where there is no sound for it."""
         if not self.evaluation_files:
             return []
@@ -105,66 +94,28 @@ class Workshop:
                     break
         return Pieces(one, found)
 
-    def pack(self, plan: Plan) -> Path:
-        """The candidate pack of `plan`, written when first asked for."""
-        key = plan.stored
-        if key not in self._packs:
-            path = self.scratch / f"{len(self._packs)}.pack"
-            method = self.structures.compression(*key)
-            texts: Any = self.calibration if calibrated(method) else None
-            with PackWriter(path, "speech") as writer:
-                compress(
-                    self.model.source,
-                    self.walk,
-                    method,
-                    writer,
-                    texts=texts,
-                    policy=self.job.policy,
-                    folder=self.scratch,
-                    seed=self.job.seed,
-                    bar=self.bar,
-                )
-                self.add_files(writer)
-                writer.finish({"architecture": dict(self.model.config), "plan": Plan(*key).record()})
-            self.layers[key] = layers_of(method)
-            self._packs[key] = path
-        return self._packs[key]
-
-    def adopt(self, plan: Plan, pack: Path) -> None:
-        """Take `pack` for that of `plan`."""
-        self._packs[plan.stored] = pack
+    def texts(self) -> Any:
+        """See Shelf."""
+        return self.calibration
 
     def add_files(self, writer: PackWriter) -> None:
-        """Tokenizer, rules of writing, licence, and what says how the model hears."""
-        add_files(writer, self.model.path)
+        """See Shelf; also what says how the model hears."""
+        super().add_files(writer)
         for name in SPEECH_FILES:
-            if (self.model.path / name).is_file():
-                writer.add_file(name, self.model.path / name)
+            if (self.path / name).is_file():
+                writer.add_file(name, self.path / name)
 
-    def measured(self, candidate: Candidate) -> Candidate:
-        """`candidate` with loss, speed, memory and storage as measured; the loss stays predicted where there
-        is no sound to measure it on."""
-        begun = time.monotonic()
+    def loss(self, candidate: Candidate) -> float:
+        """See Workshop; as predicted where there is no sound to measure it on."""
+        if not self.samples:
+            return candidate.loss
         plan = candidate.plan
-        pack = self.pack(plan)
-        loss = candidate.loss
-        if self.texts:
-            key = (*plan.stored, plan.activations, plan.cache_type)
-            if key not in self._losses:
-                options: dict[str, Any] = {"activations": plan.activations, "cache_type": plan.cache_type}
-                with Speech.open(pack, residency=plan.residency, **options) as speech:
-                    self._losses[key] = differing(speech, self.texts)
-            loss = self._losses[key]
-        rate, ram_mib = self._figures(pack, plan)
-        return replace(
-            candidate,
-            loss=loss,
-            here=rate,
-            ram_mib=ram_mib,
-            storage_mib=(Pack.open(pack).nbytes + RECORD_NBYTES) / MIB,
-            source="measured",
-            seconds=time.monotonic() - begun,
-        )
+        key = (*plan.stored, plan.activations, plan.cache_type)
+        if key not in self._losses:
+            options: dict[str, Any] = {"activations": plan.activations, "cache_type": plan.cache_type}
+            with Speech.open(self.pack(plan), residency=plan.residency, **options) as speech:
+                self._losses[key] = differing(speech, self.samples)
+        return self._losses[key]
 
     @cached_property
     def sample(self) -> Path:
@@ -172,25 +123,36 @@ class Workshop:
         path = self.scratch / "sample.wav"
         count = int(SAMPLE_S * RATE)
         noise = 0.1 * np.random.default_rng(self.job.seed).standard_normal(count).astype(np.float32)
-        samples = np.concatenate([text.samples for text in self.texts]) if self.texts else noise
+        samples = np.concatenate([said.samples for said in self.samples]) if self.samples else noise
         write_wav(path, samples[:count], RATE)
         return path
 
-    def _figures(self, pack: Path, plan: Plan) -> tuple[float, float]:
-        """States and tokens a second, and peak memory, of a fresh process that transcribes the sample."""
-        argv = [
-            *(sys.executable, "-c", RUN, "run", str(pack), "--audio", str(self.sample), "--json"),
-            *("--residency", plan.residency, "--activations", plan.activations),
-            *("--cache-type", plan.cache_type, "--max-tokens", str(TOKENS)),
-        ]
-        files = [] if plan.residency == "mapped" else [pack / "weights.safetensors"]
-        done = run_measured(argv, files=files, timeout=TIMEOUT_S)
-        if done.returncode != 0:
-            said = (done.stdout.strip() or done.stderr.strip()).splitlines() or [f"exit {done.returncode}"]
-            raise MeasuringError(f"a packed candidate ({plan.label}) did not run: {said[-1]}")
-        record = json.loads(done.stdout)
+    def figures(self, plan: Plan) -> tuple[float, float]:
+        """See Workshop; states and tokens a second of transcribing the sample."""
+        asked = ("--audio", str(self.sample), "--max-tokens", str(TOKENS), "--cache-type", plan.cache_type)
+        record, peak_mib = measured_run(self.pack(plan), plan, asked)
         work = record["windows"] * frames_of(self.model, record["seconds"]) + record["tokens"]
-        return 1e3 * work / record["ms"], done.peak_mib
+        return 1e3 * work / record["ms"], peak_mib
+
+    def write_best(self, found: Sequence[Candidate], best: Candidate) -> None:
+        """See Workshop."""
+        heard = self.samples
+        measured_on = (
+            f"{len(heard)} windows of {len(self.evaluation_files)} files" if heard else "none: predicted"
+        )
+        calibrated_on = self.calibration.shape[0] if "calibration" in self.__dict__ else 0
+        self.write(
+            found,
+            best,
+            quality=(Quality(MEASURE, best.loss, "lower"),) if heard else (),
+            facts=[
+                ("loss", MEASURE if heard else f"predicted, not measured (no sound given): {MEASURE}"),
+                ("evaluation", measured_on),
+                ("calibration", f"{calibrated_on} windows"),
+                ("speed", "states of the encoder and tokens written, a second"),
+            ],
+            provenance={"evaluation": measured_on, "calibration": f"{calibrated_on} windows"},
+        )
 
 
 def frames_of(model: SpeechModel, seconds_: float = SAMPLE_S) -> int:
@@ -304,113 +266,20 @@ def _memory_mib(job: Job, model: SpeechModel, nbytes: int, plan: Plan) -> float:
 
 def pack_speech(job: Job, source: Any, tell: Callable[[str], None]) -> Outcome:
     """`pack_model` for a speech model: predict, measure, choose, write."""
-    begun = time.monotonic()
     if job.cache_type is not None and job.cache_type not in CACHE_TYPES:
         raise not_allowed("cache_type", job.cache_type, CACHE_TYPES)
     model = open_speech(source)
     audio_files(job.calibration, job.evaluation)  # refused before the work
-    budget = device_budget(job.budget, job.device)
     files = [model.path / name for name in (*TOKENIZER_FILES, *SPEECH_FILES)]
     files_nbytes = sum(path.stat().st_size for path in files if path.is_file()) + RECORD_NBYTES
     walk = SpeechWalk(model.architecture, model.source)
     structures = Structures(walk, model.source)
-    candidates = predictions(job, model, files_nbytes, structures, (full_structure(job.structure),))
-    what = f"{job.model} on {job.device.name}"
-    fitting = [one for one in candidates if budget.fits(mild(one).demand())]
-    if not fitting and job.structure is None:
-        candidates += predictions(job, model, files_nbytes, structures, OFFERED)
-        fitting = [one for one in candidates if budget.fits(mild(one).demand())]
-    if not fitting:
-        raise refusal([mild(one) for one in candidates], budget, what)
-    plans = [
-        memory_plan(walk, structures.compression(*key), job.calibration_tokens, job.work_ram_mib)
-        for key in {one.plan.stored for one in fitting}
-    ]
-    memory: MemoryPlan = max(plans, key=lambda plan: plan.total_bytes)
-    with progress(f"packing {job.model}") as bar, scratch_folder(job.output) as scratch:
-        shop = Workshop(job, model, scratch, bar)
-        clock = Clock(job.effort_s)
-        known = {one.plan: one for one in candidates}
-        for candidate in _order(fitting, job.objective):
-            if choose(list(known.values()), budget, job.objective) is not None and clock.left_s <= 0:
-                break
-            tell(candidate.plan.label)
-            known[candidate.plan] = shop.measured(candidate)
-        found = list(known.values())
-        best = choose(found, budget, job.objective)
-        if best is None:
-            raise refusal([one for one in found if one.source == "measured"] or found, budget, what)
-        write_speech(job, shop, found, best)
-        layers = shop.layers.get(best.plan.stored, ())
-    taken = time.monotonic() - begun
-    return Outcome(job.output, best, tuple(found), budget, job.objective, taken, memory, layers)
-
-
-def _order(candidates: list[Candidate], objective: str) -> list[Candidate]:
-    """The best of every precision first, then the other ways to run them."""
-    first: dict[tuple[str, str], Candidate] = {}
-    order = ranked(candidates, objective)
-    for one in order:
-        first.setdefault(one.plan.stored, one)
-    return [*first.values(), *(one for one in order if one not in first.values())]
-
-
-def write_speech(job: Job, shop: Workshop, found: list[Candidate], best: Candidate) -> None:
-    """The chosen candidate's tensors under the name the user gave, with measurements and report."""
-    pack = Pack.open(shop.pack(best.plan))
-    quality = (Quality(MEASURE, best.loss, "lower"),) if shop.texts else ()
-    measurement = Measurement(
-        quality=quality,
-        memory_mib=best.ram_mib,
-        storage_mib=best.storage_mib,
-        throughput=best.here,
-        seed=job.seed,
+    return pack_measuring(
+        job,
+        walk,
+        structures,
+        full_structure(job.structure),
+        lambda choices: predictions(job, model, files_nbytes, structures, choices),
+        lambda scratch, bar: SpeechShop(job, model, scratch, bar),
+        tell,
     )
-    here = machine()
-    texts = shop.texts
-    measured_on = (
-        f"{len(texts)} windows of {len(shop.evaluation_files)} files" if texts else "none: predicted"
-    )
-    calibrated_on = shop.calibration.shape[0] if "calibration" in shop.__dict__ else 0
-    page = report_html(
-        title=f"{Path(job.model).name or job.model} in a haversack",
-        model=job.model,
-        device=job.device,
-        budget=device_budget(job.budget, job.device),
-        objective=job.objective,
-        candidates=found,
-        chosen=best,
-        layers=shop.layers.get(best.plan.stored, ()),
-        facts=[
-            ("loss", MEASURE if texts else f"predicted, not measured (no sound given): {MEASURE}"),
-            ("evaluation", measured_on),
-            ("calibration", f"{calibrated_on} windows"),
-            ("speed", "states of the encoder and tokens written, a second"),
-            ("measured on", f"{here['cpu']}, {here['cores']} cores, {here['isa']}"),
-            ("device", job.device.title),
-            ("haversack", __version__),
-        ],
-    )
-    with PackWriter(job.output, "speech", expected_bytes=pack.nbytes) as writer:
-        for name, entry in pack.tensors.items():
-            writer.add_tensor(name, entry.kind, entry.shape, [pack.bytes(name)], entry.group, entry.layout)
-        for name, form in pack.forms.items():
-            writer.add_form(name, form)
-        shop.add_files(writer)
-        writer.add_file("report.html", page.encode())
-        writer.finish(
-            {
-                "architecture": dict(shop.model.config),
-                "plan": best.plan.record(),
-                "activations": best.plan.activations,
-                "measurements": [measurement.record()],
-                "provenance": {
-                    "model": job.model,
-                    "haversack": __version__,
-                    "device": job.device.name,
-                    "objective": job.objective,
-                    "evaluation": measured_on,
-                    "calibration": f"{calibrated_on} windows",
-                },
-            }
-        )

@@ -1,0 +1,227 @@
+"""The main job for language models: every plan is predicted, those on the front are packed and measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from haversack.core.budget import BudgetError
+from haversack.core.errors import UserError
+from haversack.core.measurement import Quality
+from haversack.core.progress import Progress, progress
+from haversack.models import Tokenizer, read_architecture
+from haversack.models._calibration import TokenText, segments, token_text
+from haversack.models._checkpoint import checkpoint
+from haversack.models._hub_cache import hub_origin
+from haversack.plan._candidates import Candidate, Plan
+from haversack.plan._enumerate import Space, predicted
+from haversack.plan._gguf_job import GgufJob, Origin
+from haversack.plan._job import (
+    RECORD_NBYTES,
+    TOKENIZER_FILES,
+    Job,
+    Outcome,
+    device_budget,
+    pack_files,
+    scratch_folder,
+)
+from haversack.plan._measure import RunFigures, quality, run_figures
+from haversack.plan._search import Clock, screened, search
+from haversack.plan._shelf import Shelf
+from haversack.plan._structure import NONE, OFFERED, Structures, advised
+from haversack.run._weights import check_tensors
+from haversack.shrink._language import LanguageWalk
+from haversack.shrink._pipeline import kept_matrices, memory_plan
+
+CALIBRATION_LENGTH = 512
+FEWEST_CALIBRATION, FEWEST_EVALUATION = 2_048, 1_024
+EVALUATION_TOKENS = 16_384
+WINDOW = 1_024
+PROMPT_CHARACTERS, SPEED_TOKENS = 240, 32
+
+
+class Bench(Shelf):
+    """Packs candidates in a scratch folder beside the output and measures them; the search's `Workshop`."""
+
+    def __init__(
+        self, job: Job, source: Any, scratch: Path, bar: Progress, gguf: GgufJob | None = None
+    ) -> None:
+        if gguf is not None:
+            source = Origin(gguf.write(scratch / "origin.pack", origin=True), gguf.model.config)
+        self.gguf = gguf
+        self.architecture = read_architecture(source.config)
+        self.tokenizer = Tokenizer.of_folder(source.path)
+        walk = LanguageWalk(self.architecture)
+        super().__init__(job, source, source.path, source.config, walk, scratch, bar)
+        self._qualities: dict[tuple[str, str, str, str], float] = {}
+
+    @cached_property
+    def evaluation(self) -> TokenText:
+        """The text that quality is measured on."""
+        text = self._text("evaluation", self.job.evaluation, FEWEST_EVALUATION)
+        return text.part(EVALUATION_TOKENS)
+
+    @cached_property
+    def calibration(self) -> TokenText:
+        """The text that methods are calibrated on."""
+        return self._text("calibration", self.job.calibration, FEWEST_CALIBRATION)
+
+    def _text(self, purpose: str, path: Path | None, fewest: int) -> TokenText:
+        def encode(part: str) -> list[int]:
+            return list(self.tokenizer.encode(part, special=False))
+
+        return token_text(encode, self.architecture.vocabulary, purpose, path, fewest)
+
+    @property
+    def calibration_source(self) -> str:
+        """What was calibrated on, in words."""
+        used = self.__dict__.get("calibration")
+        return "none" if used is None else f"{used.source}: up to {self.job.calibration_tokens:,} tokens"
+
+    @property
+    def window(self) -> int:
+        """Tokens of a window of the evaluation."""
+        return min(WINDOW, int(self.architecture.context))
+
+    def reference(self) -> float:
+        """Quality of the model as it came, computed in f32."""
+        return quality(self.path, None, self.evaluation, self.window, self.scratch)
+
+    def texts(self) -> Any:
+        """See Shelf."""
+        length = min(CALIBRATION_LENGTH, self.architecture.context)
+        count = -(-self.job.calibration_tokens // length)
+        return segments(self.calibration.tokens, length, count, self.job.seed)
+
+    def compressed(self, key: tuple[str, str]) -> Path:
+        """See Shelf; a GGUF file's own types are kept as they are."""
+        if self.gguf is None or not self.gguf.kept:
+            return super().compressed(key)
+        if self.gguf.requantize is None:
+            return self.path
+        path = self.scratch / f"{len(self._packs)}.pack"
+        self.gguf.write(path, origin=False)
+        return path
+
+    def quality(self, plan: Plan) -> float:
+        """Bits per byte of the plan's pack."""
+        key = (*plan.stored, plan.activations, plan.cache_type)
+        if key not in self._qualities:
+            pack = self.pack(plan)
+            self._qualities[key] = quality(pack, plan, self.evaluation, self.window, self.scratch)
+        return self._qualities[key]
+
+    def figures(self, plan: Plan) -> RunFigures:
+        """Speed and memory of a run in a fresh process."""
+        prompt = self.tokenizer.decode(self.evaluation.tokens[:PROMPT_CHARACTERS].tolist())[
+            :PROMPT_CHARACTERS
+        ]
+        return run_figures(self.pack(plan), plan, prompt, SPEED_TOKENS)
+
+    def write_best(self, found: Sequence[Candidate], best: Candidate, reference: float) -> None:
+        """`write`, with quality beside that of the model as it came."""
+        assert best.quality is not None
+        job, text = self.job, self.evaluation
+        self.write(
+            found,
+            best,
+            quality=(
+                Quality("bits per byte", best.quality, "lower"),
+                Quality("bits per byte of the f32 model", reference, "lower"),
+            ),
+            facts=[
+                ("quality", f"bits per byte; the f32 model has {reference:.4f}"),
+                ("evaluation", f"{text.source}: {len(text.tokens):,} tokens, {text.byte_count:,} bytes"),
+                ("calibration", f"{self.calibration_source}, seed {job.seed}"),
+                *self._kept(best),
+            ],
+            provenance={
+                **hub_origin(self.path),
+                **({"requantized": job.requantize} if job.requantize else {}),
+                "evaluation": text.source,
+                "calibration": self.calibration_source,
+            },
+        )
+
+    def _kept(self, best: Candidate) -> list[tuple[str, str]]:
+        """A line on the matrices that the method could not take, where there are any."""
+        if self.gguf is not None and self.gguf.kept:
+            return []
+        method = self.structures.compression(*best.plan.stored)
+        kept = kept_matrices(self.walk, method, self.job.policy)
+        if not kept:
+            return []
+        return [("kept in f16", ", ".join(f"{name} ({one.reason})" for name, one in kept.items()))]
+
+
+def pack_language(job: Job, source: Any, gguf: GgufJob | None, tell: Callable[[str], None]) -> Outcome:
+    """`pack_model` for a decoder, from a checkpoint folder or (`gguf`) a GGUF file."""
+    begun = time.monotonic()
+    walk = LanguageWalk(read_architecture(source.config))
+    if gguf is None:
+        source = checkpoint(source, walk.architecture)
+        check_tensors(source, walk.architecture)
+    budget = device_budget(job.budget, job.device)
+    files = sum(
+        len(data) if isinstance(data, bytes) else data.stat().st_size
+        for name, data in (gguf.files() if gguf else pack_files(source.path)).items()
+        if name in TOKENIZER_FILES
+    )
+    if gguf is not None and job.structure not in (None, NONE):
+        raise UserError(
+            f"{job.model} is a GGUF file, which is packed without a structure; pack the original checkpoint.",
+            field="structure",
+            given=job.structure,
+            nearest=NONE,
+        )
+    structures = Structures(walk, source)
+    space = Space(
+        architecture=walk.architecture,
+        device=job.device,
+        files_nbytes=files + RECORD_NBYTES,
+        context=walk.architecture.context,
+        policy=job.policy,
+        precision=job.precision,
+        activations=job.activations,
+        residency=job.residency,
+        cache_type=job.cache_type,
+        effort_s=job.effort_s,
+        calibration_tokens=job.calibration_tokens,
+        structures=(structures.choice(job.structure),),
+        compression=structures.compression,
+    )
+    what = f"{job.model} on {job.device.name}"
+    kept = gguf if gguf is not None and gguf.kept else None
+    candidates, noises = kept.predicted(space) if kept else predicted(space)
+    try:
+        fitting = screened(candidates, budget, what)
+    except BudgetError:
+        if gguf is not None or job.structure is not None:
+            raise
+        more, noisier = predicted(replace(space, structures=OFFERED))
+        candidates, noises = [*candidates, *more], {**noises, **noisier}
+        fitting = screened(candidates, budget, what)
+    plans = (
+        [kept.memory_plan(job.work_ram_mib)]
+        if kept
+        else [
+            memory_plan(walk, structures.compression(*one), job.calibration_tokens, job.work_ram_mib)
+            for one in {candidate.plan.stored for candidate in fitting}
+        ]
+    )
+    memory = max(plans, key=lambda plan: plan.total_bytes)
+    with progress(f"packing {job.model}") as bar, scratch_folder(job.output) as scratch:
+        bench = Bench(job, source, scratch, bar, gguf)
+        clock = Clock(job.effort_s)
+        tell("quality of the f32 model")
+        reference = bench.reference()
+        found, chosen = search(candidates, noises, budget, job.objective, reference, bench, clock, what, tell)
+        bench.write_best(found, chosen, reference)
+        layers = bench.layers.get(chosen.plan.stored, ())
+    seconds = time.monotonic() - begun
+    advice = None if kept else advised(space, chosen)
+    return Outcome(job.output, chosen, tuple(found), budget, job.objective, seconds, memory, layers, advice)
