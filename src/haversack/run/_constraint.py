@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from haversack.core.errors import UserError
-from haversack.run._automaton import DEAD, Automaton, Vocabulary
+from haversack.kernels.automaton import ANY_NUMBER, text_of
+from haversack.run._automaton import Vocabulary
 from haversack.run._terms import Term, Terms
 
 Mask = npt.NDArray[np.bool_]
@@ -42,32 +43,28 @@ class Constraint(Protocol):
 
 
 class TokenConstraint:
-    """A `Constraint` by an automaton. Made by `json_schema`, `regular_expression` and `one_of`."""
+    """A `Constraint` by an automaton whose texts end with one of `ends`. Made by `json_schema`,
+    `regular_expression` and `one_of`."""
 
-    def __init__(self, automaton: Automaton, ends: Sequence[int]) -> None:
-        self._automaton = automaton
-        self._ends = [end for end in ends if 0 <= end < automaton.vocabulary.size]
-        self._start()
-
-    def _start(self) -> None:
-        self._generation = self._automaton.generation
-        self._at = self._automaton.number(self._automaton.start)
-        self._nodes = self._automaton.start
+    def __init__(self, automaton: Any, ends: Sequence[int], size: int) -> None:
+        self._automaton, self._ends, self._size = automaton, frozenset(ends), size
+        self._text = text_of(automaton)
         self.done = False
 
     def fresh(self) -> TokenConstraint:
         """The same constraint at the beginning of another text."""
-        return TokenConstraint(self._automaton, self._ends)
+        return TokenConstraint(self._automaton, tuple(self._ends), self._size)
 
     @property
     def least(self) -> float:
         """Tokens that are enough to complete the text from here."""
-        return self._automaton.least(self._number())
+        least: float = self._text.least
+        return least
 
     @property
     def complete(self) -> bool:
         """True when the text so far is valid as it stands."""
-        return self.done or self._automaton.accepts(self._number())
+        return self.done or self._text.accepts
 
     def require_room(self, tokens: int) -> None:
         """Raises UserError when `tokens` are not enough for the shortest text."""
@@ -82,47 +79,22 @@ class TokenConstraint:
             )
 
     def allowed(self, left: int | None = None) -> Mask:
-        automaton = self._automaton
         if self.done:
-            return self._with_ends(np.zeros(automaton.vocabulary.size, np.bool_))
-        number = self._number()
-        found = automaton.allowed(number)
-        mask = found.mask
-        if left is not None and automaton.least(number) + found.growth > left - 1:
-            closing = automaton.completing(number, left - 1)
-            mask = closing if closing.any() or automaton.accepts(number) else mask
-        return self._with_ends(mask) if automaton.accepts(number) else mask
-
-    def _with_ends(self, mask: Mask) -> Mask:
-        if self._ends:
-            mask = mask.copy()
-            mask[self._ends] = True
-        return mask
+            mask = np.zeros(self._size, np.bool_)
+            mask[list(self._ends)] = True
+            return mask
+        allowed: Mask = self._text.allowed(ANY_NUMBER if left is None else left)
+        return allowed
 
     def advance(self, token: int) -> None:
         if self.done:
             return
-        number = self._number()
         if token in self._ends:
             self.done = True
-            return
-        after = self._automaton.draw(number, token)
-        if after == DEAD:
+        elif self._text.advance(token):
+            self.done = self._text.ended
+        else:
             raise ValueError(f"the token {token} does not satisfy the constraint")
-        after = self._automaton.relieved(after)
-        self._at, self._nodes, self._generation = (
-            after,
-            self._automaton.nodes(after),
-            self._automaton.generation,
-        )
-        self.done = self._automaton.ended(after)
-
-    def _number(self) -> int:
-        """The number of where the text stands, which another text may have made the automaton forget."""
-        if self._generation != self._automaton.generation:
-            self._at = self._automaton.number(self._nodes)
-            self._generation = self._automaton.generation
-        return self._at
 
 
 def json_schema(schema: Any, tokenizer: Any, end_tokens: Sequence[int]) -> TokenConstraint:
@@ -193,16 +165,22 @@ def _kept(key: Any, tokenizer: Any, ends: Sequence[int], compiled: Any) -> Token
             "so its text cannot be constrained.",
             field="tokenizer",
         )
-    bare = not any(0 <= end < vocabulary.size for end in ends)
-    key = (*key, bare)
+    ends = tuple(end for end in ends if 0 <= end < vocabulary.size)
+    key = (*key, ends)
     automaton = vocabulary.kept.pop(key, None)
     if automaton is None:
-        terms = Terms(vocabulary.usable, vocabulary.split)
+        terms = Terms(vocabulary.trie)
         root = compiled(terms)
-        if bare:  # without a token that ends a text, a line break does
+        if not ends:  # without a token that ends a text, a line break does
             root = terms.ended(root)
-        automaton = Automaton(terms, root, vocabulary)
+            if root.least == float("inf"):
+                raise UserError(
+                    "no token of this model ends a text and none of its tokenizer is a line break, so its "
+                    "text cannot be constrained.",
+                    field="tokenizer",
+                )
+        automaton = vocabulary.automaton(terms, root, ends)
         while len(vocabulary.kept) >= MOST_KEPT:
             vocabulary.kept.pop(next(iter(vocabulary.kept)))
     vocabulary.kept[key] = automaton
-    return TokenConstraint(automaton, ends)
+    return TokenConstraint(automaton, ends, vocabulary.size)

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 from haversack.core.errors import UserError
+from haversack.kernels.automaton import NEVER
 from haversack.run import _regex
 from haversack.run._json_numbers import Bounds, integers, numbers
 from haversack.run._regex import Builder, Dfa, PatternError, Ranges, Re
-from haversack.run._schema_formats import FORMATS
+from haversack.run._schema_formats import FORMATS, format_automaton
 from haversack.run._schema_reader import KINDS, Atom, Reader, fraction, refusal, show
-from haversack.run._terms import NEVER, Term, Terms, TooLargeError, byte_mask
+from haversack.run._terms import Term, Terms, TooLargeError, byte_mask
 
 SHORT = {8: b"\\b", 9: b"\\t", 10: b"\\n", 12: b"\\f", 13: b"\\r", 34: b'\\"', 92: b"\\\\"}
 PRINTABLE: Ranges = ((0x20, 0x7E),)
@@ -51,9 +53,10 @@ def encoded(terms: Terms, ranges: Ranges, in_json: bool = True) -> Term:
 def of_automaton(terms: Terms, dfa: Dfa, key: Any, in_json: bool = True) -> Term:
     """The texts of an automaton over characters: a name for each of its states."""
     names = [terms.name((key, state)) for state in range(len(dfa.edges))]
+    written = cache(lambda ranges: encoded(terms, ranges, in_json))
     for state, leads in enumerate(dfa.edges):
         found = [terms.empty] if dfa.accepts[state] else []
-        found += [terms.sequence(encoded(terms, ranges, in_json), names[to]) for to, ranges in leads.items()]
+        found += [terms.sequence(written(ranges), names[to]) for to, ranges in leads.items()]
         names[state].parts = (terms.choice(found),)
     return names[0]
 
@@ -211,14 +214,18 @@ class Compiler:
         if high is not None and low > high:
             return terms.never(f"minLength {low} exceeds maxLength {high} at {places}")
         wanted = [self._pattern(atom.get("pattern"), atom.place) for atom in atoms if atom.has("pattern")]
-        for atom in atoms:
-            if atom.has("format"):
-                wanted.append(self._format(atom))
+        formats = [atom for atom in atoms if atom.has("format")]
+        bounded = low > 0 or high is not None
         quote = terms.literal('"')
+        if len(formats) == 1 and not wanted and not bounded and formats[0].get("format") in FORMATS:
+            name = formats[0].get("format")
+            inner = self._leaf(("format", name), lambda: format_automaton(name), places, "a text")
+            return terms.sequence(quote, inner, quote)
+        wanted += [self._format(atom) for atom in formats]
         if not wanted:
             return terms.sequence(quote, terms.repeat(self.character, low, high), quote)
         b = self._expressions
-        if low or high is not None:
+        if bounded:
             wanted.append(b.repeat(b.any, low, high))
         inner = self._text(b.both(*wanted), places, "a text with this pattern, format and length")
         return terms.sequence(quote, inner, quote)

@@ -4,6 +4,10 @@ or with an offset; addresses and names use the letters, digits and marks that ev
 
 from __future__ import annotations
 
+from functools import cache
+
+from haversack.run._regex import Builder, Dfa, parse
+
 _DATE = (
     r"(19|20)[0-9]{2}-((0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])|(0[13-9]|1[0-2])-(29|30)|(0[13578]|1[02])-31)"
 )
@@ -26,3 +30,10 @@ FORMATS = {
     "uri": rf"^https?://{_HOST}(:[1-9][0-9]{{1,3}})?{_PATH}$",
     "uuid": r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$",
 }
+
+
+@cache
+def format_automaton(name: str) -> Dfa:
+    """The automaton of a format, made once."""
+    builder = Builder()
+    return builder.automaton(parse(builder, FORMATS[name]))

@@ -1,18 +1,33 @@
 """Grammars over bytes as interned terms: what a text may be, and the fewest tokens that complete it.
 
 A term is a set of bytes, a literal, a sequence, a choice, a counted repetition, a name (for recursion) or a
-nest (whose depth is bounded). `least` is the number of tokens that its cheapest text takes: a literal counts
-the tokens of its greedy split, any other byte one token. `depth` is how deep that text nests. Both are
-infinite for a term that no text matches, and every alternative of that kind is left out when the term is run,
-so that whatever was begun can be completed."""
+nest (whose depth is bounded). `settle` puts all terms into a table, which kernels/automaton.py measures and
+runs."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
-EMPTY, NEVER, BYTES, LITERAL, SEQUENCE, CHOICE, REPEAT, NAME, NEST, LEAVE = range(10)
+import numpy as np
+
+from haversack.kernels.automaton import (
+    BYTES,
+    CHOICE,
+    EMPTY,
+    LEAVE,
+    LITERAL,
+    NAME,
+    NEST,
+    NEVER,
+    REPEAT,
+    SEQUENCE,
+    Table,
+    Trie,
+    measure,
+)
+
 ALL_BYTES = (1 << 256) - 1
 MOST_TERMS = 100_000
 CHUNK = 64
@@ -24,15 +39,14 @@ class TooLargeError(Exception):
 
 
 class Term:
-    """One interned term; `parts` are its inner terms, `value` its bytes, literal, bounds or reason."""
+    """One interned term; `parts` are its inner terms, `value` its bytes, literal, bounds or reason. `least`:
+    the fewest tokens of a text, infinite when there is none or it is not known yet."""
 
-    __slots__ = ("classes", "depth", "kind", "least", "parts", "value")
+    __slots__ = ("kind", "least", "number", "parts", "value")
 
-    def __init__(self, kind: int, parts: tuple[Term, ...], value: Any) -> None:
-        self.kind, self.parts, self.value = kind, parts, value
+    def __init__(self, number: int, kind: int, parts: tuple[Term, ...], value: Any) -> None:
+        self.number, self.kind, self.parts, self.value = number, kind, parts, value
         self.least: float = math.inf
-        self.depth: float = math.inf
-        self.classes: list[int] | None = None
 
 
 def byte_mask(values: Iterable[int]) -> int:
@@ -44,12 +58,13 @@ def byte_mask(values: Iterable[int]) -> int:
 
 
 class Terms:
-    """Makes terms, each once. `usable`: the bytes that some token writes alone; `split`: tokens of a
-    literal."""
+    """Makes terms, each once, for the tokens of `trie`. `table`: what `settle` made of them."""
 
-    def __init__(self, usable: int, split: Callable[[bytes], int]) -> None:
-        self.usable = usable
-        self._split = split
+    table: Table
+
+    def __init__(self, trie: Trie) -> None:
+        self.usable = trie.usable
+        self._trie = trie
         self._made: dict[tuple[Any, ...], Term] = {}
         self.all: list[Term] = []
         self.empty = self._term(EMPTY, (), None)
@@ -62,7 +77,7 @@ class Terms:
         if found is None:
             if len(self.all) >= MOST_TERMS and not self.settled:
                 raise TooLargeError(f"it has more than {MOST_TERMS} parts")
-            found = self._made[key] = Term(kind, parts, value)
+            found = self._made[key] = Term(len(self.all), kind, parts, value)
             self.all.append(found)
         return found
 
@@ -136,14 +151,9 @@ class Terms:
 
     def repeat(self, part: Term, low: int = 0, high: int | None = None) -> Term:
         """The part `low` to `high` times (None: without end). The part must not match the empty text."""
-        if high == 0 or (part.kind == NEVER and low == 0):
+        if (high is not None and high <= 0) or (part.kind == NEVER and low == 0):
             return self.empty
-        if part.kind == NEVER:
-            return part
-        made = self._term(REPEAT, (part,), (low, high))
-        if self.settled and made.least == math.inf:
-            self._measure(made)
-        return made
+        return part if part.kind == NEVER else self._term(REPEAT, (part,), (low, high))
 
     def name(self, key: Any) -> Term:
         """A name whose `parts` are set once to (body,)."""
@@ -159,48 +169,43 @@ class Terms:
         self.settle()
         return made
 
-    def suffix(self, literal: Term) -> Term:
-        """A literal without its first byte."""
-        made = self.literal(literal.value[1:])
-        if made.least == math.inf:
-            self._measure(made)
-        return made
-
     def settle(self) -> None:
-        """Compute `least` and `depth` of every term, recursion included."""
-        changed = True
-        while changed:
-            changed = False
-            for term in self.all:
-                changed |= self._measure(term)
+        """Measure all terms, recursion included."""
+        self.table = self._table()
+        measure(self.table, self._trie)
+        for term, least in zip(self.all, self.table.least.tolist(), strict=True):
+            term.least = least
         self.settled = True
 
-    def _measure(self, term: Term) -> bool:
-        """Bring one term up to date with its parts; True when it changed."""
-        least, depth = math.inf, math.inf
-        kind, parts = term.kind, term.parts
-        if kind in (EMPTY, LEAVE):
-            least = depth = 0
-        elif kind == BYTES and term.value:
-            least, depth = 1, 0
-        elif kind == LITERAL:
-            if term.least < math.inf:
-                return False
-            if all(self.usable >> byte & 1 for byte in term.value):
-                least, depth = self._split(term.value), 0
-        elif kind == SEQUENCE:
-            least, depth = sum(part.least for part in parts), max(part.depth for part in parts)
-        elif kind == CHOICE or (kind == NAME and parts):
-            least, depth = min((part.least, part.depth) for part in parts)
-        elif kind == REPEAT:
-            low = term.value[0]
-            least, depth = (low * parts[0].least, parts[0].depth) if low else (0, 0)
-        elif kind == NEST:
-            least, depth = parts[0].least, parts[0].depth + 1
-        if (least, depth) < (term.least, term.depth):
-            term.least, term.depth = least, depth
-            return True
-        return False
+    def _table(self) -> Table:
+        bounds: list[tuple[int, int]] = []
+        texts, sets, parts, starts = bytearray(), bytearray(), list[int](), [0]
+        for term in self.all:
+            kind, value = term.kind, term.value
+            if kind == LITERAL:
+                bounds.append((len(texts), len(value)))
+                texts += value
+            elif kind == BYTES:
+                bounds.append((len(sets) // 32, 0))
+                sets += value.to_bytes(32, "little")
+            elif kind == REPEAT:
+                bounds.append((value[0], -1 if value[1] is None else value[1]))
+            else:
+                bounds.append((0, 0))
+            parts += [part.number for part in term.parts]
+            starts.append(len(parts))
+        low, high = np.ascontiguousarray(np.asarray(bounds, np.int64).T)
+        return Table(
+            kinds=np.asarray([term.kind for term in self.all], np.uint8),
+            starts=np.asarray(starts, np.int32),
+            parts=np.asarray(parts, np.int32),
+            low=low,
+            high=high,
+            sets=np.frombuffer(sets, np.uint8).reshape(-1, 32),
+            texts=np.frombuffer(texts, np.uint8),
+            least=np.full(len(bounds), np.inf),
+            depth=np.full(len(bounds), np.inf),
+        )
 
     def reason(self, root: Term) -> str:
         """Why no text matches `root`, after `settle`."""
