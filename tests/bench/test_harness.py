@@ -183,6 +183,29 @@ def test_what_cannot_be_measured_has_no_verdict_but_a_reason(house):
     assert by_id(run_bench(bench, rows="peer"))["peer"]["note"] == "the peer is not built here"
 
 
+def test_a_row_that_was_never_measured_keeps_its_latest_reason(house):
+    bench = sums_bench()
+
+    @bench.measure(Row("peer", "beats a peer", unit="s", kind="time", bar=Bar("<=", 1.0)), seconds=1)
+    def peer(run: Run):
+        raise Unavailable("the peer is not built here")
+
+    run_bench(bench, rows="bytes")
+    assert by_id(stored_result("sums"))["peer"]["note"] != "the peer is not built here"
+    run_bench(bench, rows="peer")
+    run_bench(bench, rows="bytes")
+    assert by_id(stored_result("sums"))["peer"]["note"] == "the peer is not built here"
+
+
+def test_a_later_pattern_takes_back_what_an_earlier_one_left_out(house):
+    bench = sums_bench(watches=("kernels/*.py", "!kernels/s*.py", "kernels/sums.py", "!kernels/other.py"))
+    run_bench(bench)
+    (house / "kernels" / "other.py").write_text("")
+    assert {row["source"] for row in stored_result("sums")["rows"]} == {"stored"}
+    (house / "kernels" / "sums.py").write_text("first = 2\n")
+    assert {row["source"] for row in stored_result("sums")["rows"]} == {"stale"}
+
+
 def test_an_absent_peer_leaves_the_stored_measurement_with_the_reason(house):
     bench = Bench("peer", watches=())
     present = True

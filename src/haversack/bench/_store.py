@@ -113,7 +113,7 @@ def store(
     """Write the rows whose ids are in `measured`, keeping the old file's other rows as they were; in one
     step.
 
-    `watches` names each row's files. Rows that were never measured are written with their reason.
+    `watches` names each row's files. Rows that were never measured are written with their latest reason.
     """
     path = result_path(slug)
     old = stored_result(slug)
@@ -122,8 +122,11 @@ def store(
     fresh = set(measured)
     rows = []
     for row in document["rows"]:
-        if row["id"] in kept and row["id"] not in fresh:
-            rows.append({**kept[row["id"]], "source": "stored"})
+        old_row = kept.get(row["id"])
+        if old_row is not None and row["id"] not in fresh:
+            never = old_row["ours"] is None and old_row["holds"] is None
+            reason = {"note": row["note"]} if never else {}
+            rows.append({**old_row, **reason, "source": "stored"})
             continue
         patterns = tuple(watches[row["id"]])
         if patterns not in hashes:
