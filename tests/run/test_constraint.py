@@ -401,6 +401,18 @@ def test_drafts_keep_to_the_constraint(folder: Path, draft: Path, sampling: str)
         assert len({tuple(tokens) for (_, greedy), tokens in found.items() if not greedy}) == 1
 
 
+def test_without_an_end_token_and_without_a_line_break_it_is_refused() -> None:
+    class Lettered:
+        size = 3
+
+        def bytes_of(self, token: int) -> bytes:
+            return (b"1", b"2", b"12")[token]
+
+    assert json_schema({"type": "integer"}, Lettered(), [0]).least == 1
+    with pytest.raises(UserError, match="no token of this model ends a text"):
+        json_schema({"type": "integer"}, Lettered(), [])
+
+
 def test_the_end_of_the_context_counts(folder: Path) -> None:
     with Engine.open(folder, context_length=70) as engine:
         tokenizer = engine.model.tokenizer()
