@@ -99,6 +99,22 @@ def test_importing_any_room_starts_nothing() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_a_bench_has_the_rows_of_all_its_files() -> None:
+    """Loading a bench imports every file of its folder that declares rows: those of any other would not
+    exist."""
+    from haversack.bench import bench_names, find_bench
+
+    left_out = []
+    for name in bench_names():
+        functions = {measure.function.__module__ for measure in find_bench(name).measures}
+        for path in (PACKAGE / "bench" / name.replace("-", "_")).glob("*.py"):
+            if "@bench.measure(" in path.read_text(encoding="utf-8"):
+                module = ".".join(("haversack", *path.relative_to(PACKAGE).with_suffix("").parts))
+                if module not in functions:
+                    left_out.append(path)
+    assert not names(left_out)
+
+
 def test_engines_do_not_import_torch_modules() -> None:
     """run, and the floors below it, know no file NAME_torch.py, not even inside a function."""
     guilty = []
