@@ -48,7 +48,7 @@ def planned(model, folder, **changes):
 
 def test_every_method_comes_under_every_setting_that_it_has(checkpoint, tmp_path):  # noqa: F811
     found = planned(checkpoint, tmp_path)
-    names = {entry.name for entry in index.methods("shrink", "precision")} - {"keep"}
+    names = {entry.name for entry in index.methods("shrink", "precision")} - {"keep", "mixed"}
     assert {way.plan.precision.partition(":")[0] for way in found} == names | {"keep"}
     assert found[0].setting == "w16a16"
     by_method = {}
@@ -56,6 +56,9 @@ def test_every_method_comes_under_every_setting_that_it_has(checkpoint, tmp_path
         by_method.setdefault(way.plan.precision.partition(":")[0], set()).add(way.setting)
     assert by_method["gptq"] == by_method["awq"] == {one.name for one in SETTINGS}
     assert by_method["smoothquant"] == {"w8a8", "w4a8"}, "smoothing is for integer activations"
+    static = [way for way in found if way.plan.precision.startswith("mobilequant")]
+    assert {way.setting for way in static} == {"w8a8", "w4a8"}
+    assert {way.plan.activations for way in static} == {"int8-static"}, "its ranges are learned to be used"
     for way in found:
         integers = way.plan.activations != "f32"
         assert integers == way.setting.endswith("a8")

@@ -24,6 +24,8 @@ from haversack.core.method import parse_choice
 from haversack.core.progress import progress
 from haversack.plan._candidates import Candidate, Plan, choose, refusal
 from haversack.plan._enumerate import (
+    STATIC,
+    STATIC_TRAIT,
     VARIED,
     create_precision,
     full_name,
@@ -154,6 +156,8 @@ def ways(job: Job, side: Side) -> Iterator[Way]:
                 index.create("shrink", "precision", f"{entry.name}:{text}"), dict.fromkeys((*VARIED, *given))
             )
             types = [one for one in setting.activations if job.activations in (None, one)]
+            if STATIC_TRAIT in entry.provides and job.activations is None:
+                types = [one for one in types if one == STATIC]
             taken = next((one for one in types if not undefined(choice, one)), None)
             if taken is not None:
                 plan = Plan(choice, structure, activations=taken, **how)
