@@ -71,6 +71,14 @@ def test_what_is_fixed_stays(checkpoint, tmp_path):  # noqa: F811
     assert {way.plan.activations for way in one} == {"f32"}
 
 
+def test_bits_by_layer_are_a_row_where_they_are_named(checkpoint, tmp_path):  # noqa: F811
+    found = planned(checkpoint, tmp_path, precision="mixed:layers=4444.4444", activations="int8-dynamic")
+    assert [(way.setting, way.plan.precision) for way in found[1:]] == [
+        ("as named", "mixed:layers=4444.4444")
+    ]
+    assert found[1].plan.activations == "int8-dynamic"
+
+
 def test_what_would_take_too_long_or_cannot_be_taken_says_so(checkpoint, tmp_path):  # noqa: F811
     short = planned(checkpoint, tmp_path, effort_s=1e-3)
     reasons = {way.plan.precision.partition(":")[0]: way.reason for way in short}

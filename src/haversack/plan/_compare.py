@@ -43,6 +43,8 @@ from haversack.shrink.bit_operations import FLOAT_BITS
 
 WORKER = "import sys; from haversack.plan._compare_worker import main; sys.exit(main())"
 PLAIN = "keep:kind=f16"
+AS_NAMED = "as named"
+"""The setting of a method whose bits are not the same everywhere."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,12 @@ def ways(job: Job, side: Side) -> Iterator[Way]:
             continue
         given = {} if fixed is None else fixed[1]
         widths = next((one.allowed or () for one in entry.parameters if one.name == "bits"), ())
+        if fixed is not None and not widths:
+            plan = Plan(
+                full_name(index.create("shrink", "precision", str(job.precision)), given), structure, **how
+            )
+            plan = replace(plan, activations=job.activations or "f32")
+            yield Way(plan, AS_NAMED, _refusal(job, side, plan.precision))
         for setting in SETTINGS:
             if setting.bits not in widths or given.get("bits", str(setting.bits)) != str(setting.bits):
                 continue

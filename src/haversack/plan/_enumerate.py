@@ -76,6 +76,8 @@ def precision_choices(fixed: str | None) -> list[str]:
     for entry in entries:
         if fixed is None and BLOCK in create_precision(entry.name).needs:
             continue
+        if fixed is None and any(parameter.name == "layers" for parameter in entry.parameters):
+            continue  # bits by layer come from what other plans lost: plan/_sensitivity.py
         varied = [
             [f"{parameter.name}={value}" for value in parameter.allowed]
             for parameter in entry.parameters
