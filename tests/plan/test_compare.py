@@ -22,6 +22,7 @@ from haversack.core.progress import progress
 from haversack.models._calibration import default_text
 from haversack.plan import Job, Policy
 from haversack.plan._compare import SETTINGS, compare, ways
+from haversack.plan._enumerate import create_precision, packing_seconds
 from haversack.plan._sides import side_of
 
 SHORT = ("--calibration-tokens", "2048", "--effort", "600")
@@ -60,6 +61,10 @@ def test_every_method_comes_under_every_setting_that_it_has(checkpoint, tmp_path
     assert {way.setting for way in static} == {"w8a8", "w4a8"}
     assert {way.plan.activations for way in static} == {"int8-static"}, "its ranges are learned to be used"
     for way in found:
+        if way.plan.precision.startswith(("omniquant", "tesseraq")):
+            assert f"activations={way.plan.activations}" in way.plan.precision, (
+                "fitted for what it is run with"
+            )
         integers = way.plan.activations != "f32"
         assert integers == way.setting.endswith("a8")
     assert any(way.plan.structure.startswith("low-rank") for way in found)
@@ -83,6 +88,19 @@ def test_what_would_take_too_long_or_cannot_be_taken_says_so(checkpoint, tmp_pat
     short = planned(checkpoint, tmp_path, effort_s=1e-3)
     reasons = {way.plan.precision.partition(":")[0]: way.reason for way in short}
     assert "more than --effort" in reasons["gptq"] and reasons["round-to-nearest"] is None
+
+
+def test_what_learns_takes_longer_than_what_does_not(checkpoint, tmp_path):  # noqa: F811
+    """Forward and back is three times forward, and again for every epoch or step."""
+    with progress("") as bar:
+        walk = side_of(job(checkpoint, tmp_path / "x.pack"), tmp_path, bar).walk
+    once, awq, omniquant, twice, mobilequant, tesseraq = (
+        packing_seconds(walk, create_precision(name), 32_768)
+        for name in ("gptq", "awq", "omniquant:epochs=5", "omniquant:epochs=10", "mobilequant", "tesseraq")
+    )
+    assert 0 < once < awq < mobilequant < omniquant < tesseraq
+    assert twice - omniquant == pytest.approx(15 * once / 4)
+    assert packing_seconds(walk, create_precision("mobilequant:mode=nearest"), 32_768) < mobilequant
 
 
 def run(capsys, *arguments):
