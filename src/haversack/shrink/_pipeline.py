@@ -266,7 +266,8 @@ def sets_of(walk: Walk, precision: Precision) -> int:
     """How many hidden states of the calibration text are kept: those before a block, and what learning or
     a mixture's experts need beside them.
     """
-    mixed = any(getattr(walk, "experts", dict)(block) for block in range(walk.blocks))
+    experts = getattr(walk, "experts", lambda block: ())
+    mixed = any(experts(block) for block in range(walk.blocks))
     return SETS if BLOCK in precision.needs else 2 if mixed and precision.needs else 1
 
 
