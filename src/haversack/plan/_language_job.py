@@ -35,7 +35,7 @@ from haversack.plan._shelf import Shelf
 from haversack.plan._structure import NONE, OFFERED, Structures, advised
 from haversack.run._weights import check_tensors
 from haversack.shrink._language import LanguageWalk
-from haversack.shrink._pipeline import kept_matrices, memory_plan
+from haversack.shrink._pipeline import LISTED, ROUTER, kept_matrices, memory_plan
 
 CALIBRATION_LENGTH = 512
 FEWEST_CALIBRATION, FEWEST_EVALUATION = 2_048, 1_024
@@ -138,6 +138,7 @@ class Bench(Shelf):
                 ("evaluation", f"{text.source}: {len(text.tokens):,} tokens, {text.byte_count:,} bytes"),
                 ("calibration", f"{self.calibration_source}, seed {job.seed}"),
                 *self._kept(best),
+                *self._experts(best),
             ],
             provenance={
                 **hub_origin(self.path),
@@ -153,9 +154,22 @@ class Bench(Shelf):
             return []
         method = self.structures.compression(*best.plan.stored)
         kept = kept_matrices(self.walk, method, self.job.policy)
+        kept = {name: one for name, one in kept.items() if one.reason != ROUTER}
         if not kept:
             return []
         return [("kept in f16", ", ".join(f"{name} ({one.reason})" for name, one in kept.items()))]
+
+    def _experts(self, best: Candidate) -> list[tuple[str, str]]:
+        """A line on the experts that no token of the calibration text chose, where the method reads it."""
+        mixtures = [block.mixture for block in self.architecture.blocks if block.mixture is not None]
+        count = sum(len(mixture.experts) for mixture in mixtures)
+        method = self.structures.compression(*best.plan.stored)
+        if self.gguf is not None or count == 0 or not method.needs:
+            return []
+        missed = self.unreached.get(best.plan.stored, [])
+        listed = ", ".join(missed[:LISTED]) + (" and others" if len(missed) > LISTED else "")
+        said = f"{len(missed)} of {count}, rounded to nearest ({listed})" if missed else f"none of {count}"
+        return [("experts without calibration tokens", said)]
 
 
 def pack_language(job: Job, source: Any, gguf: GgufJob | None, tell: Callable[[str], None]) -> Outcome:

@@ -48,6 +48,7 @@ class Shelf(ABC):
         self.walk, self.scratch, self.bar = walk, scratch, bar
         self.structures = Structures(walk, source)
         self.layers: dict[tuple[str, str], tuple[Layer, ...]] = {}
+        self.unreached: dict[tuple[str, str], list[str]] = {}
         self._packs: dict[tuple[str, str], Path] = {}
 
     @abstractmethod
@@ -84,6 +85,7 @@ class Shelf(ABC):
                 folder=self.scratch,
                 seed=self.job.seed,
                 bar=self.bar,
+                unreached=self.unreached.setdefault(key, []),
             )
             self.add_files(writer)
             record = self.plan_record(Plan(*key))
