@@ -54,6 +54,7 @@ TRAITS: dict[str, tuple[str, ...]] = {
     "batch": (),
     "tree-mask": (),
     "mapped-weights": (),
+    "expert-store": (),
     "static-shapes": (),
     "router-position": ("before-attention", "after-attention"),
     "context-limit": (),
@@ -99,13 +100,15 @@ class Method:
             for field in dataclasses.fields(self)
             if getattr(self, field.name) != field.default
         ]
-        return f"{self.name}:{','.join(changed)}" if changed else self.name
+        mark = "," if ":" in self.name else ":"
+        return f"{self.name}{mark}{','.join(changed)}" if changed else self.name
 
 
 def parse_choice(text: str) -> tuple[str, dict[str, str]]:
     """Split `name`, `name:variant` or `name:key=value,key=value` into a name and its parameters.
 
-    A bare word after the colon is the parameter `variant` (`streamed:edgemoe`).
+    A bare word after the colon is the parameter `variant`, or the rest of the name of a method that is a
+    variant of another (`streamed:edgemoe`).
     """
     name, _, rest = text.partition(":")
     if not name:

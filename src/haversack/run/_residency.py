@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
@@ -58,14 +58,23 @@ class Residency(Protocol):
 
 
 class AllHeld:
-    """Every tensor bound once; `data` gives a tensor's bytes (default: the mapped file)."""
+    """Every tensor bound once, but those of blocks named in `without`; `data` gives a tensor's bytes
+    (default: the mapped file).
+    """
 
-    def __init__(self, source: TensorSource, architecture: Architecture, data: Bytes | None = None) -> None:
+    def __init__(
+        self,
+        source: TensorSource,
+        architecture: Architecture,
+        data: Bytes | None = None,
+        without: Container[str] = (),
+    ) -> None:
         self.top: Weights = bind(source, architecture.top_tensors(), data)
         self._table: Matrix = self.top[architecture.embedding]
         self._head: Matrix = self.top[architecture.head.weight]
         self._blocks: list[nullcontext[Steady]] = [
-            nullcontext(Steady(bind(source, block.tensors(), data))) for block in architecture.blocks
+            nullcontext(Steady(bind(source, (n for n in block.tensors() if n not in without), data)))
+            for block in architecture.blocks
         ]
 
     def weights(self, block: int, names: Sequence[str] = ()) -> AbstractContextManager[Weights]:

@@ -127,7 +127,7 @@ class KeptMatrix:
 
 
 ARRAY_KINDS = {"float32": "f32", "int32": "i32", "uint8": "u8"}
-BITS = {"f32": 32, "f16": 16, "bf16": 16, "int8": 8, "int4": 4, "int3": 3}
+BITS = {"f32": 32, "f16": 16, "bf16": 16, "int8": 8, "int4": 4, "int3": 3, "int2": 2}
 
 
 def stored_kinds(walk: Walk, precision: Precision, policy: Policy) -> dict[str, Stored]:
@@ -457,7 +457,9 @@ def write_compressed(
 def _write_matrix(writer: PackWriter, name: str, found: Compressed) -> Matrix:
     matrix = found.packed()
     kind = found.kind
-    writer.add_tensor(name, kind.kind, matrix.shape, [matrix.data], kind.group, matrix.layout)
+    stored = getattr(found, "stored", None)  # where it is kept as something else than what multiplies
+    data = matrix.data if stored is None else stored()
+    writer.add_tensor(name, kind.kind, matrix.shape, [data], kind.group, matrix.layout)
     return matrix
 
 
