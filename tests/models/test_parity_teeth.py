@@ -11,17 +11,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.models import mixture_cases
 from tests.models.parity import BAR, NAMES, answer, difference
 
 from haversack.models import read_architecture
-from haversack.models._architecture import Architecture, Block, Branch
+from haversack.models._architecture import Architecture, Block, Branch, Mixture
 from haversack.models._checkpoint import checkpoint, hub_tensors
 from haversack.run._source import Model
 
 SWITCHES = "phi3-switch"  # its prompt ends before what it shows begins
 EPS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon")
 ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function")
-THETA = {"smollm3": 2e6, "gemma3_text": 1e6}
+THETA = {"smollm3": 2e6, "gemma3_text": 1e6, "mixtral": 1e6}
 
 # field -> what it may be changed to; the first that differs is taken
 FIELDS: dict[str, tuple[Any, ...]] = {
@@ -108,7 +109,7 @@ def _windows(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
         found["a window"] = {"sliding_window": 12}
     if config.get("use_sliding_window"):
         found["no window"] = {"use_sliding_window": False}
-        if "max_window_layers" in config:
+        if "max_window_layers" in config and family != "qwen2_moe":
             found["layers with a window"] = {"max_window_layers": config["max_window_layers"] + 1}
     types = config.get("layer_types")
     if types:
@@ -131,7 +132,7 @@ def mutations(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
         if field in config:
             found["eps"] = {field: 3 * config[field]}
     fields = [field for field in ACTIVATIONS if field in config]
-    for value in ("relu", "silu", "gelu", "gelu_pytorch_tanh"):
+    for value in ("relu", "silu", "gelu", "gelu_pytorch_tanh") if fields else ():
         same = {"gelu_new": "gelu_pytorch_tanh"}.get(config[fields[0]], config[fields[0]])
         if value != same and (config["model_type"] != "gemma" or not value.startswith("gelu")):
             found[f"activation {value}"] = dict.fromkeys(fields, value)
@@ -155,7 +156,7 @@ def mutations(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
         found["no final norm"] = {"_remove_final_layer_norm": True}
     if not config.get("tie_word_embeddings", True):
         found["tied head"] = {"tie_word_embeddings": True}
-    return found | _positions(config) | _windows(config)
+    return found | _positions(config) | _windows(config) | mixture_cases.mutations(config)
 
 
 def _config(name: str) -> dict[str, Any]:
@@ -193,6 +194,15 @@ def _in_norms(**changes: Any) -> Callable[[Architecture], Architecture]:
     return _in_blocks(lambda block: replace(block, branches=tuple(map(branch, block.branches))))
 
 
+def _in_mixtures(**changes: Any) -> Callable[[Architecture], Architecture]:
+    """`changes` to the mixtures of experts."""
+
+    def branch(one: Branch) -> Branch:
+        return replace(one, layer=replace(one.layer, **changes)) if isinstance(one.layer, Mixture) else one
+
+    return _in_blocks(lambda block: replace(block, branches=tuple(map(branch, block.branches))))
+
+
 def _shifted(architecture: Architecture, offset: int) -> Architecture:
     assert architecture.positions is not None
     return replace(architecture, positions=replace(architecture.positions, offset=offset))
@@ -216,6 +226,14 @@ BUILT_IN: dict[tuple[str, str], Callable[[Architecture], Architecture]] = {
     ("phi", "one after the other"): _in_blocks(lambda block: replace(block, parallel=False)),
     ("stablelm-parallel", "one after the other"): _in_blocks(lambda block: replace(block, parallel=False)),
     ("phi3", "gate and up exchanged"): lambda a: replace(a, parts=_exchanged(a)),
+    ("mixtral", "shares as they are"): _in_mixtures(normalized=False),
+    ("mixtral", "sigmoids"): _in_mixtures(scoring="sigmoid"),
+    ("olmoe", "a softmax of the chosen"): _in_mixtures(scored="chosen"),
+    ("qwen2_moe", "the shared expert in full"): _in_mixtures(shared_gate=None),
+    ("qwen2_moe", "no shared expert"): _in_mixtures(shared=None),
+    ("smallthinker", "a router behind the norm"): _in_mixtures(tap="normed"),
+    ("smallthinker", "shares as they are"): _in_mixtures(normalized=False),
+    ("smallthinker-softmax", "a softmax of all"): _in_mixtures(scored="all"),
 }
 
 

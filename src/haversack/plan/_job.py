@@ -42,7 +42,7 @@ from haversack.plan._search import Clock, screened, search
 from haversack.plan._structure import NONE, OFFERED, Structures, advised, full_structure, layers_of
 from haversack.run._weights import check_tensors
 from haversack.shrink._language import LanguageWalk
-from haversack.shrink._pipeline import Policy, compress, kept_matrices, memory_plan
+from haversack.shrink._pipeline import LISTED, ROUTER, Policy, compress, kept_matrices, memory_plan
 from haversack.shrink._precision import calibrated
 from haversack.shrink.structure._packed import Layer
 
@@ -166,6 +166,7 @@ class Bench:
         self.walk = LanguageWalk(self.architecture)
         self.structures = Structures(self.walk, source)
         self.layers: dict[tuple[str, str], tuple[Layer, ...]] = {}
+        self.unreached: dict[tuple[str, str], list[str]] = {}
         self._packs: dict[tuple[str, str], Path] = {}
         self._qualities: dict[tuple[str, str, str, str], float] = {}
 
@@ -228,6 +229,7 @@ class Bench:
                     folder=self.scratch,
                     seed=self.job.seed,
                     bar=self.bar,
+                    unreached=self.unreached.setdefault(key, []),
                 )
                 add_files(writer, self.source.path)
                 writer.finish({"architecture": self.source.config, "plan": Plan(*key).record()})
@@ -438,6 +440,7 @@ def facts(job: Job, bench: Bench, reference: float, chosen: Candidate) -> list[t
         ("evaluation", f"{text.source}: {len(text.tokens):,} tokens, {text.byte_count:,} bytes"),
         ("calibration", f"{bench.calibration_source}, seed {job.seed}"),
         *kept_facts(bench, chosen),
+        *expert_facts(bench, chosen),
         ("measured on", f"{here['cpu']}, {here['cores']} cores, {here['isa']}"),
         ("device", job.device.title + (f"; estimated in its profile: {estimated}" if estimated else "")),
         ("haversack", __version__),
@@ -450,9 +453,23 @@ def kept_facts(bench: Bench, chosen: Candidate) -> list[tuple[str, str]]:
         return []
     method = bench.structures.compression(*chosen.plan.stored)
     kept = kept_matrices(bench.walk, method, bench.job.policy)
+    kept = {name: one for name, one in kept.items() if one.reason != ROUTER}
     if not kept:
         return []
     return [("kept in f16", ", ".join(f"{name} ({one.reason})" for name, one in kept.items()))]
+
+
+def expert_facts(bench: Bench, chosen: Candidate) -> list[tuple[str, str]]:
+    """A line on the experts of mixtures that no token of the calibration text chose, where it was read."""
+    mixtures = [block.mixture for block in bench.architecture.blocks if block.mixture is not None]
+    count = sum(len(mixture.experts) for mixture in mixtures)
+    method = bench.structures.compression(*chosen.plan.stored)
+    if bench.gguf is not None or count == 0 or not method.needs:
+        return []
+    missed = bench.unreached.get(chosen.plan.stored, [])
+    listed = ", ".join(missed[:LISTED]) + (" and others" if len(missed) > LISTED else "")
+    said = f"{len(missed)} of {count}, rounded to nearest ({listed})" if missed else f"none of {count}"
+    return [("experts without calibration tokens", said)]
 
 
 def half_of_this_machine_mib() -> float:

@@ -33,7 +33,7 @@ class Sizes:
 
     `blocks`: of each block; `output`: of the matrix that makes the logits; `weights`: of all tensors;
     `products`: multiplications of a token in each block, fewer than weights where matrices are factored;
-    `reads`: bytes that one token alone reads of each block, fewer where inputs are skipped.
+    `reads`: bytes that one token alone reads of each block, fewer where inputs are skipped or experts chosen.
     """
 
     blocks: tuple[int, ...]
@@ -51,11 +51,13 @@ class Sizes:
         }
         blocks = tuple(sum(stored[name] for name in block.tensors()) for block in architecture.blocks)
         products = tuple(
-            sum(products_of(kinds[one.weight], one.outputs, one.inputs) for one in block.matrices())
+            sum(products_of(kinds[one.weight], one.outputs, one.inputs) for one in block.read_by_one())
             for block in architecture.blocks
         )
         reads = tuple(
-            nbytes - sum(skipped(kinds[one.weight], one.outputs, one.inputs) for one in block.matrices())
+            nbytes
+            - sum(stored[one.weight] for one in set(block.matrices()) - set(block.read_by_one()))
+            - sum(skipped(kinds[one.weight], one.outputs, one.inputs) for one in block.read_by_one())
             for nbytes, block in zip(blocks, architecture.blocks, strict=True)
         )
         return cls(blocks, stored[architecture.head.weight], sum(stored.values()), products, reads)
@@ -110,7 +112,8 @@ def token_costs(
         architecture.blocks, found.blocks, reads, found.products, strict=True
     ):
         operations = 2.0 * tokens * products
-        calls = 1 if one_call else max(1, len(block.products()))
+        read = set(block.read_by_one())
+        calls = 1 if one_call else max(1, sum(group[0] in read for group in block.products()))
         stored = nbytes / calls if residency == "streamed" else 0.0
         costs.append(
             Cost("products", read_bytes / calls, operations / calls, arithmetic, calls, stored, huge)
@@ -119,8 +122,8 @@ def token_costs(
         if attention is not None:
             seen = held if attention.window is None else min(held, attention.window)
             meetings = 4.0 * tokens * seen * attention.heads * attention.head_width
-            read = architecture.cache_nbytes(seen, cache_type) / len(architecture.blocks)
-            costs.append(Cost("attention", read, meetings, "f32"))
+            cached = architecture.cache_nbytes(seen, cache_type) / len(architecture.blocks)
+            costs.append(Cost("attention", cached, meetings, "f32"))
         small = 1 if one_call else SMALL_CALLS - 1
         costs.append(Cost("small", 128.0 * tokens * architecture.width / small, 0.0, "f32", small))
     head = 2.0 * architecture.width * architecture.vocabulary

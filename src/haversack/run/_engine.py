@@ -23,8 +23,9 @@ from haversack.core.method import Method
 from haversack.core.pack import Pack, TensorSource
 from haversack.run._cache import CACHE_TYPES, Cache
 from haversack.run._forms import check_activations
-from haversack.run._forward import ROWS, Forward
+from haversack.run._forward import ROWS, Forward, Observer
 from haversack.run._memory import planned_memory, program_mib
+from haversack.run._residency import experts_of
 from haversack.run._slots import Slots, choose
 from haversack.run._source import Model, open_model
 from haversack.run._sparsity import Tally
@@ -133,6 +134,7 @@ class Engine:
         if isinstance(source, Pack):
             source.verify_once(keep_cached=self.slots.residency.name == "mapped")
         self.held = self.slots.residency.open(source, self.architecture, self._weights_limit(tokens))
+        self.forward.experts = experts_of(self.held)
         if self.draft_model is not None:
             self.draft = Engine.open(self.draft_model, cache_type=self.cache_type)
 
@@ -147,6 +149,12 @@ class Engine:
         for part in (self.draft, self.held):
             if part is not None:
                 part.close()
+
+    def observe(self, observer: Observer | None) -> None:
+        """Tell `observer` what every router of a mixture of experts chooses (`layers.mixture.Routing`), once
+        for each call of at most 256 tokens; None ends it. `_routing.RoutingTrace` is one that keeps it.
+        """
+        self.forward.observer = observer
 
     @property
     def plan(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,30 @@ class Held(Protocol):
 
     def close(self) -> None:
         """Give everything back."""
+
+
+GUESSED, CHOSEN = 0, 1
+"""Priorities of `want`: experts that will perhaps be chosen, and those that a router chose."""
+
+
+class Experts(Protocol):
+    """What a residency has beside `Held` that keeps experts apart from their blocks: then `weights` of a
+    block lacks them.
+
+    A step asks for a block's chosen experts in the order in which they were announced, once for each part of
+    at most 256 tokens.
+    """
+
+    def expert(self, block: int, expert: int) -> AbstractContextManager[Weights]:
+        """The tensors of one expert, valid inside the `with`."""
+
+    def want(self, block: int, ids: Sequence[int] = (), priority: int = 0) -> None:
+        """The experts `ids` of `block` will be asked for (CHOSEN: certainly, in this order)."""
+
+
+def experts_of(held: Any) -> Experts | None:
+    """`held` where it keeps experts apart, else None."""
+    return held if hasattr(held, "expert") else None
 
 
 class Residency(Protocol):

@@ -73,6 +73,33 @@ class LanguageWalk:
         cache = self._cache(block, len(hidden))
         return self._forward.block_forward(block, hidden, positions, cache, weights, tap)
 
+    def routers(self, block: int) -> Sequence[str]:
+        """The matrices of `block` that choose experts, which no method rounds."""
+        mixture = self.architecture.blocks[block].mixture
+        return () if mixture is None else tuple(linear.weight for linear in mixture.routers())
+
+    def experts(self, block: int) -> Mapping[str, int]:
+        """The first matrix of every group that belongs to an expert of `block` -> the expert's number."""
+        mixture = self.architecture.blocks[block].mixture
+        if mixture is None:
+            return {}
+        return {
+            group[0].weight: number
+            for number, expert in enumerate(mixture.experts)
+            for group in expert.products()
+        }
+
+    def routed(self, block: int, hidden: F32, weights: Mapping[str, Any]) -> tuple[F32, Any]:
+        """What the mixture of `block` reads of a text of its own, and what its router chooses."""
+        positions = np.arange(len(hidden), dtype=np.int32)
+        return self._forward.routed(block, hidden, positions, self._cache(block, len(hidden)), weights)
+
+    def expert(
+        self, block: int, number: int, x: F32, shares: F32, weights: Mapping[str, Any], tap: Tap | None
+    ) -> F32:
+        """What expert `number` of `block` makes of x f32 [n, width] at `shares` f32 [n]."""
+        return self._forward.expert_forward(block, number, x, shares, weights, tap)
+
     def pairs(self, block: int) -> Sequence[Pair]:
         """Producers and consumers of `block` between which scales may be folded."""
         return pairs_of(self.architecture.blocks[block])
