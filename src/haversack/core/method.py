@@ -45,6 +45,7 @@ TRAITS: dict[str, tuple[str, ...]] = {
         "int8",
         "int4",
         "int3",
+        "int2",
         "nested",
         "ternary",
         "low-rank",
@@ -100,12 +101,12 @@ class Method:
             for field in dataclasses.fields(self)
             if getattr(self, field.name) != field.default
         ]
-        mark = "," if ":" in self.name else ":"
-        return f"{self.name}{mark}{','.join(changed)}" if changed else self.name
+        return f"{self.name}:{','.join(changed)}" if changed else self.name
 
 
 def parse_choice(text: str) -> tuple[str, dict[str, str]]:
-    """Split `name`, `name:variant` or `name:key=value,key=value` into a name and its parameters.
+    """Split `name`, `name:variant`, `name:key=value,key=value` or `name:variant:key=value` into a name and its
+    parameters.
 
     A bare word after the colon is the parameter `variant`, or the rest of the name of a method that is a
     variant of another (`streamed:edgemoe`).
@@ -115,6 +116,9 @@ def parse_choice(text: str) -> tuple[str, dict[str, str]]:
         raise UserError(
             f"{text!r} names no method; write NAME or NAME:key=value,...", field="method", given=text
         )
+    first, colon, others = rest.partition(":")
+    if colon and "=" not in first:
+        rest = f"{first},{others}"
     parameters: dict[str, str] = {}
     for part in filter(None, rest.split(",")):
         key, equals, value = part.partition("=")

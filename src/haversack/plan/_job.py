@@ -26,6 +26,7 @@ from haversack.models import Tokenizer, read_architecture
 from haversack.models._bundled import model_folder
 from haversack.models._calibration import TokenText, segments, token_text
 from haversack.models._checkpoint import checkpoint
+from haversack.models._experts import identity
 from haversack.models._factored import factored
 from haversack.models._gguf import is_gguf
 from haversack.models._hub_cache import hub_origin
@@ -401,6 +402,8 @@ def write_pack(
         facts=facts(job, bench, reference, chosen),
     )
     with PackWriter(job.output, expected_bytes=pack.nbytes) as writer:
+        if bench.walk.all_experts is not None:
+            writer.keep_experts(identity(pack, bench.architecture), bench.walk.all_experts.owners)
         for name, entry in pack.tensors.items():
             writer.add_tensor(name, entry.kind, entry.shape, [pack.bytes(name)], entry.group, entry.layout)
         for name, form in pack.forms.items():

@@ -57,6 +57,9 @@ class Experts(Protocol):
     def expert(self, block: int, expert: int) -> AbstractContextManager[Weights]:
         """The tensors of one expert, valid inside the `with`."""
 
+    def routed(self, routing: Any) -> None:
+        """What the router of a block chose for each token (`layers.mixture.Routing`); `want` follows."""
+
     def want(self, block: int, ids: Sequence[int] = (), priority: int = 0) -> None:
         """The experts `ids` of `block` will be asked for (CHOSEN: certainly, in this order)."""
 

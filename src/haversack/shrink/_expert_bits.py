@@ -12,7 +12,8 @@ from typing import Any
 
 from haversack.core.errors import UserError, not_allowed
 
-Expert = tuple[int, int]
+Expert = tuple[int, ...]
+"""(layer, expert)."""
 Plan = Mapping[Expert, int]
 Measure = Callable[[Plan], float]
 

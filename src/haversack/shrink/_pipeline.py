@@ -25,6 +25,7 @@ from haversack.core.pack import PackWriter, TensorSource
 from haversack.core.progress import Progress
 from haversack.kernels import Matrix
 from haversack.kernels._matrix import LAYOUTS
+from haversack.models._experts import identity
 from haversack.run._forms import bound
 from haversack.shrink._activations import IN_MEMORY_MIB, Activations
 from haversack.shrink._block import BlockView
@@ -266,7 +267,8 @@ def sets_of(walk: Walk, precision: Precision) -> int:
     """How many hidden states of the calibration text are kept: those before a block, and what learning or
     a mixture's experts need beside them.
     """
-    mixed = any(getattr(walk, "experts", dict)(block) for block in range(walk.blocks))
+    experts: Any = getattr(walk, "experts", lambda block: {})
+    mixed = any(experts(block) for block in range(walk.blocks))
     return SETS if BLOCK in precision.needs else 2 if mixed and precision.needs else 1
 
 
@@ -324,6 +326,10 @@ def compress(
     if texts is not None and hasattr(precision, "learn"):
         precision, texts = precision.learn(source, walk, texts), None
         reads = False
+    owned = getattr(walk, "all_experts", None)
+    if owned is not None:
+        architecture = walk.architecture  # type: ignore[attr-defined]
+        writer.keep_experts(identity(source, architecture), owned.owners)
     count, length = texts.shape if reads and texts is not None else (0, 0)
     learns = BLOCK in precision.needs
     share_mib = activations_mib / sets_of(walk, precision)

@@ -169,7 +169,8 @@ class Narrow:
 
     def packed(self) -> Matrix:
         """The matrix in the kernels' layout."""
-        return widen_int2(self.stored(), *self.codes.shape, self.kind.group or 0)
+        rows, columns = self.codes.shape
+        return widen_int2(self.stored(), rows, columns, self.kind.group or 0)
 
 
 @dataclass(frozen=True)

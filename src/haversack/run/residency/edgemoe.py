@@ -23,8 +23,14 @@ bits in memory.
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
+from haversack.core._record import STORE_NAME
+from haversack.core.method import Method, parameter
+from haversack.core.pack import TensorSource
+from haversack.run._residency import Held, Lines
 from haversack.run._shelf import Key
 
 EPS = 1e-6
@@ -75,3 +81,55 @@ class Printed(Intent):
     def keep(self, key: Key, layer: int) -> float:
         """See Eviction."""
         return (self.frequencies[key] + EPS) / layers_as_printed(key[0], layer, self.frequencies.layers)
+
+
+@dataclass(frozen=True)
+class EdgeMoE(Method):
+    name = "streamed:edgemoe"
+    stage = "run"
+    slot = "residency"
+    paper = "Yi et al., EdgeMoE: Fast On-Device Inference of MoE-based Large Language Models (2023)"
+    summary = "Experts are guessed and read from storage while the layer before computes; the same tokens."
+    system = 4
+    requires = frozenset({"expert-store"})
+    excludes = frozenset({"mapped-weights"})
+    checks: ClassVar[tuple[str, ...]] = (STORE_NAME,)
+    """Files whose every read is checked, so that they are not summed before."""
+
+    buffer_kib: int = parameter(
+        -1, help="KiB of experts kept in memory; -1: as many as the budget allows, ten experts without one"
+    )
+    eviction: str = parameter(
+        "intent",
+        allowed=("intent", "printed", "frequency", "lru", "fifo", "none"),
+        help="what leaves a full buffer first; none: what was used leaves at once",
+    )
+    predict: str = parameter(
+        "auto",
+        allowed=("auto", "paths", "gate", "none"),
+        help="how the next layer's experts are guessed; auto: paths where the pack has a profile, else gate",
+    )
+    ahead: int = parameter(-1, help="experts that are guessed for a layer; -1: as many as a token takes")
+    mb_s: int = parameter(
+        0, help="storage to be emulated, in 10^6 bytes a second; 0: as fast as this machine's"
+    )
+    timeout_s: int = parameter(30, help="seconds after which a storage that gives nothing is given up")
+
+    def fitted(self, source: TensorSource, architecture: Any) -> Any:
+        """The method for one model: its `planned` knows the sizes of the experts."""
+        from haversack.run.residency._edgemoe_held import Fitted
+
+        return Fitted.of(self, source, architecture)
+
+    def planned(
+        self, blocks: Sequence[int], top: int, files: int = 1, limit: int | None = None, aside: int = 0
+    ) -> Lines:
+        """All weights; `fitted` says less of a model with experts."""
+        from haversack.run.residency.copied import Copied
+
+        return Copied().planned(blocks, top, files, limit, aside)
+
+    def open(self, source: TensorSource, architecture: Any, limit: int | None = None) -> Held:
+        """Bring what every token uses into memory and open the expert store."""
+        held: Held = self.fitted(source, architecture).open(limit)
+        return held
