@@ -17,6 +17,8 @@ from tests.models.parity import BAR, NAMES, answer, difference
 from haversack.models import read_architecture
 from haversack.models._architecture import Architecture, Block, Branch, Mixture
 from haversack.models._checkpoint import checkpoint, hub_tensors
+from haversack.run import Engine
+from haversack.run._routing import RoutingTrace
 from haversack.run._source import Model
 
 SWITCHES = "phi3-switch"  # its prompt ends before what it shows begins
@@ -256,13 +258,29 @@ def test_a_wrong_architecture_fails_the_bar(name: str, what: str, drawn: Any, me
         assert (difference(found, stored) <= BAR) is holds
 
 
+def _unchosen(architecture: Architecture, source: Any, prompt: np.ndarray, rows: np.ndarray) -> set[str]:
+    """The tensors of the last block's experts that no prompt position among `rows` chose."""
+    mixture = architecture.blocks[-1].mixture
+    if mixture is None:
+        return set()
+    trace = RoutingTrace()
+    with Engine.open(source) as engine:
+        engine.observe(trace)
+        engine.step(prompt, cache=engine.cache(len(prompt)), want="none")
+    chosen = trace.chosen(architecture.blocks[-1].index)[1][rows[rows < len(prompt)]]
+    left = [expert for number, expert in enumerate(mixture.experts) if number not in chosen]
+    assert len(left) < len(mixture.experts) / 2
+    return {linear.weight for expert in left for group in expert.products() for linear in group}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_tensor_matters(name: str, drawn: Any, memory_source: Any) -> None:
     """Leaving out any one tensor of the first or last block, or outside them, breaks the bar: norms become
     ones, biases and matrices zeros. So a tensor that is read wrongly, or not at all, cannot pass.
 
-    One kind of tensor cannot matter: without rotary positions a bias on the keys adds the same to every
-    product of a query, which the softmax takes away again.
+    Two kinds of tensors cannot matter: without rotary positions a bias on the keys adds the same to every
+    product of a query, which the softmax takes away again; and no row that is compared may have chosen an
+    expert of the last block.
     """
     config, weights, prompt, stored = drawn(name)
     architecture = read_architecture(config)
@@ -278,6 +296,7 @@ def test_every_tensor_matters(name: str, drawn: Any, memory_source: Any) -> None
     }
     if architecture.final_norm is not None:
         norms.add(architecture.final_norm.weight)
+    idle |= _unchosen(architecture, memory_source(config, weights), prompt, stored["rows"])
     for tensor in shapes:
         if tensor in inner or tensor in idle:
             continue

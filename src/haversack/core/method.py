@@ -105,8 +105,8 @@ class Method:
 
 
 def parse_choice(text: str) -> tuple[str, dict[str, str]]:
-    """Split `name`, `name:variant`, `name:key=value,key=value` or `name:variant:key=value` into a name and its
-    parameters.
+    """Split `name`, `name:variant`, `name:key=value,key=value` or `name:variant:key=value` into a name and
+    its parameters.
 
     A bare word after the colon is the parameter `variant`, or the rest of the name of a method that is a
     variant of another (`streamed:edgemoe`).

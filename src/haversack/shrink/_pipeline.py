@@ -267,7 +267,7 @@ def sets_of(walk: Walk, precision: Precision) -> int:
     """How many hidden states of the calibration text are kept: those before a block, and what learning or
     a mixture's experts need beside them.
     """
-    experts: Any = getattr(walk, "experts", lambda block: {})
+    experts = getattr(walk, "experts", lambda block: ())
     mixed = any(experts(block) for block in range(walk.blocks))
     return SETS if BLOCK in precision.needs else 2 if mixed and precision.needs else 1
 

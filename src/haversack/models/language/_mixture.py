@@ -37,11 +37,23 @@ class MixtureTraits:
     shared: int | None = None
 
 
-def read_experts(config: Config, count: str, top: str, defaults: tuple[int, int]) -> tuple[int, int]:
+MOST_EXPERTS = 1 << 16
+"""Of all blocks together."""
+
+
+def read_experts(
+    config: Config, shape: Shape, count: str, top: str, defaults: tuple[int, int]
+) -> tuple[int, int]:
     """How many experts there are and how many take a token, from the fields `count` and `top`; checked
     against each other.
     """
     experts = config.whole(count, defaults[0], most=65536)
+    if experts * shape.layers > MOST_EXPERTS:
+        raise config.wrong(
+            count,
+            f"asks for more than {MOST_EXPERTS} experts in {shape.layers} blocks",
+            max(MOST_EXPERTS // shape.layers, 1),
+        )
     chosen = config.whole(top, min(defaults[1], experts), most=65536)
     if chosen > experts:
         raise config.wrong(top, f"is more than {config.named(count)}={experts}", experts)

@@ -31,7 +31,7 @@ def read(values: Mapping[str, Any]) -> Architecture:
     rope = read_rope(config, shape.head_width, shape.context, DEFAULT_THETA)
     tied = config.flag("tie_word_embeddings", False)
     architecture = decoder("mixtral", config, shape, [BlockTraits(rope, window)] * shape.layers, tied=tied)
-    experts, top = read_experts(config, "num_local_experts", "num_experts_per_tok", (EXPERTS, TOP))
+    experts, top = read_experts(config, shape, "num_local_experts", "num_experts_per_tok", (EXPERTS, TOP))
     traits = MixtureTraits(
         experts,
         top,

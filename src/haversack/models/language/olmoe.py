@@ -28,7 +28,7 @@ def read(values: Mapping[str, Any]) -> Architecture:
     block = BlockTraits(rope, query_key_value_bias=bias, output_bias=bias, head_norm="whole")
     tied = config.flag("tie_word_embeddings", False)
     architecture = decoder("olmoe", config, shape, [block] * shape.layers, tied=tied)
-    experts, top = read_experts(config, "num_experts", "num_experts_per_tok", (EXPERTS, TOP))
+    experts, top = read_experts(config, shape, "num_experts", "num_experts_per_tok", (EXPERTS, TOP))
     normalized = config.flag("norm_topk_prob", False)
     traits = MixtureTraits(experts, top, shape.feed_forward, normalized=normalized)
     return with_mixtures(architecture, traits, range(shape.layers))

@@ -46,7 +46,7 @@ def read(values: Mapping[str, Any]) -> Architecture:
     blocks = [BlockTraits(rope, window, query_key_value_bias=bias) for window in early_windows(config, shape)]
     tied = config.flag("tie_word_embeddings", False)
     architecture = decoder("qwen2_moe", config, shape, blocks, tied=tied)
-    experts, top = read_experts(config, "num_experts", "num_experts_per_tok", (EXPERTS, TOP))
+    experts, top = read_experts(config, shape, "num_experts", "num_experts_per_tok", (EXPERTS, TOP))
     traits = MixtureTraits(
         experts,
         top,

@@ -37,7 +37,7 @@ def read(values: Mapping[str, Any]) -> Architecture:
     block = BlockTraits(rope, window, query_key_value_bias=bias, output_bias=bias, head_norm=True)
     tied = config.flag("tie_word_embeddings", False)
     architecture = decoder("qwen3_moe", config, shape, [block] * shape.layers, tied=tied)
-    experts, top = read_experts(config, "num_experts", "num_experts_per_tok", (EXPERTS, TOP))
+    experts, top = read_experts(config, shape, "num_experts", "num_experts_per_tok", (EXPERTS, TOP))
     traits = MixtureTraits(
         experts,
         top,

@@ -68,7 +68,7 @@ def read(values: Mapping[str, Any]) -> Architecture:
     tied = config.flag("tie_word_embeddings", True)
     architecture = decoder("smallthinker", config, shape, blocks, tied=tied, activation="relu")
     experts, top = read_experts(
-        config, "moe_num_primary_experts", "moe_num_active_primary_experts", (EXPERTS, TOP)
+        config, shape, "moe_num_primary_experts", "moe_num_active_primary_experts", (EXPERTS, TOP)
     )
     softmax = config.flag("moe_primary_router_apply_softmax", False)
     traits = MixtureTraits(
