@@ -86,6 +86,16 @@ def test_what_reading_raises_reaches_who_waits_and_the_thread_goes_on(reader: Re
     assert reader.busy_s < 5
 
 
+def test_a_fault_in_asking_whether_it_is_ready_reaches_who_waits(reader: Reader) -> None:
+    def ready() -> bool:
+        raise KeyError("books")
+
+    broken = reader.submit(Reading("broken", NEEDED, lambda: None, ready))
+    with pytest.raises(KeyError, match="books"):
+        reader.wait(broken)
+    reader.wait(reader.submit(Reading("sound", NEEDED, lambda: None)))
+
+
 def test_a_wait_for_storage_that_stalls_ends() -> None:
     reader = Reader(timeout_s=0.2)
     gate = Gate(reader)

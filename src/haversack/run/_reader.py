@@ -167,8 +167,14 @@ class Reader:
     def _next(self) -> Reading | None:
         """The most urgent reading that is ready, taken out of the queue."""
         for reading in tuple(self._queue):
-            ready = reading.ready is None or reading.ready()
-            if ready and reading.state == QUEUED:
+            try:
+                ready = reading.ready is None or reading.ready()
+            except BaseException as error:  # our fault, but who waits must know
+                self._queue.remove(reading)
+                reading.error, reading.state = error, FAILED
+                self.changed.notify_all()
+                continue
+            if ready:
                 self._queue.remove(reading)
                 reading.state = UNDER_WAY
                 return reading

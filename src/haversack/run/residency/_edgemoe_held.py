@@ -44,7 +44,9 @@ RECORD_SPARE = 4096
 
 @dataclass(frozen=True)
 class Room:
-    """What one expert takes: `held` bytes while it is in memory, `staging` more while it is read."""
+    """What one expert takes: `held` bytes while it is in memory, `staging` more while it is read (int2: as
+    stored, and a part of it while it is widened).
+    """
 
     held: int
     staging: int
@@ -57,7 +59,7 @@ class Room:
         if not any(entry.kind == "int2" for entry in entries):
             return cls(pages + RECORD_SPARE, 0)
         wide = sum(entry.nbytes * (2 if entry.kind == "int2" else 1) for entry in entries)
-        return cls(-(-wide // BLOCK) * BLOCK + RECORD_SPARE, pages + BLOCK)
+        return cls(-(-wide // BLOCK) * BLOCK + RECORD_SPARE, 2 * pages + BLOCK)
 
 
 class Fitted:
@@ -193,7 +195,12 @@ class ExpertsHeld(AllHeld):
         except BaseException:
             self.store.close()
             raise
-        self._staging = aligned_buffer(fitted.staging) if fitted.staging else None
+        narrow = [
+            record.nbytes
+            for record in self._records.values()
+            if any(stored.kind == "int2" for stored in record.tensors)
+        ]
+        self._staging = aligned_buffer(max(narrow)) if narrow else None
         shelf = Shelf(
             budget,
             eviction(
