@@ -252,6 +252,16 @@ def test_a_budget_below_one_layer_s_experts_names_what_is_needed(large: Path) ->
         Engine.open(large, residency="streamed:edgemoe", budget=Budget(ram_mib=30), tokens=(10, 10))
 
 
+def test_the_pack_exports_what_it_holds(expert_pack: Path, plain: np.ndarray, tmp_path: Path) -> None:
+    from haversack.run._source import open_model
+    from haversack.run.export import export
+
+    pack = write_expert_pack(tmp_path / "named.pack", tokenizer=tokenizer_json())
+    export(open_model(pack), "safetensors", tmp_path / "folder", weights="f32")
+    with Engine.open(tmp_path / "folder") as engine:
+        assert np.allclose(logits_of(engine), plain, atol=1e-3)
+
+
 def test_every_width_is_there(expert_pack: Path) -> None:
     kinds = {entry.kind for entry in Pack.open(expert_pack).tensors.values() if entry.file == STORE_NAME}
     assert kinds == {"int2", "int4", "int8", "f16", "f32"}

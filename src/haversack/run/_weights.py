@@ -119,11 +119,12 @@ def tensor(entry: TensorEntry, data: Any) -> Any:
         return np.frombuffer(data, WHOLE_NUMBERS[entry.kind]).reshape(entry.shape)
     if len(entry.shape) == 2:
         rows, columns = entry.shape
-        return _matrix(entry, rows, columns, data)
+        return matrix_of(entry, rows, columns, data)
     return _vector(entry.kind, data)
 
 
-def _matrix(entry: TensorEntry, rows: int, columns: int, data: Any) -> Matrix:
+def matrix_of(entry: TensorEntry, rows: int, columns: int, data: Any) -> Matrix:
+    """`rows` of the matrix `entry` over their bytes `data`; int2 becomes int4 (a copy)."""
     if entry.kind == "int2":
         return widen_int2(data, rows, columns, entry.group or 0)
     return Matrix.from_bytes(entry.kind, (rows, columns), entry.group, entry.layout, data)
@@ -215,4 +216,4 @@ def rows_matrix(entry: TensorEntry, start: int, stop: int, data: Any) -> Matrix:
         data = upright(entry, data)
     if isinstance(entry, Rearranged):
         data = put_in_order(entry, data)
-    return _matrix(entry, stop - start, entry.shape[1], data)
+    return matrix_of(entry, stop - start, entry.shape[1], data)
