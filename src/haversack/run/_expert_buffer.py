@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from haversack.core.storage import STEP
 from haversack.run._eviction import least_missed
 from haversack.run._reader import CANCELLED, LIKELY, NEEDED, TIMEOUT_S, WAITED_FOR, Reader, Reading
 from haversack.run._shelf import Item, Key, Shelf, Statistics
@@ -29,9 +30,10 @@ class Worth:
     """Whether a guess is worth the place of what must leave for it.
 
     A right guess saves what of its reading is done when the layer chooses: at most the time between guess and
-    choice (`window_s`), at most the time a read takes (`load_s`). What left costs a read if it is chosen in
-    its turn, which an expert is `chance` of the time. The share of right guesses is that of the guesses of
-    the same rank so far.
+    choice (`window_s`), at most the time a read takes (`load_s`). A wrong one delays what is needed by the
+    rest of the step that is being read (a `step` of 1: the whole of it). What left costs a read if it is
+    chosen in its turn, which an expert is `chance` of the time. The share of right guesses is that of the
+    guesses of the same rank so far.
     """
 
     def __init__(self, chance: float) -> None:
@@ -51,19 +53,25 @@ class Worth:
         self._right[rank] += LEARNING * (chosen - self._right[rank])
 
     def window(self, seconds: float) -> None:
-        """So much time was between a guess and the choice."""
+        """So much time was between a guess and the choice. The shortest counts most: reading for a guess
+        takes processor time too and makes it longer."""
         before = self.window_s
-        self.window_s = seconds if before is None else before + LEARNING * (seconds - before)
+        if before is None or seconds < before:
+            self.window_s = seconds
+        else:
+            self.window_s = before + LEARNING / 4 * (seconds - before)
 
     def load(self, seconds: float) -> None:
         """A read took so long."""
         before = self.load_s
         self.load_s = seconds if before is None else before + LEARNING * (seconds - before)
 
-    def __call__(self, rank: int) -> bool:
+    def __call__(self, rank: int, step: float = 1.0) -> bool:
         if self.window_s is None or self.load_s is None:
             return True
-        return self.right(rank) * min(self.window_s, self.load_s) > self.chance * self.load_s
+        right, done = self.right(rank), min(self.window_s, self.load_s)
+        delay = min(self.load_s - done, self.load_s * step)
+        return right * done > (1 - right) * delay + self.chance * self.load_s
 
 
 class ExpertBuffer:
@@ -226,7 +234,8 @@ class ExpertBuffer:
     def _admit(self, key: Key, reading: Reading) -> bool:
         """Whether there is room for `key` now; runs in the reading thread, under the lock."""
         nbytes, rank = self._nbytes[key], reading.priority - LIKELY
-        if rank >= 0 and self.shelf.taken + nbytes > self.shelf.budget and not self.worth(rank):
+        full = self.shelf.taken + nbytes > self.shelf.budget
+        if rank >= 0 and full and not self.worth(rank, min(1.0, STEP / self._stored[key])):
             return False
         leaving = self.shelf.admit(key, nbytes, reading.priority)
         if leaving is None:

@@ -115,7 +115,7 @@ class Playback:
             if key in self.shelf.items:
                 continue
             full = self.shelf.taken + self.held(key) > self.shelf.budget
-            if full and not self.worth(rank):
+            if full and not self.worth(rank, min(1.0, STEP / self.nbytes(key))):
                 continue
             if self.shelf.admit(key, self.held(key), LIKELY + rank) is None:
                 continue

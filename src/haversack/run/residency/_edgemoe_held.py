@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import atexit
 import mmap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from haversack.core._record import STORE_NAME
 from haversack.core.errors import DamagedFileError, UserError
-from haversack.core.expert_store import STORE_NAME, ExpertRecord, ExpertStore
+from haversack.core.expert_store import TENSOR_STEP, ExpertRecord, ExpertStore, StoredTensor
 from haversack.core.pack import Pack, TensorEntry, TensorSource
 from haversack.core.storage import BLOCK, SlowStorage, aligned_buffer
+from haversack.kernels import Matrix
+from haversack.kernels._narrow import widen_int2
 from haversack.models._architecture import Architecture
 from haversack.models._experts import Experts, experts_of, identity
 from haversack.run._eviction import eviction
@@ -55,41 +58,29 @@ class Room:
     def of(cls, entries: Sequence[TensorEntry]) -> Self:
         """Of the tensors of one record."""
         span = entries[-1].offset + entries[-1].nbytes - entries[0].offset
+        return cls.sized(span, [(entry.kind, entry.nbytes) for entry in entries])
+
+    @classmethod
+    def sized(cls, span: int, parts: Iterable[tuple[str, int]]) -> Self:
+        """Of a record of `span` bytes with parts (kind, bytes)."""
+        parts = list(parts)
         pages = -(-span // BLOCK) * BLOCK
-        if not any(entry.kind == "int2" for entry in entries):
+        if not any(kind == "int2" for kind, _ in parts):
             return cls(pages + RECORD_SPARE, 0)
-        wide = sum(entry.nbytes * (2 if entry.kind == "int2" else 1) for entry in entries)
+        wide = sum(count * (2 if kind == "int2" else 1) for kind, count in parts)
         return cls(-(-wide // BLOCK) * BLOCK + RECORD_SPARE, 2 * pages + BLOCK)
 
 
-class Fitted:
-    """The method for one model, whose experts' sizes are known."""
+class Sized:
+    """The method for experts of known sizes: `rooms` of each, of which a token takes `chosen` in a layer;
+    `cold` are their bytes as weights are counted.
+    """
 
-    def __init__(
-        self, method: EdgeMoE, source: TensorSource, architecture: Architecture, experts: Experts
-    ) -> None:
+    def __init__(self, method: EdgeMoE, rooms: Mapping[Key, Room], chosen: int, cold: int) -> None:
         self.method = method
-        self.source = source
-        self.architecture = architecture
-        self.experts = experts
-        self.rooms: dict[Key, Room] = {}
-        for key, names in experts.tensors.items():
-            entries = [source.tensors[name] for name in stored_names(source, names)]
-            self.rooms[key] = Room.of(sorted(entries, key=lambda entry: entry.offset))
-
-    @classmethod
-    def of(cls, method: EdgeMoE, source: TensorSource, architecture: Architecture) -> Self:
-        """Raises UserError for a model whose experts lie in no store."""
-        experts = experts_of(architecture)
-        if experts is None or "expert-store" not in traits_of(source):
-            raise UserError(
-                f"{source.path} has no expert store; packs of mixture-of-experts models have one: haversack "
-                "pack MODEL --device DEVICE -o NAME.",
-                field="residency",
-                given=str(method),
-                nearest="streamed",
-            )
-        return cls(method, source, architecture, experts)
+        self.rooms = rooms
+        self.chosen = chosen
+        self.cold = cold
 
     @property
     def name(self) -> str:
@@ -104,16 +95,10 @@ class Fitted:
     @property
     def least(self) -> int:
         """Bytes of the buffer below which no layer's choice fits."""
-        chosen = self.experts.chosen
-        layers = range(len(self.experts.blocks))
-        return max(
-            sum(
-                sorted((room.held for key, room in self.rooms.items() if key[0] == layer), reverse=True)[
-                    :chosen
-                ]
-            )
-            for layer in layers
-        )
+        layers: dict[int, list[int]] = {}
+        for key, room in self.rooms.items():
+            layers.setdefault(key[0], []).append(room.held)
+        return max(sum(sorted(held, reverse=True)[: self.chosen]) for held in layers.values())
 
     def buffer_nbytes(self, limit: int | None, resident: int) -> int:
         """Bytes of the buffer, where `limit` are left for all weights, `resident` of which are taken."""
@@ -129,35 +114,65 @@ class Fitted:
             wanted = min(wanted, limit - resident - self.staging)
         return max(self.least, min(wanted, everything))
 
-    def resident_nbytes(self, total: int, files: int) -> int:
+    def resident_nbytes(self, total: int) -> int:
         """Bytes of what is no expert, where all weights have `total`, and of books about the experts."""
-        hot = total - nbytes(self.source, self.experts.owners)
+        hot = total - self.cold
         return hot + HUGE + min(2 * PIECE, hot) + len(self.rooms) * RECORD_SPARE
 
     def planned(
         self, blocks: Sequence[int], top: int, files: int = 1, limit: int | None = None, aside: int = 0
     ) -> Lines:
         """What is resident, and the buffer that `limit` leaves (None: as large as without a budget)."""
-        resident = self.resident_nbytes(sum(blocks) + top, files)
+        resident = self.resident_nbytes(sum(blocks) + top)
         buffer = self.buffer_nbytes(limit, resident)
         return (
             ("weights, all but the experts", resident),
-            (f"weights, experts in a buffer of {buffer} bytes", buffer + self.staging),
+            ("weights, experts in memory", buffer + self.staging),
         )
+
+
+class Fitted(Sized):
+    """The method for one model."""
+
+    def __init__(
+        self, method: EdgeMoE, source: TensorSource, architecture: Architecture, experts: Experts
+    ) -> None:
+        rooms: dict[Key, Room] = {}
+        for key, names in experts.tensors.items():
+            entries = [source.tensors[name] for name in stored_names(source, names)]
+            rooms[key] = Room.of(sorted(entries, key=lambda entry: entry.offset))
+        super().__init__(method, rooms, experts.chosen, nbytes(source, experts.owners))
+        self.source = source
+        self.architecture = architecture
+        self.experts = experts
+
+    @classmethod
+    def of(cls, method: EdgeMoE, source: TensorSource, architecture: Architecture) -> Self:
+        """Raises UserError for a model whose experts lie in no store."""
+        experts = experts_of(architecture)
+        if experts is None or "expert-store" not in traits_of(source):
+            raise UserError(
+                f"{source.path} has no expert store; packs of mixture-of-experts models have one: haversack "
+                "pack MODEL --device DEVICE -o NAME.",
+                field="residency",
+                given=str(method),
+                nearest="streamed",
+            )
+        return cls(method, source, architecture, experts)
 
     def open(self, limit: int | None) -> Any:
         """See EdgeMoE."""
         total = nbytes(self.source, self.architecture.tensors())
-        budget = self.buffer_nbytes(limit, self.resident_nbytes(total, len(self.source.files)))
+        budget = self.buffer_nbytes(limit, self.resident_nbytes(total))
         return ExpertsHeld(self, budget)
 
 
 class _Loaded(dict[str, Any]):
-    """The tensors of an expert, and the memory that they lie in (None: in their own)."""
+    """The tensors of an expert, and the memory that they lie in."""
 
     __slots__ = ("buffer",)
 
-    def __init__(self, tensors: Mapping[str, Any], buffer: mmap.mmap | None) -> None:
+    def __init__(self, tensors: Mapping[str, Any], buffer: mmap.mmap) -> None:
         super().__init__(tensors)
         self.buffer = buffer
 
@@ -269,23 +284,20 @@ class ExpertsHeld(AllHeld):
         """Read an expert; runs in the reading thread. Memory of the right size is used again."""
         record = self._records[key]
         staged = any(stored.kind == "int2" for stored in record.tensors)
-        buffer = self._staging if staged else None
-        for item in leaving if buffer is None else ():
-            given = item.value.buffer
-            if buffer is None and given is not None and len(given) == len_of(record):
-                buffer = given
+        starts, size = places(record)
+        buffer = next((item.value.buffer for item in leaving if len(item.value.buffer) == size), None)
         leaving.clear()
         if buffer is None:
-            buffer = aligned_buffer(record.nbytes)
-        view = self.store.read(record, buffer, going)
+            buffer = aligned_buffer(size - BLOCK)
+        view = self.store.read(record, self._staging if staged else buffer, going)
         tensors: dict[str, Any] = {}
-        for stored, entry in zip(record.tensors, record.entries(), strict=True):
+        for stored, entry, start in zip(record.tensors, record.entries(), starts, strict=True):
             part: Any = view[stored.start : stored.start + stored.nbytes]
-            if staged and stored.kind != "int2":
-                part = bytes(part)
-            tensors[stored.name] = tensor(entry, part)
+            if staged:
+                part = moved(part, stored, np.frombuffer(buffer, np.uint8), start)
+            tensors[stored.name] = part if isinstance(part, Matrix) else tensor(entry, part)
         assemble(self._forms(key), tensors)
-        return _Loaded(tensors, None if staged else buffer)
+        return _Loaded(tensors, buffer)
 
     def _forms(self, key: Key) -> dict[str, Any]:
         held = forms_of(self.fitted.source)
@@ -363,6 +375,30 @@ class ExpertsHeld(AllHeld):
         super().close()
 
 
-def len_of(record: ExpertRecord) -> int:
-    """The size of the memory that `aligned_buffer` gives for a record."""
-    return (-(-record.nbytes // BLOCK) + 1) * BLOCK
+def held_nbytes(stored: StoredTensor) -> int:
+    """Bytes of a tensor in memory: int2 becomes int4."""
+    if stored.kind != "int2":
+        return stored.nbytes
+    group = stored.group or 0
+    return stored.nbytes // (4 * group + 32) * (8 * group + 32)
+
+
+def places(record: ExpertRecord) -> tuple[list[int], int]:
+    """Where each tensor of a record begins in memory, and the size of that memory, as `aligned_buffer` makes
+    it.
+    """
+    starts, at = [], 0
+    for stored in record.tensors:
+        starts.append(at)
+        at = -(-(at + held_nbytes(stored)) // TENSOR_STEP) * TENSOR_STEP
+    return starts, (-(-at // BLOCK) + 1) * BLOCK
+
+
+def moved(part: Any, stored: StoredTensor, memory: npt.NDArray[np.uint8], start: int) -> Any:
+    """The bytes `part` of a tensor at `start` of `memory`, or the matrix that int2 becomes there."""
+    place = memory[start : start + held_nbytes(stored)]
+    if stored.kind == "int2":
+        rows, columns = stored.shape
+        return widen_int2(part, rows, columns, stored.group or 0, place)
+    place[:] = np.frombuffer(part, np.uint8)
+    return place

@@ -23,7 +23,7 @@ bits in memory.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -120,6 +120,15 @@ class EdgeMoE(Method):
         from haversack.run.residency._edgemoe_held import Fitted
 
         return Fitted.of(self, source, architecture)
+
+    def sized(self, parts: Mapping[Key, Sequence[tuple[str, int]]], chosen: int) -> Any:
+        """The method for experts that are not stored yet: (kind, bytes) of each one's tensors, `chosen` of
+        which a token takes in a layer."""
+        from haversack.run.residency._edgemoe_held import Room, Sized
+
+        rooms = {key: Room.sized(sum(count for _, count in own), own) for key, own in parts.items()}
+        held = sum(count * (3 if kind == "int2" else 1) for own in parts.values() for kind, count in own)
+        return Sized(self, rooms, chosen, held)
 
     def planned(
         self, blocks: Sequence[int], top: int, files: int = 1, limit: int | None = None, aside: int = 0
