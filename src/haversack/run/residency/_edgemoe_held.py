@@ -32,6 +32,7 @@ from haversack.run._shelf import Item, Key, Shelf
 from haversack.run._source import traits_of
 from haversack.run._weights import Weights, nbytes, tensor
 from haversack.run.residency.copied import HUGE, PIECE, Copy
+from haversack.run.residency.streamed import drop_cached
 
 if TYPE_CHECKING:
     from haversack.run.layers.mixture import Routing
@@ -200,6 +201,7 @@ class ExpertsHeld(AllHeld):
         (file,) = {entry.file for entry in entries}
         copy = Copy(source.path / file, entries)
         super().__init__(source, architecture, copy.bytes, without=experts.owners)
+        drop_cached(source.path / STORE_NAME)
         storage = SlowStorage(method.mb_s) if method.mb_s else None
         self.store = ExpertStore.open(source.path / STORE_NAME, storage)
         try:
