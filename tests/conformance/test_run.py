@@ -47,20 +47,36 @@ def choice(entry: MethodEntry, draft: Path) -> str:
     return f"{entry.name}:{','.join(given)}" if given else entry.name
 
 
+STORE = "expert-store"
+
+
 @pytest.fixture(scope="module")
-def answer(checkpoint: Path, draft: Path) -> Callable[..., Answer]:
-    """Tokens and log-probabilities of a run with these methods, the rest plain; each run once."""
+def model_of(checkpoint: Path, mixture_pack: Path) -> Callable[..., Path]:
+    """What the methods are tried on: a mixture of experts where one of them needs its store."""
+
+    def choose(*entries: MethodEntry) -> Path:
+        return mixture_pack if any(STORE in entry.requires for entry in entries) else checkpoint
+
+    return choose
+
+
+@pytest.fixture(scope="module")
+def answer(model_of: Callable[..., Path], draft: Path) -> Callable[..., Answer]:
+    """Tokens and log-probabilities of a run with these methods, the rest plain; each run once. `plain`: of
+    the same model without them.
+    """
     kept: dict[tuple[object, ...], Answer] = {}
 
-    def run(*entries: MethodEntry, sampler: Sampler | None = None) -> Answer:
-        key = (tuple(entries), sampler)
+    def run(*entries: MethodEntry, sampler: Sampler | None = None, plain: bool = False) -> Answer:
+        model = model_of(*entries)
+        key = (model, () if plain else tuple(entries), sampler)
         if key not in kept:
-            kept[key] = fresh(*entries, sampler=sampler)
+            kept[key] = fresh(*(() if plain else entries), sampler=sampler, model=model)
         return kept[key]
 
-    def fresh(*entries: MethodEntry, sampler: Sampler | None = None) -> Answer:
+    def fresh(*entries: MethodEntry, sampler: Sampler | None = None, model: Path | None = None) -> Answer:
         slots = {entry.slot: choice(entry, draft) for entry in entries}
-        with Engine.open(checkpoint, **slots) as engine:
+        with Engine.open(model or model_of(*entries), **slots) as engine:
             made = generate(engine, PROMPT, Limits(max_tokens=ANSWER, end=()), sampler)
             for _ in made:
                 pass
@@ -76,7 +92,7 @@ def test_alone_it_gives_the_plain_tokens(entry: MethodEntry, answer: Callable[..
     tokens, logs = answer(entry)
     assert len(tokens) == ANSWER
     assert all(np.isfinite(logs))
-    assert (tokens, logs) == answer()
+    assert (tokens, logs) == answer(entry, plain=True)
 
 
 @every_method
@@ -91,7 +107,8 @@ def test_the_same_under_a_seed(entry: MethodEntry, answer: Callable[..., Answer]
 def test_in_pairs_it_gives_the_plain_tokens_or_refuses(
     one: MethodEntry, two: MethodEntry, answer: Callable[..., Answer]
 ) -> None:
-    given = {*GIVEN, *(("draft-model",) if "draft-model" in one.requires | two.requires else ())}
+    needed = one.requires | two.requires
+    given = {*GIVEN, *({"draft-model", STORE} & needed)}
     plain = [
         index.find("run", slot, name)
         for slot, name in (
@@ -107,13 +124,15 @@ def test_in_pairs_it_gives_the_plain_tokens_or_refuses(
         with pytest.raises(UserError, match="cannot run"):
             answer.fresh(one, two)  # type: ignore[attr-defined]
         return
-    assert answer(one, two) == answer()
+    assert answer(one, two) == answer(one, two, plain=True)
 
 
 @every_method
-def test_the_budget_is_kept_before_any_work(entry: MethodEntry, checkpoint: Path, draft: Path) -> None:
+def test_the_budget_is_kept_before_any_work(
+    entry: MethodEntry, model_of: Callable[..., Path], draft: Path
+) -> None:
     """What it plans fits in just that budget; below, it refuses and names the smallest that would do."""
-    slots = {entry.slot: choice(entry, draft)}
+    slots, checkpoint = {entry.slot: choice(entry, draft)}, model_of(entry)
     with Engine.open(checkpoint, **slots, tokens=(40, ANSWER)) as engine:
         needed = engine.memory_plan((40, ANSWER)).total_mib
     assert needed > 0
@@ -129,9 +148,9 @@ def test_the_budget_is_kept_before_any_work(entry: MethodEntry, checkpoint: Path
 
 @every_method
 def test_what_was_refused_leaves_the_cache_as_it_was(
-    entry: MethodEntry, checkpoint: Path, draft: Path
+    entry: MethodEntry, model_of: Callable[..., Path], draft: Path
 ) -> None:
-    with Engine.open(checkpoint, **{entry.slot: choice(entry, draft)}) as engine:
+    with Engine.open(model_of(entry), **{entry.slot: choice(entry, draft)}) as engine:
         cache = engine.cache(48)
         engine.step(PROMPT[:8], cache=cache)
         with pytest.raises(UserError):

@@ -121,6 +121,9 @@ class Apart:
         yield bind(self.source, [one.weight for group in record.products() for one in group])
         self.open -= 1
 
+    def routed(self, routing: Any) -> None:
+        assert self.open == 0
+
     def want(self, block: int, ids: Sequence[int] = (), priority: int = 0) -> None:
         self.said.append(("want", block, tuple(ids), priority))
 

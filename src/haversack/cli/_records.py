@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from haversack.cli._expert_records import ExpertsRecord
+
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Share = Annotated[float, msgspec.Meta(ge=0)]
 
@@ -177,7 +179,7 @@ class SparsityRecord(_Record):
 class RunOutput(_Record):
     """`haversack run`. `stop`: max-tokens, end-of-text, stop-text or context. `tool_calls`: with --tools;
     `valid`: with --schema, that the answer is complete and satisfies it. `sparsity`: of packs that have
-    any."""
+    any. `experts`: with experts that are streamed."""
 
     text: str
     tokens: Count
@@ -192,6 +194,7 @@ class RunOutput(_Record):
     log_probabilities: list[LogProbability] | msgspec.UnsetType = msgspec.UNSET
     tool_calls: list[ToolCall] | msgspec.UnsetType = msgspec.UNSET
     sparsity: SparsityRecord | msgspec.UnsetType = msgspec.UNSET
+    experts: ExpertsRecord | msgspec.UnsetType = msgspec.UNSET
     valid: bool | msgspec.UnsetType = msgspec.UNSET
 
 

@@ -71,7 +71,10 @@ def command(
     ] = None,
     residency: Annotated[
         str | None,
-        typer.Option(help="where weights live: mapped, copied or streamed (default: the pack's plan)"),
+        typer.Option(
+            help="where weights live: mapped, copied, streamed, or experts alone: streamed:edgemoe "
+            "(default: the pack's plan)"
+        ),
     ] = None,
     attention: Annotated[str, typer.Option(help="dense, or sliding:window=N,sink=N")] = "dense",
     context: Annotated[str, typer.Option(help="what of the prompt is read: tokens")] = "tokens",
@@ -320,6 +323,8 @@ def _print_text(answer: Generation, size: tuple[int, int], text: str, log_probab
     )
     if engine.tally:
         print(engine.tally.words(), file=sys.stderr)
+    if hasattr(engine.held, "words"):
+        print(engine.held.words(answer.seconds), file=sys.stderr)
 
 
 def _print_record(
@@ -359,6 +364,8 @@ def _print_record(
         record["text"], record["tool_calls"] = talk.calls(answer.text)
     if engine.tally:
         record["sparsity"] = {key: value for key, value in engine.tally.stats().items() if key != "layers"}
+    if hasattr(engine.held, "record"):
+        record["experts"] = engine.held.record(answer.seconds)
     if constraint is not None:
         record["valid"] = constraint.complete
     print_json(record)

@@ -6,15 +6,13 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from haversack.core._files import (
     explain_write_errors,
-    flush_data,
     flush_folder,
     partial_path,
     put_in_place,
@@ -27,6 +25,7 @@ from haversack.core._record import (
     PACK_KINDS,
     PIECE,
     RECORD_NAME,
+    STORE_NAME,
     WEIGHTS_NAME,
     FileEntry,
     PackRecord,
@@ -37,16 +36,18 @@ from haversack.core._record import (
     plain_name,
 )
 from haversack.core._safetensors import header_bytes
+from haversack.core._summed import SummedFile
 from haversack.core._verified import mark_verified
 from haversack.core.errors import UserError, not_allowed
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from haversack.core._expert_file import ExpertFile
+
 _RESERVED = (
     16 * 1024
 )  # room for the header of about 120 tensors; a longer one moves the data once, at the end
-_FLUSH_EVERY = 16 * PIECE  # written bytes that may wait in the page cache
 _METADATA = {"format": "pt", "haversack": f"{FORMAT[0]}.{FORMAT[1]}"}
 
 
@@ -79,7 +80,8 @@ class PackWriter:
         self._tensors: dict[str, tuple[str, tuple[int, ...], int | None, str, int]] = {}
         self._forms: dict[str, dict[str, Any]] = {}
         self._files: dict[str, FileEntry] = {}
-        self._weights: _SummedFile | None = None
+        self._weights: SummedFile | None = None
+        self._experts: ExpertFile | None = None
         self._torn = False
 
     def __enter__(self) -> Self:
@@ -107,7 +109,22 @@ class PackWriter:
     ) -> None:
         if self._weights is not None:
             self._weights.abandon()
+        if self._experts is not None:
+            self._experts.abandon()
         remove(self._partial)
+
+    def keep_experts(self, model: str, owners: Mapping[str, tuple[int, int]]) -> None:
+        """Let the tensors `owners`, name -> (block, expert), and their parts, go to the expert store of the
+        model `model` instead of the weights: a record for each expert, written when all of it was given.
+
+        An expert given tensor by tensor costs its own bytes of memory; one whose tensors come in parts waits
+        for the next block. Call before the first of them. Without any owners nothing changes.
+        """
+        if owners:
+            from haversack.core._expert_file import ExpertFile
+
+            with explain_write_errors(self.path):
+                self._experts = ExpertFile(self._partial / STORE_NAME, model, owners)
 
     def add_tensor(
         self,
@@ -127,10 +144,14 @@ class PackWriter:
         needed = nbytes_of(kind, shape, group, layout)
         if name in self._tensors or not name:
             raise ValueError(f"the tensor name {name!r} is empty or was given before")
+        if self._experts is not None:
+            with explain_write_errors(self.path):
+                if self._experts.takes(name, kind, shape, group, layout, chunks):
+                    return
         self._torn = True
         with explain_write_errors(self.path):
             if self._weights is None:
-                self._weights = _SummedFile(self._partial / WEIGHTS_NAME, _RESERVED)
+                self._weights = SummedFile(self._partial / WEIGHTS_NAME, _RESERVED)
             before = self._weights.size
             for chunk in chunks:
                 self._weights.write(chunk)
@@ -143,16 +164,18 @@ class PackWriter:
     def add_form(self, name: str, form: Mapping[str, Any]) -> None:
         """Say how the tensors NAME.PART that were added make up the matrix `name`: `form`, `shape` and what
         else the form asks for (run/forms/). Raises ValueError for what cannot be."""
-        if name in self._forms or not any(part.startswith(f"{name}.") for part in self._tensors):
+        known = [*self._tensors, *(() if self._experts is None else self._experts.names)]
+        if name in self._forms or not any(part.startswith(f"{name}.") for part in known):
             raise ValueError(f"{name!r} has no parts here, or has a form already")
-        check_form_entry(name, form, self._tensors)
+        check_form_entry(name, form, known)
         self._forms[name] = dict(form)
 
     def add_file(self, name: str, data: bytes | os.PathLike[str]) -> None:
         """Add a file beside the weights: bytes, or the path of a file to copy. Raises ValueError for a name
         that could leave the folder or was given before, UserError for a file that cannot be read and for a
         full disk."""
-        if not plain_name(name) or name in (RECORD_NAME, WEIGHTS_NAME) or name in self._files:
+        taken = (RECORD_NAME, WEIGHTS_NAME, STORE_NAME)
+        if not plain_name(name) or name in taken or name in self._files:
             raise ValueError(f"the file name {name!r} is not allowed in a pack or was given before")
         with contextlib.ExitStack() as stack:
             pieces: Iterable[Buffer]
@@ -166,7 +189,7 @@ class PackWriter:
                     raise UserError(said, field="path", given=os.fspath(data)) from error
                 pieces = iter(lambda: source.read(PIECE), b"")
             with explain_write_errors(self.path):
-                target = _SummedFile(self._partial / name, 0)
+                target = SummedFile(self._partial / name, 0)
                 try:
                     for piece in pieces:
                         target.write(piece)
@@ -185,7 +208,7 @@ class PackWriter:
             raise ValueError(f"a pack's record has no {sorted(set(record) - known)}")
         if self._torn:
             raise ValueError("a tensor was not written whole, so this pack cannot be finished")
-        plan = dict(record.get("plan", {}))
+        plan, provenance = dict(record.get("plan", {})), dict(record.get("provenance", {}))
         tensors: tuple[TensorEntry, ...] = ()
         with explain_write_errors(self.path):
             if self._weights is not None:
@@ -196,13 +219,18 @@ class PackWriter:
                 header = header_bytes(described, _METADATA, least=_RESERVED)
                 self._files = {WEIGHTS_NAME: self._weights.close(header), **self._files}
                 tensors = self._entries(len(header))
+            if self._experts is not None:
+                entry, stored = self._experts.close()
+                self._files = {**self._files, STORE_NAME: entry}
+                tensors += stored
+                provenance["identity"] = self._experts.model
             written = PackRecord(
                 format=FORMAT,
                 kind=self.kind,
                 architecture=dict(record.get("architecture", {})),
                 plan=plan,
                 activations=str(record.get("activations", plan.get("activations", "f32"))),
-                provenance=dict(record.get("provenance", {})),
+                provenance=provenance,
                 measurements=list(record.get("measurements", [])),
                 tensors=tensors,
                 forms=self._forms,
@@ -246,73 +274,3 @@ def check_goal(path: Path) -> None:
             field="output",
             given=str(path),
         )
-
-
-class _SummedFile:
-    """A file written front to back with a CRC-32 for each MiB, `start` bytes left free for a header."""
-
-    def __init__(self, path: Path, start: int) -> None:
-        self.path = path
-        self.size = 0
-        self._start = start
-        self._pieces: list[int] = []
-        self._sum = 0
-        self._file: IO[bytes] = path.open("w+b", buffering=0)
-        self._file.seek(start)
-        self._flushed = 0
-
-    def write(self, chunk: Buffer) -> None:
-        view = memoryview(chunk)
-        view = view.cast("B") if view.c_contiguous else memoryview(view.tobytes())
-        while view.nbytes:
-            room = PIECE - self.size % PIECE
-            piece = view[:room]
-            _write_all(self._file, piece)
-            self._sum = zlib.crc32(piece, self._sum)
-            self.size += piece.nbytes
-            if self.size % PIECE == 0:
-                self._pieces.append(self._sum)
-                self._sum = 0
-            view = view[room:]
-            if self.size - self._flushed >= _FLUSH_EVERY:
-                self._drop()
-
-    def close(self, header: bytes) -> FileEntry:
-        """Put `header` in front, flush, close; the file's entry."""
-        if self.size % PIECE:
-            self._pieces.append(self._sum)
-        if len(header) > self._start:
-            self._make_room(len(header))
-        if header:
-            self._file.seek(0)
-            _write_all(self._file, memoryview(header))
-        os.fsync(self._file.fileno())
-        self._file.close()
-        return FileEntry(self._start + self.size, self._start, zlib.crc32(header), tuple(self._pieces))
-
-    def abandon(self) -> None:
-        with contextlib.suppress(OSError):
-            self._file.close()
-
-    def _make_room(self, start: int) -> None:
-        """Move the data to begin at `start`, the last piece first."""
-        descriptor = self._file.fileno()
-        end = self.size
-        while end > 0:
-            begin = max(0, end - PIECE)
-            piece = os.pread(descriptor, end - begin, self._start + begin)
-            self._file.seek(start + begin)
-            _write_all(self._file, memoryview(piece))
-            end = begin
-        self._start = start
-
-    def _drop(self) -> None:
-        flush_data(self._file.fileno())
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        self._flushed = self.size
-
-
-def _write_all(file: IO[bytes], data: memoryview) -> None:
-    while data.nbytes:
-        data = data[file.write(data) :]

@@ -12,10 +12,12 @@ from typing import Any
 from haversack.core.budget import BudgetError
 from haversack.core.errors import UserError
 from haversack.core.measurement import Quality
+from haversack.core.pack import Pack, PackWriter
 from haversack.core.progress import Progress, progress
 from haversack.models import Tokenizer, read_architecture
 from haversack.models._calibration import TokenText, segments, token_text
 from haversack.models._checkpoint import checkpoint
+from haversack.models._experts import identity
 from haversack.models._hub_cache import hub_origin
 from haversack.plan._candidates import Candidate, Plan
 from haversack.plan._enumerate import Space, predicted
@@ -106,6 +108,12 @@ class Bench(Shelf):
         path = self.scratch / f"{len(self._packs)}.pack"
         self.gguf.write(path, origin=False)
         return path
+
+    def prepare(self, writer: PackWriter, pack: Pack) -> None:
+        """See Shelf; experts go to their store."""
+        owned = self.walk.all_experts
+        if owned is not None:
+            writer.keep_experts(identity(pack, self.architecture), owned.owners)
 
     def quality(self, plan: Plan) -> float:
         """Bits per byte of the plan's pack."""

@@ -59,6 +59,9 @@ class Shelf(ABC):
         """What of the checkpoint belongs into its pack besides the weights."""
         add_files(writer, self.path)
 
+    def prepare(self, writer: PackWriter, pack: Pack) -> None:  # noqa: B027 - most kinds have nothing to say
+        """What `writer` must know before the first tensor of `pack` is copied; nothing here."""
+
     def plan_record(self, plan: Plan) -> dict[str, Any]:
         """What pack.json keeps of a plan."""
         return plan.record()
@@ -144,6 +147,7 @@ class Shelf(ABC):
             ],
         )
         with PackWriter(job.output, self.kind, expected_bytes=pack.nbytes) as writer:
+            self.prepare(writer, pack)
             for name, entry in pack.tensors.items():
                 data = [pack.bytes(name)]
                 writer.add_tensor(name, entry.kind, entry.shape, data, entry.group, entry.layout)

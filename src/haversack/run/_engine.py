@@ -27,7 +27,7 @@ from haversack.run._forward import ROWS, Forward, Observer
 from haversack.run._memory import planned_memory, program_mib
 from haversack.run._residency import experts_of
 from haversack.run._slots import Slots, choose
-from haversack.run._source import Model, open_model
+from haversack.run._source import Model, open_model, traits_of
 from haversack.run._sparsity import Tally
 from haversack.run._step import Mask, checked_positions, is_linear, split
 from haversack.run._switch import read_across
@@ -102,6 +102,7 @@ class Engine:
             prefill=prefill,
             decode=decode,
             draft=draft,
+            traits=traits_of(model.source),
         )
         activations = activations or model.activations
         if activations not in ACTIVATIONS:
@@ -132,7 +133,9 @@ class Engine:
     def _load(self, tokens: tuple[int, int] | None) -> None:
         source = self.model.source
         if isinstance(source, Pack):
-            source.verify_once(keep_cached=self.slots.residency.name == "mapped")
+            residency = self.slots.residency
+            checked = getattr(residency, "checks", ())
+            source.verify_once(keep_cached=residency.name == "mapped", without=checked)
         self.held = self.slots.residency.open(source, self.architecture, self._weights_limit(tokens))
         self.forward.experts = experts_of(self.held)
         if self.draft_model is not None:
@@ -183,7 +186,7 @@ class Engine:
             architecture,
             blocks=[nbytes(source, block.tensors()) for block in architecture.blocks],
             top=nbytes(source, architecture.top_tensors()),
-            residency=self.slots.residency,
+            residency=self._fitted(),
             cache_type=self.cache_type,
             base_mib=program_mib(),
             context=min(capacity, self.context_length),
@@ -194,6 +197,12 @@ class Engine:
             aside=aside_nbytes(source, architecture),
         )
         return plan if self.draft_model is None else plan + self._draft_plan(capacity)
+
+    def _fitted(self) -> Any:
+        """The residency, made for this model where it has a `fitted`."""
+        residency = self.slots.residency
+        fitted = getattr(residency, "fitted", None)
+        return residency if fitted is None else fitted(self.model.source, self.architecture)
 
     def _draft_plan(self, capacity: int) -> MemoryPlan:
         """What the draft model takes beside the model; program and tokenizer are shared."""
@@ -226,7 +235,7 @@ class Engine:
         memory.
         """
         if self._ram_limit() is not None and self.budget is not None:
-            needed = self._planned(tokens, None).total_mib
+            needed = self._planned(tokens, 0).total_mib
             self.budget.require({"ram_mib": needed}, f"running {self.model.path.name}")
 
     def cache(self, capacity: int | None = None) -> Cache:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -57,6 +57,9 @@ class Experts(Protocol):
     def expert(self, block: int, expert: int) -> AbstractContextManager[Weights]:
         """The tensors of one expert, valid inside the `with`."""
 
+    def routed(self, routing: Any) -> None:
+        """What the router of a block chose for each token (`layers.mixture.Routing`); `want` follows."""
+
     def want(self, block: int, ids: Sequence[int] = (), priority: int = 0) -> None:
         """The experts `ids` of `block` will be asked for (CHOSEN: certainly, in this order)."""
 
@@ -82,14 +85,23 @@ class Residency(Protocol):
 
 
 class AllHeld:
-    """Every tensor bound once; `data` gives a tensor's bytes (default: the mapped file)."""
+    """Every tensor bound once, but those of blocks named in `without`; `data` gives a tensor's bytes
+    (default: the mapped file).
+    """
 
-    def __init__(self, source: TensorSource, architecture: Architecture, data: Bytes | None = None) -> None:
+    def __init__(
+        self,
+        source: TensorSource,
+        architecture: Architecture,
+        data: Bytes | None = None,
+        without: Container[str] = (),
+    ) -> None:
         self.top: Weights = bind(source, architecture.top_tensors(), data)
         self._table: Matrix = self.top[architecture.embedding]
         self._head: Matrix = self.top[architecture.head.weight]
         self._blocks: list[nullcontext[Steady]] = [
-            nullcontext(Steady(bind(source, block.tensors(), data))) for block in architecture.blocks
+            nullcontext(Steady(bind(source, (n for n in block.tensors() if n not in without), data)))
+            for block in architecture.blocks
         ]
 
     def weights(self, block: int, names: Sequence[str] = ()) -> AbstractContextManager[Weights]:

@@ -25,6 +25,7 @@ from haversack.core.pack import PackWriter, TensorSource
 from haversack.core.progress import Progress
 from haversack.kernels import Matrix
 from haversack.kernels._matrix import LAYOUTS
+from haversack.models._experts import identity
 from haversack.run._forms import bound
 from haversack.shrink._activations import IN_MEMORY_MIB, Activations
 from haversack.shrink._block import BlockView
@@ -130,7 +131,7 @@ class KeptMatrix:
 ROUTER = "a router"
 
 ARRAY_KINDS = {"float32": "f32", "int32": "i32", "uint8": "u8"}
-BITS = {"f32": 32, "f16": 16, "bf16": 16, "int8": 8, "int4": 4, "int3": 3}
+BITS = {"f32": 32, "f16": 16, "bf16": 16, "int8": 8, "int4": 4, "int3": 3, "int2": 2}
 
 
 def stored_kinds(walk: Walk, precision: Precision, policy: Policy) -> dict[str, Stored]:
@@ -325,6 +326,10 @@ def compress(
     if texts is not None and hasattr(precision, "learn"):
         precision, texts = precision.learn(source, walk, texts), None
         reads = False
+    owned = getattr(walk, "all_experts", None)
+    if owned is not None:
+        architecture = walk.architecture  # type: ignore[attr-defined]
+        writer.keep_experts(identity(source, architecture), owned.owners)
     count, length = texts.shape if reads and texts is not None else (0, 0)
     learns = BLOCK in precision.needs
     share_mib = activations_mib / sets_of(walk, precision)
@@ -482,7 +487,9 @@ def write_compressed(
 def _write_matrix(writer: PackWriter, name: str, found: Compressed) -> Matrix:
     matrix = found.packed()
     kind = found.kind
-    writer.add_tensor(name, kind.kind, matrix.shape, [matrix.data], kind.group, matrix.layout)
+    stored = getattr(found, "stored", None)  # where it is kept as something else than what multiplies
+    data = matrix.data if stored is None else stored()
+    writer.add_tensor(name, kind.kind, matrix.shape, [data], kind.group, matrix.layout)
     return matrix
 
 

@@ -76,10 +76,12 @@ def choose(layer: Mixture, x: F32, weights: Any, call: Call) -> Choice:
     experts, shares = route(
         logits, layer.top, layer.scoring, chosen=layer.scored == "chosen", normalized=layer.normalized
     )
+    routing = Routing(call.block, call.step.positions, experts, shares, x)
     if call.experts is not None:
+        call.experts.routed(routing)
         call.experts.want(call.block, sorted(set(experts.reshape(-1).tolist())), CHOSEN)
     if call.observer is not None:
-        call.observer(Routing(call.block, call.step.positions, experts, shares, x))
+        call.observer(routing)
     return Choice(experts, shares)
 
 
