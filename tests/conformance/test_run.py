@@ -23,6 +23,7 @@ ANSWER = 24
 WORKING = {
     ("prefill", "chunked"): "tokens=16",
     ("residency", "streamed"): "keep=1",
+    ("residency", "sealed"): "keep=1",
 }
 
 every_method = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: f"{entry.slot}-{entry.name}")
@@ -38,8 +39,13 @@ def test_every_slot_of_the_stage_that_has_methods_is_tested() -> None:
     assert {entry.slot for entry in index.methods("run")} <= set(NAMES)
 
 
-def choice(entry: MethodEntry, draft: Path) -> str:
+SEALED = "sealed-weights"
+
+
+def choice(entry: MethodEntry, draft: Path, sealed: Path) -> str:
     given = []
+    if SEALED in entry.requires:
+        given.append(f"key={sealed / 'key'}")
     if (entry.slot, entry.name) in WORKING:
         given.append(WORKING[entry.slot, entry.name])
     if any(parameter.name == "draft" for parameter in entry.parameters):
@@ -47,8 +53,13 @@ def choice(entry: MethodEntry, draft: Path) -> str:
     return f"{entry.name}:{','.join(given)}" if given else entry.name
 
 
+def source(checkpoint: Path, sealed: Path, *entries: MethodEntry) -> Path:
+    """The same model, as the methods want it."""
+    return sealed / "small.pack" if any(SEALED in entry.requires for entry in entries) else checkpoint
+
+
 @pytest.fixture(scope="module")
-def answer(checkpoint: Path, draft: Path) -> Callable[..., Answer]:
+def answer(checkpoint: Path, draft: Path, sealed: Path) -> Callable[..., Answer]:
     """Tokens and log-probabilities of a run with these methods, the rest plain; each run once."""
     kept: dict[tuple[object, ...], Answer] = {}
 
@@ -59,8 +70,8 @@ def answer(checkpoint: Path, draft: Path) -> Callable[..., Answer]:
         return kept[key]
 
     def fresh(*entries: MethodEntry, sampler: Sampler | None = None) -> Answer:
-        slots = {entry.slot: choice(entry, draft) for entry in entries}
-        with Engine.open(checkpoint, **slots) as engine:
+        slots = {entry.slot: choice(entry, draft, sealed) for entry in entries}
+        with Engine.open(source(checkpoint, sealed, *entries), **slots) as engine:
             made = generate(engine, PROMPT, Limits(max_tokens=ANSWER, end=()), sampler)
             for _ in made:
                 pass
@@ -91,7 +102,7 @@ def test_the_same_under_a_seed(entry: MethodEntry, answer: Callable[..., Answer]
 def test_in_pairs_it_gives_the_plain_tokens_or_refuses(
     one: MethodEntry, two: MethodEntry, answer: Callable[..., Answer]
 ) -> None:
-    given = {*GIVEN, *(("draft-model",) if "draft-model" in one.requires | two.requires else ())}
+    given = {*GIVEN, *({"draft-model", SEALED} & (one.requires | two.requires))}
     plain = [
         index.find("run", slot, name)
         for slot, name in (
@@ -111,9 +122,12 @@ def test_in_pairs_it_gives_the_plain_tokens_or_refuses(
 
 
 @every_method
-def test_the_budget_is_kept_before_any_work(entry: MethodEntry, checkpoint: Path, draft: Path) -> None:
+def test_the_budget_is_kept_before_any_work(
+    entry: MethodEntry, checkpoint: Path, draft: Path, sealed: Path
+) -> None:
     """What it plans fits in just that budget; below, it refuses and names the smallest that would do."""
-    slots = {entry.slot: choice(entry, draft)}
+    slots = {entry.slot: choice(entry, draft, sealed)}
+    checkpoint = source(checkpoint, sealed, entry)
     with Engine.open(checkpoint, **slots, tokens=(40, ANSWER)) as engine:
         needed = engine.memory_plan((40, ANSWER)).total_mib
     assert needed > 0
@@ -129,9 +143,10 @@ def test_the_budget_is_kept_before_any_work(entry: MethodEntry, checkpoint: Path
 
 @every_method
 def test_what_was_refused_leaves_the_cache_as_it_was(
-    entry: MethodEntry, checkpoint: Path, draft: Path
+    entry: MethodEntry, checkpoint: Path, draft: Path, sealed: Path
 ) -> None:
-    with Engine.open(checkpoint, **{entry.slot: choice(entry, draft)}) as engine:
+    slots = {entry.slot: choice(entry, draft, sealed)}
+    with Engine.open(source(checkpoint, sealed, entry), **slots) as engine:
         cache = engine.cache(48)
         engine.step(PROMPT[:8], cache=cache)
         with pytest.raises(UserError):

@@ -340,11 +340,12 @@ class CompareOutput(_Record):
 
 
 class CheckOutput(_Record):
-    """`haversack check`"""
+    """`haversack check`. `authentic`: of a sealed pack, that it is what was sealed (null without the key)."""
 
     pack: str
     whole: bool
     findings: list[Any]
+    authentic: bool | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class DeviceRecord(_Record):

@@ -71,7 +71,10 @@ def command(
     ] = None,
     residency: Annotated[
         str | None,
-        typer.Option(help="where weights live: mapped, copied or streamed (default: the pack's plan)"),
+        typer.Option(help="where weights live: mapped, copied, streamed, sealed (default: the pack's plan)"),
+    ] = None,
+    key: Annotated[
+        Path | None, typer.Option(help="the file of a sealed pack's key", metavar="KEYFILE")
     ] = None,
     attention: Annotated[str, typer.Option(help="dense, or sliding:window=N,sink=N")] = "dense",
     context: Annotated[str, typer.Option(help="what of the prompt is read: tokens")] = "tokens",
@@ -232,6 +235,7 @@ def command(
         prefill=prefill,
         decode=decode or ("linear-draft" if draft else "one-by-one"),
         draft=draft,
+        key=key,
         activations=activations,
         cache_type=cache_type,
         threads=threads,

@@ -7,10 +7,12 @@ import contextlib
 import os
 import shutil
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Protocol, Self
+
+import msgspec
 
 from haversack.core._files import (
     explain_write_errors,
@@ -27,6 +29,7 @@ from haversack.core._record import (
     PACK_KINDS,
     PIECE,
     RECORD_NAME,
+    SEALED_NAME,
     WEIGHTS_NAME,
     FileEntry,
     PackRecord,
@@ -50,25 +53,45 @@ _FLUSH_EVERY = 16 * PIECE  # written bytes that may wait in the page cache
 _METADATA = {"format": "pt", "haversack": f"{FORMAT[0]}.{FORMAT[1]}"}
 
 
+class Sealer(Protocol):
+    """What encrypts the weights of a pack on their way (formats/sealed.py). `file`: where they lie then."""
+
+    file: str
+
+    def blocks(self, name: str, nbytes: int, chunks: Iterable[Buffer]) -> Iterator[Buffer]:
+        """What is stored of a tensor of `nbytes`, which `chunks` give; a multiple of 4096 bytes."""
+
+    def front_nbytes(self, files: Sequence[str]) -> int:
+        """Bytes before the first tensor in a pack that has `files` beside it; a multiple of 4096."""
+
+    def front(self, record: PackRecord, folder: Path) -> bytes:
+        """These bytes; they vouch for `record` and for the files it names, which lie in `folder`."""
+
+
 class PackWriter:
     """Writes the pack `path`, a folder; a context manager.
 
     Until `finish` everything lies in `NAME.partial-*` beside it; leaving the block without `finish`, by an
-    error or by Ctrl-C, removes that. At no moment is there half a pack under `path`: the old pack, if any, is
-    exchanged for the new one in one step. Written bytes are flushed and dropped from the page cache every 16
-    MiB.
+    error or by Ctrl-C, removes that. At no moment is there half a pack under `path`: the old pack, if any,
+    is exchanged for the new one in one step. Written bytes are flushed and dropped from the page cache
+    every 16 MiB.
 
-    `expected_bytes` (optional) refuses a disk that is too full before work starts. Raises UserError when
-    something other than a pack is at `path`, and when the disk is full or cannot be written.
+    `expected_bytes` (optional) refuses a disk that is too full before work starts. `sealer` (optional)
+    encrypts the weights; nothing of them reaches the disk in the clear. Raises UserError when something
+    other than a pack is at `path`, and when the disk is full or cannot be written.
 
-    >>> with PackWriter(Path("my.pack")) as writer:
-    ...     writer.add_tensor("norm.weight", "f32", (2,), [struct.pack("<2f", 1, 2)])
-    ...     writer.add_file("tokenizer.json", Path("tokenizer.json"))
-    ...     writer.finish({"architecture": {...}, "plan": {"precision": "keep"}})
+    >>> with PackWriter(Path("my.pack")) as writer: ...     writer.add_tensor("norm.weight", "f32", (2,),
+    [struct.pack("<2f", 1, 2)]) ...     writer.add_file("tokenizer.json", Path("tokenizer.json")) ...
+    writer.finish({"architecture": {...}, "plan": {"precision": "keep"}})
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], kind: str = "language", *, expected_bytes: int | None = None
+        self,
+        path: str | os.PathLike[str],
+        kind: str = "language",
+        *,
+        expected_bytes: int | None = None,
+        sealer: Sealer | None = None,
     ) -> None:
         if kind not in PACK_KINDS:
             raise not_allowed("kind", kind, PACK_KINDS)
@@ -76,7 +99,10 @@ class PackWriter:
         self.kind = kind
         self._expected_bytes = expected_bytes
         self._partial = partial_path(self.path)
+        self._sealer = sealer
+        self._weights_name = WEIGHTS_NAME if sealer is None else sealer.file
         self._tensors: dict[str, tuple[str, tuple[int, ...], int | None, str, int]] = {}
+        self._places: dict[str, int] = {}  # where a tensor begins, from the first one on
         self._forms: dict[str, dict[str, Any]] = {}
         self._files: dict[str, FileEntry] = {}
         self._weights: _SummedFile | None = None
@@ -130,13 +156,13 @@ class PackWriter:
         self._torn = True
         with explain_write_errors(self.path):
             if self._weights is None:
-                self._weights = _SummedFile(self._partial / WEIGHTS_NAME, _RESERVED)
-            before = self._weights.size
-            for chunk in chunks:
+                self._weights = _SummedFile(self._partial / self._weights_name, _RESERVED)
+            self._places[name] = self._weights.size
+            given = _Counted(chunks)
+            for chunk in given if self._sealer is None else self._sealer.blocks(name, needed, given):
                 self._weights.write(chunk)
-        written = self._weights.size - before
-        if written != needed:
-            raise ValueError(f"the tensor {name} needs {needed} bytes and {written} were given")
+        if given.nbytes != needed:
+            raise ValueError(f"the tensor {name} needs {needed} bytes and {given.nbytes} were given")
         self._tensors[name] = (kind, shape, group, layout, needed)
         self._torn = False
 
@@ -152,7 +178,8 @@ class PackWriter:
         """Add a file beside the weights: bytes, or the path of a file to copy. Raises ValueError for a name
         that could leave the folder or was given before, UserError for a file that cannot be read and for a
         full disk."""
-        if not plain_name(name) or name in (RECORD_NAME, WEIGHTS_NAME) or name in self._files:
+        taken = name in (RECORD_NAME, WEIGHTS_NAME, SEALED_NAME) or name in self._files
+        if not plain_name(name) or taken:
             raise ValueError(f"the file name {name!r} is not allowed in a pack or was given before")
         with contextlib.ExitStack() as stack:
             pieces: Iterable[Buffer]
@@ -186,16 +213,7 @@ class PackWriter:
         if self._torn:
             raise ValueError("a tensor was not written whole, so this pack cannot be finished")
         plan = dict(record.get("plan", {}))
-        tensors: tuple[TensorEntry, ...] = ()
         with explain_write_errors(self.path):
-            if self._weights is not None:
-                described = [
-                    (name, DTYPE_OF_KIND[kind], (nbytes,) if layout != "rows-1" else shape, nbytes)
-                    for name, (kind, shape, _, layout, nbytes) in self._tensors.items()
-                ]
-                header = header_bytes(described, _METADATA, least=_RESERVED)
-                self._files = {WEIGHTS_NAME: self._weights.close(header), **self._files}
-                tensors = self._entries(len(header))
             written = PackRecord(
                 format=FORMAT,
                 kind=self.kind,
@@ -204,11 +222,15 @@ class PackWriter:
                 activations=str(record.get("activations", plan.get("activations", "f32"))),
                 provenance=dict(record.get("provenance", {})),
                 measurements=list(record.get("measurements", [])),
-                tensors=tensors,
+                tensors=(),
                 forms=self._forms,
-                files=self._files,
+                files=dict(self._files),
                 crc32="",
             )
+            if self._weights is not None:
+                written, front = self._front(written)
+                self._files = {self._weights_name: self._weights.close(front), **self._files}
+                written = msgspec.structs.replace(written, files=self._files)
             data = encode_record(written)
             with (self._partial / RECORD_NAME).open("wb") as file:
                 file.write(data)
@@ -221,12 +243,39 @@ class PackWriter:
             mark_verified(self.path / name, entry)
         return written
 
+    def _front(self, record: PackRecord) -> tuple[PackRecord, bytes]:
+        """`record` with its tensors, and what stands before them in their file."""
+        if self._sealer is not None:
+            start = max(_RESERVED, self._sealer.front_nbytes(list(record.files)))
+            record = msgspec.structs.replace(record, tensors=self._entries(start))
+            return record, self._sealer.front(record, self._partial).ljust(start, b"\0")
+        described = [
+            (name, DTYPE_OF_KIND[kind], (nbytes,) if layout != "rows-1" else shape, nbytes)
+            for name, (kind, shape, _, layout, nbytes) in self._tensors.items()
+        ]
+        header = header_bytes(described, _METADATA, least=_RESERVED)
+        return msgspec.structs.replace(record, tensors=self._entries(len(header))), header
+
     def _entries(self, start: int) -> tuple[TensorEntry, ...]:
-        entries, at = [], start
-        for name, (kind, shape, group, layout, nbytes) in self._tensors.items():
-            entries.append(TensorEntry(name, kind, shape, group, layout, WEIGHTS_NAME, at, nbytes))
-            at += nbytes
-        return tuple(entries)
+        return tuple(
+            TensorEntry(
+                name, kind, shape, group, layout, self._weights_name, start + self._places[name], nbytes
+            )
+            for name, (kind, shape, group, layout, nbytes) in self._tensors.items()
+        )
+
+
+class _Counted:
+    """Hands on `chunks` and counts their bytes."""
+
+    def __init__(self, chunks: Iterable[Buffer]) -> None:
+        self._chunks = chunks
+        self.nbytes = 0
+
+    def __iter__(self) -> Iterator[Buffer]:
+        for chunk in self._chunks:
+            self.nbytes += memoryview(chunk).nbytes
+            yield chunk
 
 
 def check_goal(path: Path) -> None:

@@ -14,10 +14,12 @@ import msgspec
 from haversack.core._safetensors import DIMENSIONS_MOST, NAME_MOST
 from haversack.core.errors import not_allowed
 
-FORMAT = (1, 2)
+FORMAT = (1, 3)
 PACK_KINDS = ("language", "speech", "vision", "signal", "delta", "mcu", "split", "codec")
 RECORD_NAME = "pack.json"
 WEIGHTS_NAME = "weights.safetensors"
+SEALED_NAME = "sealed.store"
+"""In the place of the weights where they are sealed (formats/sealed.py)."""
 RECORD_MOST = 64 * 2**20
 PIECE = 2**20
 """Bytes under one checksum."""

@@ -54,6 +54,7 @@ TRAITS: dict[str, tuple[str, ...]] = {
     "batch": (),
     "tree-mask": (),
     "mapped-weights": (),
+    "sealed-weights": (),
     "static-shapes": (),
     "router-position": ("before-attention", "after-attention"),
     "context-limit": (),

@@ -38,6 +38,7 @@ from haversack.plan._gguf_job import GgufJob, Origin
 from haversack.plan._measure import RunFigures, quality, run_figures
 from haversack.plan._predict import MIB
 from haversack.plan._report import report_html
+from haversack.plan._sealing import for_sealing, sealed_facts, sealed_residency, sealer
 from haversack.plan._search import Clock, screened, search
 from haversack.plan._structure import NONE, OFFERED, Structures, advised, full_structure, layers_of
 from haversack.run._weights import check_tensors
@@ -91,6 +92,8 @@ class Job:
     work_ram_mib: float | None = None
     seed: int = 0
     requantize: str | None = None
+    key: Path | None = None
+    """The file of the key that the pack is sealed with; None: not sealed."""
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
@@ -290,12 +293,19 @@ def pack_model(job: Job, tell: Callable[[str], None] = lambda text: None) -> Out
     """Search, measure, choose, write. Raises UserError (BudgetError) before any work when nothing can fit."""
     begun = time.monotonic()
     check_goal(job.output)
+    job = for_sealing(job)
     gguf = GgufJob.of(job.model, job.precision, job.requantize) if is_gguf(job.model) else None
     if gguf is None and job.requantize is not None:
         raise UserError(
             f"--requantize is for GGUF files; {job.model} is none.", field="requantize", given=job.requantize
         )
     source: Any = gguf.model if gguf else factored(HubFolder.open(model_folder(job.model)))
+    if job.key is not None and gguf is None and (is_encoder(source.config) or is_speech(source.config)):
+        raise UserError(
+            f"{job.model} is no decoder language model, and only these are sealed.",
+            field="seal",
+            given=job.model,
+        )
     if gguf is None and is_encoder(source.config):
         from haversack.plan._encoder_job import pack_encoder
 
@@ -398,7 +408,10 @@ def write_pack(
         layers=bench.layers.get(chosen.plan.stored, ()),
         facts=facts(job, bench, reference, chosen),
     )
-    with PackWriter(job.output, expected_bytes=pack.nbytes) as writer:
+    plan = chosen.plan.record()
+    if job.key is not None:
+        plan["residency"] = sealed_residency(plan["residency"])
+    with PackWriter(job.output, expected_bytes=pack.nbytes, sealer=sealer(job)) as writer:
         for name, entry in pack.tensors.items():
             writer.add_tensor(name, entry.kind, entry.shape, [pack.bytes(name)], entry.group, entry.layout)
         for name, form in pack.forms.items():
@@ -411,7 +424,7 @@ def write_pack(
         writer.finish(
             {
                 "architecture": bench.source.config,
-                "plan": chosen.plan.record(),
+                "plan": plan,
                 "activations": chosen.plan.activations,
                 "measurements": [measurement.record()],
                 "provenance": {
@@ -438,6 +451,7 @@ def facts(job: Job, bench: Bench, reference: float, chosen: Candidate) -> list[t
         ("evaluation", f"{text.source}: {len(text.tokens):,} tokens, {text.byte_count:,} bytes"),
         ("calibration", f"{bench.calibration_source}, seed {job.seed}"),
         *kept_facts(bench, chosen),
+        *sealed_facts(job),
         ("measured on", f"{here['cpu']}, {here['cores']} cores, {here['isa']}"),
         ("device", job.device.title + (f"; estimated in its profile: {estimated}" if estimated else "")),
         ("haversack", __version__),

@@ -26,7 +26,7 @@ from haversack.run._forms import check_activations
 from haversack.run._forward import ROWS, Forward
 from haversack.run._memory import planned_memory, program_mib
 from haversack.run._slots import Slots, choose
-from haversack.run._source import Model, open_model
+from haversack.run._source import Model, open_model, weight_traits
 from haversack.run._sparsity import Tally
 from haversack.run._step import Mask, checked_positions, is_linear, split
 from haversack.run._switch import read_across
@@ -77,6 +77,7 @@ class Engine:
         prefill: str | Method = "whole",
         decode: str | Method = "one-by-one",
         draft: str | os.PathLike[str] | None = None,
+        key: str | os.PathLike[str] | None = None,
         activations: str | None = None,
         cache_type: str | None = None,
         threads: int | None = None,
@@ -87,7 +88,8 @@ class Engine:
         """Open `source` (a pack, a checkpoint folder, a bundled name, or what `open_model` gave) for a run.
 
         The slots take `NAME` or `NAME:key=value,...`. `residency`, `activations` and `cache_type` default to
-        the pack's plan (else mapped, f32, f32). `draft` is the draft model of a decode method that needs one.
+        the pack's plan (else mapped, f32, f32). `draft` is the draft model of a decode method that needs one,
+        `key` the file of the key of a sealed pack.
         `context_length` bounds the tokens of a cache (default: the model's context). `budget.ram_mib` is
         checked before weights are read, for `tokens` = (prompt, answer) when known, else for a full context.
         Raises UserError for what cannot be opened, does not fit together or does not fit the budget.
@@ -101,6 +103,8 @@ class Engine:
             prefill=prefill,
             decode=decode,
             draft=draft,
+            key=key,
+            traits=weight_traits(model.source),
         )
         activations = activations or model.activations
         if activations not in ACTIVATIONS:
@@ -130,7 +134,7 @@ class Engine:
 
     def _load(self, tokens: tuple[int, int] | None) -> None:
         source = self.model.source
-        if isinstance(source, Pack):
+        if isinstance(source, Pack) and not source.sealed:  # sealed blocks are authenticated at every read
             source.verify_once(keep_cached=self.slots.residency.name == "mapped")
         self.held = self.slots.residency.open(source, self.architecture, self._weights_limit(tokens))
         if self.draft_model is not None:
@@ -218,12 +222,16 @@ class Engine:
         memory.
         """
         if self._ram_limit() is not None and self.budget is not None:
-            needed = self._planned(tokens, None).total_mib
+            needed = self._planned(tokens, 0).total_mib
             self.budget.require({"ram_mib": needed}, f"running {self.model.path.name}")
 
     def cache(self, capacity: int | None = None) -> Cache:
         """An empty cache of `capacity` tokens (default: the context length)."""
-        return Cache(self.architecture, capacity or self.context_length, self.cache_type)
+        made = Cache(self.architecture, capacity or self.context_length, self.cache_type)
+        wipe_later = getattr(self.held, "wipe_later", None)
+        if wipe_later is not None:
+            wipe_later(made)
+        return made
 
     def step(
         self,

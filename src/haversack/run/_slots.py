@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -41,8 +42,14 @@ class Slots:
                 prepare(engine)
 
 
-def choose(*, draft: str | os.PathLike[str] | None = None, **chosen: str | Method) -> Slots:
-    """The methods that `chosen` names, one for each of NAMES.
+def choose(
+    *,
+    draft: str | os.PathLike[str] | None = None,
+    key: str | os.PathLike[str] | None = None,
+    traits: Iterable[str] = (),
+    **chosen: str | Method,
+) -> Slots:
+    """The methods that `chosen` names, one for each of NAMES. `traits`: of the weights to be run.
 
     Raises UserError for an unknown name or parameter, and for methods that exclude one another.
     """
@@ -70,9 +77,47 @@ def choose(*, draft: str | os.PathLike[str] | None = None, **chosen: str | Metho
             given=os.fspath(draft),
             nearest="linear-draft",
         )
-    given = {*GIVEN, *(("draft-model",) if hasattr(decode, "draft") else ())}
+    sealed = "sealed-weights" in traits
+    methods["residency"] = _with_key(methods["residency"], key, sealed)
+    given = {*GIVEN, *traits, *(("draft-model",) if hasattr(decode, "draft") else ())}
     entries = [known.get((slot, methods[slot].name)) for slot in NAMES]
     found = index.conflicts([entry for entry in entries if entry is not None], given)
     if found:
         raise UserError(f"this plan cannot run: {'; '.join(found)}.", field="plan", given=found[0])
     return Slots(**methods)
+
+
+def _with_key(residency: Any, key: str | os.PathLike[str] | None, sealed: bool) -> Any:
+    """`residency` with the file of the key. Raises UserError where key, weights and residency do not meet."""
+    opens = hasattr(residency, "key")
+    if sealed and not opens:
+        raise UserError(
+            f"these weights are sealed, so --residency {residency.name} cannot run them; use --residency "
+            "sealed --key KEYFILE.",
+            field="residency",
+            given=residency.name,
+            nearest="sealed",
+        )
+    if opens and not sealed:
+        raise UserError(
+            f"these weights are not sealed, so --residency {residency.name} cannot run them; haversack pack "
+            "--seal --key KEYFILE seals them.",
+            field="residency",
+            given=residency.name,
+            nearest="mapped",
+        )
+    if opens:
+        if key is not None:
+            return replace(residency, key=os.fspath(key))
+        if not residency.key:
+            raise UserError(
+                f"--residency {residency.name} needs the key of the pack: --key KEYFILE.", field="key"
+            )
+    elif key is not None:
+        raise UserError(
+            f"--residency {residency.name} takes no key; sealed packs are run with --residency sealed.",
+            field="key",
+            given=os.fspath(key),
+            nearest="sealed",
+        )
+    return residency

@@ -82,6 +82,11 @@ def open_source(what: str | os.PathLike[str] | TensorSource) -> TensorSource:
     return factored(HubFolder.open(model_folder(str(what))))
 
 
+def weight_traits(source: TensorSource) -> tuple[str, ...]:
+    """Traits of the weights of an opened source that methods may require or exclude."""
+    return ("sealed-weights",) if isinstance(source, Pack) and source.sealed else ()
+
+
 def encodes(source: TensorSource) -> bool:
     """True when an opened source holds an encoder, which `run/_encoder.py` opens."""
     return is_encoder(_config(source))
