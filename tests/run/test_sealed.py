@@ -6,9 +6,11 @@ import contextlib
 import json
 import os
 import re
+import select
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,11 +24,12 @@ from haversack.core.budget import Budget, BudgetError
 from haversack.core.errors import HaversackError, UserError
 from haversack.core.memory import run_measured
 from haversack.core.pack import Pack
-from haversack.core.storage import DirectFile
+from haversack.core.storage import DirectFile, SlowStorage
 from haversack.formats.sealed import BLOCK, Vault, record_bytes, seal
 from haversack.models import read_architecture
 from haversack.run import Engine, Limits, generate
 from haversack.run._weights import row_span
+from haversack.run.residency import _restorer
 from haversack.run.residency._regions import Region, map_region
 from haversack.run.residency._restoration import Queues, Wanted, lay_out, order_key, pieces
 from haversack.run.residency._restorer import Restorer
@@ -257,7 +260,9 @@ def test_a_region_has_one_writer() -> None:
     assert bytes(seen[:4]) == b"efgh"
 
 
-def restorer(pack: Path, schedule: str = "pipelined") -> tuple[Restorer, list[Any], dict[int, memoryview]]:
+def restorer(
+    pack: Path, storage: SlowStorage | None = None
+) -> tuple[Restorer, list[Any], dict[int, memoryview]]:
     opened = Pack.open(pack)
     units = sealed_units(opened, read_architecture(opened.record.architecture), whole=True)
     vault = Vault.open(pack, KEY, record_bytes(opened.record))
@@ -273,13 +278,8 @@ def restorer(pack: Path, schedule: str = "pipelined") -> tuple[Restorer, list[An
         told.append({"fail": error})
 
     work = [(unit.layer, unit.nbytes, unit.spans) for unit in units]
-    made = Restorer(vault, DirectFile(vault.path), work, len(work), 0, schedule, tell, fail, 1)
+    made = Restorer(vault, DirectFile(vault.path, storage), work, len(work), 0, "pipelined", tell, fail, 1)
     return made, told, regions
-
-
-def wait_until(made: Restorer, ready: Any) -> None:
-    with made._changed:
-        assert made._changed.wait_for(ready, 30)
 
 
 def test_units_are_announced_in_order_and_wiped_at_the_end(packs: Packs) -> None:
@@ -306,6 +306,29 @@ def test_a_unit_with_a_bad_block_is_never_announced(packs: Packs, tmp_path: Path
         os.sched_yield()
     made.close()
     assert 2 not in [said.get("ready") for said in told]  # unit 0 is what is always there, block 1 is unit 2
+
+
+class Stalled(SlowStorage):
+    """Storage that does not answer before it is released."""
+
+    def __init__(self) -> None:
+        super().__init__(1e6)
+        self.released = threading.Event()
+
+    def wait(self, count: int, started: float) -> None:
+        self.released.wait(60)
+
+
+def test_storage_that_stalls_is_given_up(packs: Packs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_restorer, "STALL_S", 0.3)
+    storage = Stalled()
+    made, told, _ = restorer(packs.sealed["tied"], storage)
+    made.begin()
+    while not any("fail" in said for said in list(told)):
+        os.sched_yield()
+    storage.released.set()
+    made.close()
+    assert "gave nothing for 0.3 s" in str(told[-1]["fail"])
 
 
 # The paper's schedule.
@@ -438,3 +461,33 @@ def test_a_cache_is_wiped_when_it_is_dropped(packs: Packs) -> None:
         assert all(array.any() for array in keys)
         del cache
         assert not any(array.any() for array in keys)
+
+
+def test_a_key_may_come_by_a_pipe(packs: Packs, plain: dict[str, np.ndarray], tmp_path: Path) -> None:
+    """It is read once, so whoever takes over the computing process finds nothing there."""
+    os.mkfifo(tmp_path / "pipe")
+    writing = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(KEY,))
+    writing.start()
+    with Engine.open(packs.sealed["tied"], key=tmp_path / "pipe") as engine:
+        writing.join()
+        assert np.array_equal(logits_of(engine), plain["tied"])
+
+
+def test_a_killed_run_leaves_no_holder(packs: Packs) -> None:
+    argv = [sys.executable, "-c", PROGRAM, str(packs.sealed["tied"]), str(packs.key)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        holder = os.pidfd_open(int(process.stdout.readline()))
+        process.kill()
+        assert select.select([holder], [], [], 30)[0]
+        os.close(holder)
+
+
+def test_a_run_says_what_restoring_took(packs: Packs) -> None:
+    with Engine.open(packs.sealed["tied"], key=packs.key) as engine:
+        engine.step(TEXT[:5], cache=engine.cache(16))
+        said = engine.held.report()
+        stored = sum(entry.nbytes for entry in engine.model.source.tensors.values())
+        assert said["restored_mib"] == pytest.approx(stored / 2**20, abs=0.01)
+        assert min(said["read_s"], said["decrypt_s"], said["waited_s"]) > 0
+        assert engine.held.report()["restored_mib"] == 0

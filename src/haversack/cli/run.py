@@ -324,6 +324,18 @@ def _print_text(answer: Generation, size: tuple[int, int], text: str, log_probab
     )
     if engine.tally:
         print(engine.tally.words(), file=sys.stderr)
+    if (restored := _restoration(engine)) is not None:
+        print(
+            "restored: {restored_mib} MiB; allocating {allocate_s} s, reading {read_s} s, decrypting "
+            "{decrypt_s} s; computing waited {waited_s} s for it".format(**restored),
+            file=sys.stderr,
+        )
+
+
+def _restoration(engine: Any) -> dict[str, float] | None:
+    """What restoring sealed weights took."""
+    report = getattr(engine.held, "report", None)
+    return None if report is None else dict(report())
 
 
 def _print_record(
@@ -365,4 +377,6 @@ def _print_record(
         record["sparsity"] = {key: value for key, value in engine.tally.stats().items() if key != "layers"}
     if constraint is not None:
         record["valid"] = constraint.complete
+    if (restored := _restoration(engine)) is not None:
+        record["restoration"] = restored
     print_json(record)

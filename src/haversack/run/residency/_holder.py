@@ -111,7 +111,8 @@ def answer(holder: Restorer, request: dict[str, Any], tell: Any) -> None:
     elif what == "rest":
         holder.rest(request["units"])
     elif what == "times":
-        tell({"times": dict(holder.times)}, None)
+        tell({"times": dict(holder.times), "restored": holder.restored}, None)
         holder.times.update(dict.fromkeys(holder.times, 0.0))
+        holder.restored = 0
     else:
         raise ValueError(f"there is no request {what!r}")

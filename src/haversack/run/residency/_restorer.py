@@ -11,63 +11,34 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+from haversack.core.errors import UserError
 from haversack.core.storage import DirectFile, aligned_buffer
 from haversack.formats.sealed import BLOCK, TAG, Place, Vault, plain_span
 from haversack.run.residency._regions import Region
 from haversack.run.residency._restoration import Queues, Span, order_key, pieces
+from haversack.run.residency._tickets import Piece, Ticket
 
 PIECE = 16
 """Blocks read at once."""
 BUFFERS = 4
 """Reads that wait for their decryption, or are under way."""
 PATIENCE_S = 5.0
+STALL_S = 60.0
+"""A read that takes longer is given up."""
 
 Tell = Callable[[dict[str, Any], int | None], None]
 """Sends the engine a message, and a region's descriptor with it."""
 
 
-class Ticket:
-    """One restoration of a unit into a region. `left`: blocks to come; `states`: 0 to come, 1 under way, 2
-    restored, for each span; `flying`: tasks being done. A `dead` one is not wanted any more.
-    """
-
-    def __init__(self, unit: int, key: Any, spans: Sequence[Span]) -> None:
-        self.unit, self.key, self.spans = unit, key, spans
-        self.region: Region | None = None
-        self.number = -1
-        self.left = sum(span.count for span in spans)
-        self.states = [bytearray(span.count) for span in spans]
-        self.flying = 0
-        self.dead = False
-        self.ready = False
-
-
-class Piece:
-    """Blocks that are read at once: `count` from `first` of a ticket's span number `span`, `nbytes` for
-    byte `to` of its region."""
-
-    def __init__(self, ticket: Ticket, span: int, first: int, count: int) -> None:
-        self.span, self.first, self.count = span, first, count
-        whole = ticket.spans[span]
-        begin = (first - whole.first) * BLOCK
-        self.to, self.nbytes = whole.at + begin, min(count * BLOCK, whole.nbytes - begin)
-        self.left = count
-        self.buffer: Any = None
-        self.data: Any = None
-
-    def restored(self, ticket: Ticket) -> bool:
-        """Whether all its blocks are there already."""
-        at = self.first - ticket.spans[self.span].first
-        return min(ticket.states[self.span][at : at + self.count], default=2) == 2
-
-
 class Restorer:
     """Restores `units`, each (layer, bytes of its region, spans): the first `kept` into regions of their
     own, the others by turns into `slots` regions. `schedule`: see `_restoration.SCHEDULES`. `helpers`:
-    threads that help while the engine waits. `times`: seconds of each stage, all threads together.
+    threads that help while the engine waits. `times`: seconds of each stage, all threads together;
+    `restored`: plain bytes.
     """
 
     def __init__(
@@ -103,14 +74,17 @@ class Restorer:
         self._closed = False
         self._random = random.Random(0) if schedule == "random" else None
         self.times = {"allocate": 0.0, "read": 0.0, "decrypt": 0.0}
+        self.restored = 0
         most = max((s.count for _, _, spans in units for s in spans), default=1)
         self._most = most if schedule == "whole-tensors" else PIECE
         size = self._most * (BLOCK + TAG)
         self._buffers = [aligned_buffer(size) for _ in range(2 if schedule == "whole-tensors" else BUFFERS)]
+        self._ended = threading.Event()
+        self._reading: dict[int, float] = {}  # thread -> when its read under way began
         jobs: list[tuple[Any, ...]] = [(self._read,), (self._work, False), *[(self._work, True)] * helpers]
         self._threads = [
             threading.Thread(target=self._guard, args=job, daemon=True)
-            for job in (jobs if schedule != "at-once" else [(self._at_once,)])
+            for job in [*(jobs if schedule != "at-once" else [(self._at_once,)]), (self._watch,)]
         ]
         for thread in self._threads:
             thread.start()
@@ -190,6 +164,7 @@ class Restorer:
                 if ticket.states[0][block - span.first] == 0:
                     ticket.states[0][block - span.first] = 2
                     ticket.left -= 1
+                    self.restored += count
         with self._changed:
             number = ticket.number
             self._land(ticket)
@@ -197,6 +172,7 @@ class Restorer:
 
     def close(self) -> None:
         """End the threads and wipe every region."""
+        self._ended.set()
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -394,11 +370,33 @@ class Restorer:
         assert region is not None
         offset, count = place.stored(piece.first, piece.count)
         began = time.perf_counter()
-        piece.data = self._file.read(offset, count, piece.buffer)
+        with self._under_way():
+            piece.data = self._file.read(offset, count, piece.buffer)
         read = time.perf_counter()
         region.touch(piece.to, piece.nbytes)
         self.times["read"] += read - began
         self.times["allocate"] += time.perf_counter() - read
+
+    @contextmanager
+    def _under_way(self) -> Iterator[None]:
+        """A read that `_watch` gives up when it takes too long."""
+        thread = threading.get_ident()
+        self._reading[thread] = time.monotonic()
+        try:
+            yield
+        finally:
+            del self._reading[thread]
+
+    def _watch(self) -> None:
+        """Storage that stalls stops a thread for good, so another tells the engine."""
+        while not self._ended.wait(STALL_S / 10):
+            begun = min(self._reading.copy().values(), default=time.monotonic())
+            if time.monotonic() - begun > STALL_S:
+                raise UserError(
+                    f"{self._vault.path} gave nothing for {STALL_S:g} s, so reading it was given up.",
+                    field="pack",
+                    given=str(self._vault.path),
+                )
 
     def _decrypt(self, ticket: Ticket, piece: Piece, at: int, count: int) -> None:
         """`count` blocks of what was read, from block `at` of it: the grain of preemption."""
@@ -421,6 +419,7 @@ class Restorer:
             with self._changed:
                 if fresh:
                     self.times["decrypt"] += took
+                    self.restored += plain
                     states[index] = 2
                     ticket.left -= 1
         with self._changed:
@@ -467,7 +466,8 @@ class Restorer:
     # rows
 
     def _stored(self, place: Place, blocks: Sequence[int]) -> list[memoryview]:
-        return self._file.read_many([place.stored(block, 1) for block in blocks])
+        with self._under_way():
+            return self._file.read_many([place.stored(block, 1) for block in blocks])
 
     def _gather_aside(self, place: Place, blocks: Sequence[int]) -> None:
         with self._changed:
@@ -483,6 +483,7 @@ class Restorer:
         for at, (block, stored) in enumerate(zip(blocks, self._stored(place, blocks), strict=True)):
             _, count = plain_span(block, place.nbytes)
             self._open(place, block, stored, region.view[at * BLOCK : at * BLOCK + count])
+            self.restored += count
         with self._changed:
             region.forget(0, region.size)
             self._tell({"gathered": len(blocks), "region": self._scratch}, None)

@@ -345,9 +345,16 @@ class SealedHeld:
         weakref.finalize(cache, _overwrite, [layer for layer in cache.layers if layer is not None])
 
     def times(self) -> dict[str, float]:
-        """Seconds of each stage since this was last asked for."""
+        """Seconds of each stage since this, or `report`, was last asked for."""
         said: dict[str, float] = self._link.answer("times", do="times")["times"]
         return said
+
+    def report(self) -> dict[str, float]:
+        """What restoring took since this was last asked for: MiB, seconds of each stage, seconds waited."""
+        said = self._link.answer("times", do="times")
+        waited, self._link.waited_s = self._link.waited_s, 0.0
+        seconds = {f"{stage}_s": round(took, 4) for stage, took in said["times"].items()}
+        return {"restored_mib": round(said["restored"] / MIB, 2), **seconds, "waited_s": round(waited, 4)}
 
     def close(self) -> None:
         """End the process that holds the key, which wipes what it restored."""
