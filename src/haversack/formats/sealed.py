@@ -116,11 +116,12 @@ def require_cipher() -> None:
         raise MissingExtraError("opening or sealing weights", "cryptography", "seal")
 
 
-def same(one: str | bytes, other: str | bytes) -> bool:
+def same(one: bytes | str, other: bytes | str) -> bool:
     """Whether two codes are equal, in a time that does not say where they differ."""
     from hmac import compare_digest
 
-    return compare_digest(one, other)  # type: ignore[type-var]
+    both = [side.encode() if isinstance(side, str) else side for side in (one, other)]
+    return compare_digest(both[0], both[1])
 
 
 def derive(key: bytes, salt: bytes, purpose: bytes, count: int) -> bytes:
@@ -200,7 +201,7 @@ class Sealer:
         said = {"name": self.name, "sealed": self.sealed, "record": _sum(record), "files": dict(files)}
         text = json.dumps(said, ensure_ascii=False).encode()
         fixed = FRONT.pack(MAGIC, VERSION, len(text) + TAG, self._salt, self._check)
-        whole = fixed + self._cipher.encrypt(nonce(_FRONT_TENSOR, 0), text, fixed)
+        whole: bytes = fixed + self._cipher.encrypt(nonce(_FRONT_TENSOR, 0), text, fixed)
         return whole.ljust(-(-len(whole) // ALIGNMENT) * ALIGNMENT, b"\0")
 
 

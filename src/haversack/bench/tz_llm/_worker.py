@@ -26,7 +26,7 @@ class Session:
 
         if request["residency"].startswith("streamed"):  # the same storage for weights in the clear
             slow = partial(DirectFile, storage=SlowStorage(request["storage_mb_s"]))
-            streamed.DirectFile = slow  # type: ignore[assignment,misc]
+            vars(streamed)["DirectFile"] = slow
         self.engine = Engine.open(
             request["model"], residency=request["residency"], key=request["key"], threads=request["threads"]
         )

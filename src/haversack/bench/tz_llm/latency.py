@@ -31,6 +31,7 @@ EQUAL_WITHIN = 0.2
 MULTIPLES = {"third-less": 2 / 3, "equal": 1.0, "half-more": 3 / 2}
 """Restoration over computation."""
 LENGTHS = (32, 512)
+DECODED = 32
 SHARES = (0, 20, 40, 60, 80, 100)
 PUBLISHED = "0.09-0.24 (Orange Pi 5 Plus with its accelerator, 1.1 to 8 B weights)"
 WAYS = {
@@ -100,6 +101,13 @@ def speeds(held: Mapping[str, Worker], seed: int) -> Speeds:
 def first(worker: Worker, tokens: list[int], kept: int = 0) -> Callable[[], float]:
     def once() -> float:
         return float(worker.ask("first", tokens=tokens, kept=kept)["seconds"])
+
+    return once
+
+
+def decoding(worker: Worker) -> Callable[[], float]:
+    def once() -> float:
+        return DECODED / float(worker.ask("decode", count=DECODED)["seconds"])
 
     return once
 
@@ -196,9 +204,8 @@ def overlapped(
 ) -> Outcome:
     from haversack.run.residency.sealed import Stages, bound_s, overlap
 
-    one = Stages(
-        *(stages[name] / LAYERS for name in ("allocate", "read", "decrypt")), compute=compute / LAYERS
-    )
+    allocate, read, decrypt = (stages[name] / LAYERS for name in ("allocate", "read", "decrypt"))
+    one = Stages(allocate, read, decrypt, compute / LAYERS)
     bound = bound_s([one] * LAYERS)
     shares = tuple(
         overlap(slow, fast, bound)
@@ -279,13 +286,7 @@ def cached_shares(run: Run) -> Outcomes:
         for once in sides.values():
             once()
         taken = run.interleave(sides, MIN_PAIRS)
-        speeds_of = run.interleave(
-            {
-                name: (lambda w=worker: 32 / w.ask("decode", count=32)["seconds"])
-                for name, worker in held.items()
-            },
-            MIN_PAIRS,
-        )
+        speeds_of = run.interleave({name: decoding(worker) for name, worker in held.items()}, MIN_PAIRS)
     medians = [statistics.median(taken[str(share)]) for share in SHARES]
     fall = max(medians) - min(medians)
     rise = max(0.0, *(after - before for before, after in pairwise(medians)))

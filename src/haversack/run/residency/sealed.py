@@ -37,7 +37,7 @@ such a person must not get need a processor that keeps memory from the system (T
 counter against old versions (formats/_sealed_versions.py). Sizes and times of accesses are visible
 everywhere.
 
-Cost: one process (about 30 MiB), one decryption of every weight a pass that is not kept.
+Cost: one process (about 40 MiB), one decryption of every weight a pass that is not kept.
 Limits: decoder language models in packs; Linux. An encrypted draft model is not opened, and `serve` keeps
 what it restored between answers. Regions are wiped, and so are keys and values of a cache that is dropped;
 Python cannot promise it of the key, or of other numbers on their way.
