@@ -45,6 +45,11 @@ class Queues:
                 return stage, key, task
         return None
 
+    def sooner(self, stage: str, key: Any) -> bool:
+        """Whether a task of `stage` waits whose key is smaller."""
+        heap = self._heaps[stage]
+        return bool(heap) and bool(heap[0][0] < key)
+
     def step(self) -> tuple[str, Any, Any] | None:
         """What a free processor does: decrypt what has arrived, else allocate for what comes next."""
         return self.take("decrypt", "allocate")

@@ -77,6 +77,7 @@ class Restorer:
         self.restored = 0
         most = max((s.count for _, _, spans in units for s in spans), default=1)
         self._most = most if schedule == "whole-tensors" else PIECE
+        self._preempts = schedule in ("pipelined", "random")
         size = self._most * (BLOCK + TAG)
         self._buffers = [aligned_buffer(size) for _ in range(2 if schedule == "whole-tensors" else BUFFERS)]
         self._ended = threading.Event()
@@ -282,21 +283,14 @@ class Restorer:
             if not ticket.dead:
                 ticket.flying += 1
                 return found
-            self._discard(found[2][1])
+            if found[0] == "decrypt":
+                self._settle(found[2][1])
         return None
 
-    def _discard(self, piece: Any) -> None:
-        """A block of a dead ticket is not decrypted; its buffer is free when the last one is."""
-        if isinstance(piece, tuple):
-            self._used(piece[0])
-
-    def _used(self, piece: Piece, region: Region | None = None) -> None:
-        """One task of `piece` is done: after the last, its buffer is free and its place in `region`
-        settled.
+    def _settle(self, piece: Piece, region: Region | None = None) -> None:
+        """Nothing more is done with what was read of `piece`: its buffer is free, its place in `region`
+        too.
         """
-        piece.left -= 1
-        if piece.left:
-            return
         if region is not None:
             region.forget(piece.to, piece.nbytes)
         if piece.buffer is not None:
@@ -316,11 +310,13 @@ class Restorer:
                         found = self._take("decrypt", "allocate")
                     if found is None:
                         self._changed.wait()
-            stage, _, (ticket, piece) = found
+                stage, key, (ticket, piece) = found
+                if stage == "decrypt":
+                    piece.claim(ticket)
             if stage == "allocate":
                 self._allocate(ticket)
             else:
-                self._decrypt(ticket, *piece)
+                self._decrypt(ticket, piece, key)
 
     def _allocate(self, ticket: Ticket) -> None:
         began = time.perf_counter()
@@ -357,10 +353,7 @@ class Restorer:
                 piece.buffer = self._buffers.pop()
             self._fetch(ticket, piece)
             with self._changed:
-                grain = piece.count if self._schedule == "whole-tensors" else 1
-                piece.left = -(-piece.count // grain)
-                for at in range(0, piece.count, grain):
-                    self._queues.put("decrypt", (key, at), (ticket, (piece, at, grain)))
+                self._queues.put("decrypt", key, (ticket, piece))
                 self._land(ticket)
                 self._changed.notify_all()
 
@@ -398,32 +391,33 @@ class Restorer:
                     given=str(self._vault.path),
                 )
 
-    def _decrypt(self, ticket: Ticket, piece: Piece, at: int, count: int) -> None:
-        """`count` blocks of what was read, from block `at` of it: the grain of preemption."""
+    def _decrypt(self, ticket: Ticket, piece: Piece, key: Any) -> None:
+        """Decrypt what is claimed of a piece, block by block; what is left when something sooner waits goes
+        back to the queue.
+        """
         span, region = ticket.spans[piece.span], ticket.region
         assert region is not None
-        place = self._vault.places[span.name]
-        for i in range(at, min(at + count, piece.count)):
-            block = piece.first + i
-            states, index = ticket.states[piece.span], block - span.first
-            with self._changed:
-                fresh = states[index] == 0
-                states[index] = max(states[index], 1)
-            if fresh:
-                began = time.perf_counter()
-                start, plain = plain_span(block, place.nbytes)
-                to = span.at + start - span.first * BLOCK
-                stored = piece.data[i * (BLOCK + TAG) : i * (BLOCK + TAG) + plain + TAG]
-                self._open(place, block, stored, region.view[to : to + plain])
-                took = time.perf_counter() - began
-            with self._changed:
-                if fresh:
-                    self.times["decrypt"] += took
-                    self.restored += plain
-                    states[index] = 2
-                    ticket.left -= 1
+        place, done = self._vault.places[span.name], []
+        began = time.perf_counter()
+        while piece.claimed:
+            block = piece.claimed.pop()
+            start, count = plain_span(block, place.nbytes)
+            to, at = span.at + start - span.first * BLOCK, (block - piece.first) * (BLOCK + TAG)
+            self._open(place, block, piece.data[at : at + count + TAG], region.view[to : to + count])
+            done.append((block - span.first, count))
+            if self._preempts and self._queues.sooner("decrypt", key):
+                break
+        took = time.perf_counter() - began
         with self._changed:
-            self._used(piece, region)
+            self.times["decrypt"] += took
+            ticket.left -= len(done)
+            for index, count in done:
+                ticket.states[piece.span][index] = 2
+                self.restored += count
+            if piece.claimed:
+                self._queues.put("decrypt", key, (ticket, piece))
+            else:
+                self._settle(piece, region)
             self._land(ticket)
 
     def _open(self, place: Place, block: int, stored: Any, plain: memoryview) -> None:
@@ -455,10 +449,11 @@ class Restorer:
                         piece = Piece(ticket, index, first, count)
                         piece.buffer = self._buffers[0]
                         self._fetch(ticket, piece)
-                        piece.buffer, piece.left = None, 1
+                        piece.buffer = None
                         with self._changed:
                             ticket.flying += 1  # beside the one that holds its announcement back
-                        self._decrypt(ticket, piece, 0, piece.count)
+                            piece.claim(ticket)
+                        self._decrypt(ticket, piece, ticket.key)
             with self._changed:
                 for ticket in tickets:
                     self._land(ticket)

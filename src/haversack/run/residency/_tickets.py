@@ -35,9 +35,18 @@ class Piece:
         whole = ticket.spans[span]
         begin = (first - whole.first) * BLOCK
         self.to, self.nbytes = whole.at + begin, min(count * BLOCK, whole.nbytes - begin)
-        self.left = count
+        self.claimed: list[int] = []
+        """Blocks to decrypt, the last first; nobody else will."""
         self.buffer: Any = None
         self.data: Any = None
+
+    def claim(self, ticket: Ticket) -> None:
+        """Take the blocks that are still to come, once."""
+        states, first = ticket.states[self.span], ticket.spans[self.span].first
+        for block in reversed(range(self.first, self.first + self.count)):
+            if states[block - first] == 0:
+                states[block - first] = 1
+                self.claimed.append(block)
 
     def restored(self, ticket: Ticket) -> bool:
         """Whether all its blocks are there already."""
