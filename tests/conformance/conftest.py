@@ -148,3 +148,22 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def draft(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A smaller model with the same tokenizer."""
     return write_checkpoint(tmp_path_factory.mktemp("conformance") / "draft", seed=4, blocks=1)
+
+
+@pytest.fixture(scope="session")
+def sealed(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `small.pack`, the checkpoint in a sealed pack, and its `key`."""
+    from haversack.core.pack import Pack, PackWriter
+    from haversack.formats.safetensors import HubFolder
+    from haversack.formats.sealed import read_key, seal
+
+    folder = tmp_path_factory.mktemp("sealed")
+    (folder / "key").write_bytes(b"conformance".ljust(32))
+    source = HubFolder.open(checkpoint)
+    with PackWriter(folder / "plain.pack") as writer:
+        for name, entry in source.tensors.items():
+            writer.add_tensor(name, entry.kind, entry.shape, [source.bytes(name)])
+        writer.add_file("tokenizer.json", checkpoint / "tokenizer.json")
+        writer.finish({"architecture": source.config, "plan": {"precision": "keep"}})
+    seal(Pack.open(folder / "plain.pack"), folder / "small.pack", read_key(folder / "key"))
+    return folder

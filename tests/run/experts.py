@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from haversack.core.pack import PackWriter
+from haversack.formats.sealed import Sealer
 from haversack.models import read_architecture
 from haversack.models._experts import Experts, experts_of
 from haversack.run._paths import PROFILE_NAME, Profile
@@ -57,14 +58,16 @@ def write_expert_pack(
     profile: bool = True,
     identity: str = "drawn",
     tokenizer: str | None = None,
+    key: bytes | None = None,
 ) -> Path:
-    """A pack whose experts lie in a store."""
+    """A pack whose experts lie in a store; with a `key`, sealed with the other weights."""
     config = OLMOE if config is None else config
     architecture = read_architecture(config)
     experts = experts_of(architecture)
     assert experts is not None
     inside = {linear.weight for block in architecture.blocks for linear in block.matrices()}
-    with PackWriter(path) as writer:
+    sealer = None if key is None else Sealer(key, path.name)
+    with PackWriter(path, sealer=sealer) as writer:
         writer.keep_experts(identity, experts.owners)
         for name, values in draw(config, seed).items():
             if name in experts.owners:

@@ -176,6 +176,17 @@ class SparsityRecord(_Record):
     drift: str | None
 
 
+class RestorationRecord(_Record):
+    """What restoring sealed weights took; the stages run beside one another and beside the computation, which
+    waited for `waited_s`."""
+
+    restored_mib: float
+    allocate_s: float
+    read_s: float
+    decrypt_s: float
+    waited_s: float
+
+
 class RunOutput(_Record):
     """`haversack run`. `stop`: max-tokens, end-of-text, stop-text or context. `tool_calls`: with --tools;
     `valid`: with --schema, that the answer is complete and satisfies it. `sparsity`: of packs that have
@@ -195,6 +206,7 @@ class RunOutput(_Record):
     tool_calls: list[ToolCall] | msgspec.UnsetType = msgspec.UNSET
     sparsity: SparsityRecord | msgspec.UnsetType = msgspec.UNSET
     experts: ExpertsRecord | msgspec.UnsetType = msgspec.UNSET
+    restoration: RestorationRecord | msgspec.UnsetType = msgspec.UNSET
     valid: bool | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -343,11 +355,12 @@ class CompareOutput(_Record):
 
 
 class CheckOutput(_Record):
-    """`haversack check`"""
+    """`haversack check`. `authentic`: of a sealed pack, that it is what was sealed (null without the key)."""
 
     pack: str
     whole: bool
     findings: list[Any]
+    authentic: bool | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class DeviceRecord(_Record):

@@ -6,10 +6,12 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+import msgspec
 
 from haversack.core._files import (
     explain_write_errors,
@@ -25,6 +27,7 @@ from haversack.core._record import (
     PACK_KINDS,
     PIECE,
     RECORD_NAME,
+    SEALED_NAME,
     STORE_NAME,
     WEIGHTS_NAME,
     FileEntry,
@@ -51,6 +54,21 @@ _RESERVED = (
 _METADATA = {"format": "pt", "haversack": f"{FORMAT[0]}.{FORMAT[1]}"}
 
 
+class Sealer(Protocol):
+    """What encrypts the weights of a pack on their way (formats/sealed.py). `file`: where they lie then."""
+
+    file: str
+
+    def blocks(self, name: str, nbytes: int, chunks: Iterable[Buffer]) -> Iterator[Buffer]:
+        """What is stored of a tensor of `nbytes`, which `chunks` give; a multiple of 4096 bytes."""
+
+    def front_nbytes(self, files: Sequence[str]) -> int:
+        """Bytes before the first tensor in a pack that has `files` beside it; a multiple of 4096."""
+
+    def front(self, record: PackRecord, folder: Path) -> bytes:
+        """These bytes; they vouch for `record` and for the files it names, which lie in `folder`."""
+
+
 class PackWriter:
     """Writes the pack `path`, a folder; a context manager.
 
@@ -59,8 +77,9 @@ class PackWriter:
     exchanged for the new one in one step. Written bytes are flushed and dropped from the page cache every 16
     MiB.
 
-    `expected_bytes` (optional) refuses a disk that is too full before work starts. Raises UserError when
-    something other than a pack is at `path`, and when the disk is full or cannot be written.
+    `expected_bytes` (optional) refuses a disk that is too full before work starts. `sealer` (optional)
+    encrypts the weights; nothing of them reaches the disk in the clear. Raises UserError when something
+    other than a pack is at `path`, and when the disk is full or cannot be written.
 
     >>> with PackWriter(Path("my.pack")) as writer:
     ...     writer.add_tensor("norm.weight", "f32", (2,), [struct.pack("<2f", 1, 2)])
@@ -69,7 +88,12 @@ class PackWriter:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], kind: str = "language", *, expected_bytes: int | None = None
+        self,
+        path: str | os.PathLike[str],
+        kind: str = "language",
+        *,
+        expected_bytes: int | None = None,
+        sealer: Sealer | None = None,
     ) -> None:
         if kind not in PACK_KINDS:
             raise not_allowed("kind", kind, PACK_KINDS)
@@ -77,11 +101,15 @@ class PackWriter:
         self.kind = kind
         self._expected_bytes = expected_bytes
         self._partial = partial_path(self.path)
+        self._sealer = sealer
+        self._weights_name = WEIGHTS_NAME if sealer is None else sealer.file
         self._tensors: dict[str, tuple[str, tuple[int, ...], int | None, str, int]] = {}
+        self._places: dict[str, int] = {}  # where a tensor begins, from the first one on
         self._forms: dict[str, dict[str, Any]] = {}
         self._files: dict[str, FileEntry] = {}
         self._weights: SummedFile | None = None
         self._experts: ExpertFile | None = None
+        self._identity = ""
         self._torn = False
 
     def __enter__(self) -> Self:
@@ -118,9 +146,11 @@ class PackWriter:
         model `model` instead of the weights: a record for each expert, written when all of it was given.
 
         An expert given tensor by tensor costs its own bytes of memory; one whose tensors come in parts waits
-        for the next block. Call before the first of them. Without any owners nothing changes.
+        for the next block. Call before the first of them. Without any owners nothing changes; sealed experts
+        lie with the other weights.
         """
-        if owners:
+        self._identity = model if owners else ""
+        if owners and self._sealer is None:
             from haversack.core._expert_file import ExpertFile
 
             with explain_write_errors(self.path):
@@ -151,13 +181,13 @@ class PackWriter:
         self._torn = True
         with explain_write_errors(self.path):
             if self._weights is None:
-                self._weights = SummedFile(self._partial / WEIGHTS_NAME, _RESERVED)
-            before = self._weights.size
-            for chunk in chunks:
+                self._weights = SummedFile(self._partial / self._weights_name, _RESERVED)
+            self._places[name] = self._weights.size
+            given = _Counted(chunks)
+            for chunk in given if self._sealer is None else self._sealer.blocks(name, needed, given):
                 self._weights.write(chunk)
-        written = self._weights.size - before
-        if written != needed:
-            raise ValueError(f"the tensor {name} needs {needed} bytes and {written} were given")
+        if given.nbytes != needed:
+            raise ValueError(f"the tensor {name} needs {needed} bytes and {given.nbytes} were given")
         self._tensors[name] = (kind, shape, group, layout, needed)
         self._torn = False
 
@@ -174,7 +204,7 @@ class PackWriter:
         """Add a file beside the weights: bytes, or the path of a file to copy. Raises ValueError for a name
         that could leave the folder or was given before, UserError for a file that cannot be read and for a
         full disk."""
-        taken = (RECORD_NAME, WEIGHTS_NAME, STORE_NAME)
+        taken = (RECORD_NAME, WEIGHTS_NAME, STORE_NAME, SEALED_NAME)
         if not plain_name(name) or name in taken or name in self._files:
             raise ValueError(f"the file name {name!r} is not allowed in a pack or was given before")
         with contextlib.ExitStack() as stack:
@@ -209,21 +239,9 @@ class PackWriter:
         if self._torn:
             raise ValueError("a tensor was not written whole, so this pack cannot be finished")
         plan, provenance = dict(record.get("plan", {})), dict(record.get("provenance", {}))
-        tensors: tuple[TensorEntry, ...] = ()
+        if self._identity:
+            provenance["identity"] = self._identity
         with explain_write_errors(self.path):
-            if self._weights is not None:
-                described = [
-                    (name, DTYPE_OF_KIND[kind], (nbytes,) if layout != "rows-1" else shape, nbytes)
-                    for name, (kind, shape, _, layout, nbytes) in self._tensors.items()
-                ]
-                header = header_bytes(described, _METADATA, least=_RESERVED)
-                self._files = {WEIGHTS_NAME: self._weights.close(header), **self._files}
-                tensors = self._entries(len(header))
-            if self._experts is not None:
-                entry, stored = self._experts.close()
-                self._files = {**self._files, STORE_NAME: entry}
-                tensors += stored
-                provenance["identity"] = self._experts.model
             written = PackRecord(
                 format=FORMAT,
                 kind=self.kind,
@@ -232,11 +250,19 @@ class PackWriter:
                 activations=str(record.get("activations", plan.get("activations", "f32"))),
                 provenance=provenance,
                 measurements=list(record.get("measurements", [])),
-                tensors=tensors,
+                tensors=(),
                 forms=self._forms,
-                files=self._files,
+                files=dict(self._files),
                 crc32="",
             )
+            if self._weights is not None:
+                written, front = self._front(written)
+                self._files = {self._weights_name: self._weights.close(front), **self._files}
+            if self._experts is not None:
+                entry, stored = self._experts.close()
+                self._files = {**self._files, STORE_NAME: entry}
+                written = msgspec.structs.replace(written, tensors=written.tensors + stored)
+            written = msgspec.structs.replace(written, files=self._files)
             data = encode_record(written)
             with (self._partial / RECORD_NAME).open("wb") as file:
                 file.write(data)
@@ -249,12 +275,39 @@ class PackWriter:
             mark_verified(self.path / name, entry)
         return written
 
+    def _front(self, record: PackRecord) -> tuple[PackRecord, bytes]:
+        """`record` with its tensors, and what stands before them in their file."""
+        if self._sealer is not None:
+            start = max(_RESERVED, self._sealer.front_nbytes(list(record.files)))
+            record = msgspec.structs.replace(record, tensors=self._entries(start))
+            return record, self._sealer.front(record, self._partial).ljust(start, b"\0")
+        described = [
+            (name, DTYPE_OF_KIND[kind], (nbytes,) if layout != "rows-1" else shape, nbytes)
+            for name, (kind, shape, _, layout, nbytes) in self._tensors.items()
+        ]
+        header = header_bytes(described, _METADATA, least=_RESERVED)
+        return msgspec.structs.replace(record, tensors=self._entries(len(header))), header
+
     def _entries(self, start: int) -> tuple[TensorEntry, ...]:
-        entries, at = [], start
-        for name, (kind, shape, group, layout, nbytes) in self._tensors.items():
-            entries.append(TensorEntry(name, kind, shape, group, layout, WEIGHTS_NAME, at, nbytes))
-            at += nbytes
-        return tuple(entries)
+        return tuple(
+            TensorEntry(
+                name, kind, shape, group, layout, self._weights_name, start + self._places[name], nbytes
+            )
+            for name, (kind, shape, group, layout, nbytes) in self._tensors.items()
+        )
+
+
+class _Counted:
+    """Hands on `chunks` and counts their bytes."""
+
+    def __init__(self, chunks: Iterable[Buffer]) -> None:
+        self._chunks = chunks
+        self.nbytes = 0
+
+    def __iter__(self) -> Iterator[Buffer]:
+        for chunk in self._chunks:
+            self.nbytes += memoryview(chunk).nbytes
+            yield chunk
 
 
 def check_goal(path: Path) -> None:

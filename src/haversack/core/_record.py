@@ -19,6 +19,8 @@ PACK_KINDS = ("language", "speech", "vision", "signal", "delta", "mcu", "split",
 RECORD_NAME = "pack.json"
 WEIGHTS_NAME = "weights.safetensors"
 STORE_NAME = "experts.store"
+SEALED_NAME = "sealed.store"
+"""In the place of the weights and experts where they are sealed (formats/sealed.py)."""
 RECORD_MOST = 64 * 2**20
 PIECE = 2**20
 """Bytes under one checksum."""

@@ -56,6 +56,7 @@ TRAITS: dict[str, tuple[str, ...]] = {
     "tree-mask": (),
     "mapped-weights": (),
     "expert-store": (),
+    "sealed-weights": (),
     "static-shapes": (),
     "router-position": ("before-attention", "after-attention"),
     "context-limit": (),

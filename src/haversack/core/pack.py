@@ -27,6 +27,7 @@ from haversack.core._record import (
     PIECE,
     RECORD_MOST,
     RECORD_NAME,
+    SEALED_NAME,
     STORE_NAME,
     WEIGHTS_NAME,
     FileEntry,
@@ -122,6 +123,13 @@ class Pack:
         return tuple(self.path / name for name in dict.fromkeys(e.file for e in self.tensors.values()))
 
     @property
+    def sealed(self) -> bool:
+        """True when the weights are encrypted: their bytes lie in sealed.store and mean nothing without the
+        key.
+        """
+        return any(entry.file == SEALED_NAME for entry in self.tensors.values())
+
+    @property
     def forms(self) -> Mapping[str, Mapping[str, Any]]:
         """Matrix -> how its parts make it up, for those that are more than one tensor."""
         return self.record.forms
@@ -134,10 +142,20 @@ class Pack:
         )
 
     def bytes(self, name: str) -> memoryview:
-        """The tensor's bytes as a read-only view of the mapped file. Raises UserError for an unknown name."""
+        """The tensor's bytes as a read-only view of the mapped file. Raises UserError for an unknown name and
+        for sealed weights.
+        """
         entry = self.tensors.get(name)
         if entry is None:
             raise UserError(f"{self.path} holds no tensor {name}.", field="tensor", given=name)
+        if entry.file == SEALED_NAME:
+            raise UserError(
+                f"{self.path} is sealed: only haversack run and serve open it, with --residency sealed and "
+                "--key KEYFILE.",
+                field="pack",
+                given=str(self.path),
+                nearest="sealed",
+            )
         if entry.file not in self._mapped:
             self._mapped[entry.file] = map_file(self.path / entry.file, self.record.files[entry.file].size)
         return self._mapped[entry.file][entry.offset : entry.offset + entry.nbytes]

@@ -32,6 +32,7 @@ from haversack.plan._job import (
     scratch_folder,
 )
 from haversack.plan._measure import RunFigures, quality, run_figures
+from haversack.plan._sealing import sealed_facts
 from haversack.plan._search import Clock, screened, search
 from haversack.plan._shelf import Shelf
 from haversack.plan._structure import NONE, OFFERED, Structures, advised
@@ -147,6 +148,7 @@ class Bench(Shelf):
                 ("calibration", f"{self.calibration_source}, seed {job.seed}"),
                 *self._kept(best),
                 *self._experts(best),
+                *sealed_facts(job),
             ],
             provenance={
                 **hub_origin(self.path),

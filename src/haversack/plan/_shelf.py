@@ -19,6 +19,7 @@ from haversack.plan._candidates import Candidate, Plan, choose, ranked, refusal
 from haversack.plan._job import RECORD_NBYTES, Job, Outcome, add_files, device_budget, scratch_folder
 from haversack.plan._predict import MIB
 from haversack.plan._report import report_html
+from haversack.plan._sealing import sealed_plan, sealer
 from haversack.plan._search import Clock, mild
 from haversack.plan._structure import OFFERED, Structures, layers_of
 from haversack.shrink._pipeline import compress, memory_plan
@@ -146,7 +147,7 @@ class Shelf(ABC):
                 ("haversack", __version__),
             ],
         )
-        with PackWriter(job.output, self.kind, expected_bytes=pack.nbytes) as writer:
+        with PackWriter(job.output, self.kind, expected_bytes=pack.nbytes, sealer=sealer(job)) as writer:
             self.prepare(writer, pack)
             for name, entry in pack.tensors.items():
                 data = [pack.bytes(name)]
@@ -160,7 +161,7 @@ class Shelf(ABC):
             writer.finish(
                 {
                     "architecture": dict(self.config),
-                    "plan": self.plan_record(best.plan),
+                    "plan": sealed_plan(job, self.plan_record(best.plan)),
                     "activations": best.plan.activations,
                     "measurements": [measurement.record()],
                     "provenance": {

@@ -78,6 +78,7 @@ class Engine:
         prefill: str | Method = "whole",
         decode: str | Method = "one-by-one",
         draft: str | os.PathLike[str] | None = None,
+        key: str | os.PathLike[str] | None = None,
         activations: str | None = None,
         cache_type: str | None = None,
         threads: int | None = None,
@@ -88,7 +89,8 @@ class Engine:
         """Open `source` (a pack, a checkpoint folder, a bundled name, or what `open_model` gave) for a run.
 
         The slots take `NAME` or `NAME:key=value,...`. `residency`, `activations` and `cache_type` default to
-        the pack's plan (else mapped, f32, f32). `draft` is the draft model of a decode method that needs one.
+        the pack's plan (else mapped, f32, f32). `draft` is the draft model of a decode method that needs one,
+        `key` the file of the key of a sealed pack.
         `context_length` bounds the tokens of a cache (default: the model's context). `budget.ram_mib` is
         checked before weights are read, for `tokens` = (prompt, answer) when known, else for a full context.
         Raises UserError for what cannot be opened, does not fit together or does not fit the budget.
@@ -102,6 +104,7 @@ class Engine:
             prefill=prefill,
             decode=decode,
             draft=draft,
+            key=key,
             traits=traits_of(model.source),
         )
         activations = activations or model.activations
@@ -132,7 +135,7 @@ class Engine:
 
     def _load(self, tokens: tuple[int, int] | None) -> None:
         source = self.model.source
-        if isinstance(source, Pack):
+        if isinstance(source, Pack) and not source.sealed:  # sealed blocks are authenticated at every read
             residency = self.slots.residency
             checked = getattr(residency, "checks", ())
             source.verify_once(keep_cached=residency.name == "mapped", without=checked)
@@ -240,7 +243,11 @@ class Engine:
 
     def cache(self, capacity: int | None = None) -> Cache:
         """An empty cache of `capacity` tokens (default: the context length)."""
-        return Cache(self.architecture, capacity or self.context_length, self.cache_type)
+        made = Cache(self.architecture, capacity or self.context_length, self.cache_type)
+        wipe_later = getattr(self.held, "wipe_later", None)
+        if wipe_later is not None:
+            wipe_later(made)
+        return made
 
     def step(
         self,

@@ -64,6 +64,23 @@ class Experts(Protocol):
         """The experts `ids` of `block` will be asked for (CHOSEN: certainly, in this order)."""
 
 
+class Telling(Protocol):
+    """What a residency has beside `Held` that tells how a run went; `told` is its field in `run --json`."""
+
+    told: str
+
+    def record(self, seconds: float | None = None) -> dict[str, Any]:
+        """Of a run that took `seconds`."""
+
+    def words(self, seconds: float | None = None) -> str:
+        """The same in a line or two."""
+
+
+def telling(held: Any) -> Telling | None:
+    """`held` where it tells how a run went, else None."""
+    return held if hasattr(held, "told") else None
+
+
 def experts_of(held: Any) -> Experts | None:
     """`held` where it keeps experts apart, else None."""
     return held if hasattr(held, "expert") else None

@@ -49,6 +49,7 @@ class Slots:
 def choose(
     *,
     draft: str | os.PathLike[str] | None = None,
+    key: str | os.PathLike[str] | None = None,
     traits: Collection[str] = (),
     **chosen: str | Method,
 ) -> Slots:
@@ -80,6 +81,8 @@ def choose(
             given=os.fspath(draft),
             nearest="linear-draft",
         )
+    sealed = "sealed-weights" in traits
+    methods["residency"] = _with_key(methods["residency"], key, sealed)
     given = {*GIVEN, *traits, *(("draft-model",) if hasattr(decode, "draft") else ())}
     entries = [known.get((slot, methods[slot].name)) for slot in NAMES]
     found = index.conflicts([entry for entry in entries if entry is not None], given)
@@ -89,3 +92,39 @@ def choose(
         said = f"this plan cannot run: {'; '.join(found)}. {advice}".strip()
         raise UserError(said, field="plan", given=found[0])
     return Slots(**methods)
+
+
+def _with_key(residency: Any, key: str | os.PathLike[str] | None, sealed: bool) -> Any:
+    """`residency` with the file of the key. Raises UserError where key, weights and residency do not meet."""
+    opens = hasattr(residency, "key")
+    if sealed and not opens:
+        raise UserError(
+            f"these weights are sealed, so --residency {residency.name} cannot run them; use --residency "
+            "sealed --key KEYFILE.",
+            field="residency",
+            given=residency.name,
+            nearest="sealed",
+        )
+    if opens and not sealed:
+        raise UserError(
+            f"these weights are not sealed, so --residency {residency.name} cannot run them; haversack pack "
+            "--seal --key KEYFILE seals them.",
+            field="residency",
+            given=residency.name,
+            nearest="mapped",
+        )
+    if opens:
+        if key is not None:
+            return replace(residency, key=os.fspath(key))
+        if not residency.key:
+            raise UserError(
+                f"--residency {residency.name} needs the key of the pack: --key KEYFILE.", field="key"
+            )
+    elif key is not None:
+        raise UserError(
+            f"--residency {residency.name} takes no key; sealed packs are run with --residency sealed.",
+            field="key",
+            given=os.fspath(key),
+            nearest="sealed",
+        )
+    return residency

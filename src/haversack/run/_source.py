@@ -90,8 +90,10 @@ def encodes(source: TensorSource) -> bool:
 
 def traits_of(source: TensorSource) -> tuple[str, ...]:
     """What an opened source provides to the methods of a run."""
-    stored = isinstance(source, Pack) and STORE_NAME in source.record.files
-    return ("expert-store",) if stored else ()
+    if not isinstance(source, Pack):
+        return ()
+    stored = ("expert-store",) if STORE_NAME in source.record.files else ()
+    return (*stored, "sealed-weights") if source.sealed else stored
 
 
 def hears(source: TensorSource) -> bool:

@@ -179,7 +179,11 @@ class _Loaded(dict[str, Any]):
 
 
 class ExpertsHeld(AllHeld):
-    """Everything but the experts bound once, and the experts in a buffer of `budget` bytes."""
+    """Everything but the experts bound once, and the experts in a buffer of `budget` bytes. See Held, Experts
+    and Telling.
+    """
+
+    told = "experts"
 
     def __init__(self, fitted: Fitted, budget: int) -> None:
         source, architecture, experts, method = (

@@ -47,7 +47,7 @@ class Streamed(Method):
     slot = "residency"
     paper = "Alizadeh et al., LLM in a flash (2023)"
     summary = "Blocks are read from storage while the one before computes; the same tokens in less memory."
-    excludes = frozenset({"mapped-weights"})
+    excludes = frozenset({"mapped-weights", "sealed-weights"})
 
     keep: int = parameter(-1, help="blocks kept in memory; -1: as many as the budget allows, 0 without one")
     mb_s: int = parameter(
