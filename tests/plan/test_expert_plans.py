@@ -30,6 +30,8 @@ def test_streamed_experts_are_planned_for_models_that_have_them() -> None:
     assert found["streamed:edgemoe"].ram_mib < 0.75 * found["mapped"].ram_mib
     assert found["streamed:edgemoe"].device < found["mapped"].device  # experts come from storage
     assert found["streamed:edgemoe"].device > found["streamed"].device  # and nothing else does
+    candidates, _ = predicted(space(precision="keep:kind=f32", expert_store=False))  # as for a sealed pack
+    assert {one.plan.residency for one in candidates} == {"mapped", "copied", "streamed"}
     dense = {key: value for key, value in LARGE.items() if "expert" not in key} | {"model_type": "llama"}
     candidates, _ = predicted(space(dense))
     assert not any("edgemoe" in f"{one.plan.residency} {one.plan.precision}" for one in candidates)

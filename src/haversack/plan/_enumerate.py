@@ -49,6 +49,8 @@ class Space:
     cache_type: str | None = None
     effort_s: float = math.inf
     calibration_tokens: int = 0
+    expert_store: bool = True
+    """Experts lie in a store of their own; in a sealed pack they do not."""
     structures: tuple[str, ...] = ("none",)
     compression: Callable[[str, str], Precision] | None = None
     """(precision, structure) -> what compresses so; plan/_structure.py has it. None: no structures."""
@@ -183,7 +185,7 @@ def predicted(space: Space) -> tuple[list[Candidate], dict[Plan, float]]:
         types = {kind.kind for kind in kinds.values()}
         for activations, residency, cache_type in itertools.product(
             activation_types(types, space.activations, choice),
-            residencies(types, space.residency, walk.all_experts is not None),
+            residencies(types, space.residency, space.expert_store and walk.all_experts is not None),
             [one for one in CACHE_TYPES if space.cache_type in (None, one)],
         ):
             plan = Plan(

@@ -215,6 +215,7 @@ def pack_language(job: Job, source: Any, gguf: GgufJob | None, tell: Callable[[s
         cache_type=job.cache_type,
         effort_s=job.effort_s,
         calibration_tokens=job.calibration_tokens,
+        expert_store=job.key is None,
         structures=(structures.choice(job.structure),),
         compression=structures.compression,
     )
