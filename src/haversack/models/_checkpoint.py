@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     Array = npt.NDArray[Any]
 
 PREFIXES = ("model.", "transformer.")
-PIECE = 8 << 20
+PIECE = 1 << 20
+"""Bytes that are turned over at once; they are resident beside what they become."""
 NUMBERS = {"f32": "<u4", "f16": "<u2", "bf16": "<u2"}
 
 Source = TypeVar("Source", bound=TensorSource)
@@ -154,16 +155,17 @@ class Checkpoint:
         path, row = paths[entry.file], entry.stride * _number(entry)
         out, turn = _turning(entry)
         step = max(1, PIECE // row)
+        piece = memoryview(bytearray(min(step, entry.shape[1]) * row))
         with path.open("rb", buffering=0) as file:
             for start in range(0, entry.shape[1], step):
                 stop = min(start + step, entry.shape[1])
-                at, count = entry.offset + start * row, (stop - start) * row
-                data = os.pread(file.fileno(), count, at)
-                if len(data) != count:
-                    raise DamagedFileError(path, f"it ends at byte {at + len(data)}")
-                turn(start, stop, data)
+                at, data = entry.offset + start * row, piece[: (stop - start) * row]
+                got = os.preadv(file.fileno(), [data], at)
+                if got != len(data):
+                    raise DamagedFileError(path, f"it ends at byte {at + got}")
                 if hasattr(os, "posix_fadvise"):
-                    os.posix_fadvise(file.fileno(), at, count, os.POSIX_FADV_DONTNEED)
+                    os.posix_fadvise(file.fileno(), at, got, os.POSIX_FADV_DONTNEED)
+                turn(start, stop, data)
         return out
 
 
