@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
 from haversack.core.budget import Budget, BudgetError
@@ -344,6 +344,7 @@ def test_the_known_schedule() -> None:
     assert 1 - bound_s(layers) / unpipelined_s(layers) == pytest.approx(0.429, abs=0.001)
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(some.lists(some.tuples(some.integers(-1, 1100), some.integers(0, 2**32 - 1)), min_size=1))
 def test_tasks_come_by_layer_and_number(keys: list[tuple[int, int]]) -> None:
     queues = Queues()
@@ -361,6 +362,7 @@ def test_a_processor_decrypts_before_it_allocates() -> None:
     assert [queues.step()[2] for _ in range(2)] == ["late", "early"]  # type: ignore[index]
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(
     some.lists(
         some.integers(1, 5 * BLOCK).flatmap(
