@@ -22,8 +22,8 @@ def mixture(graph: Graph, step: Step, layer: Mixture, x: str, index: int) -> str
         total = graph.add("ScatterND", total, tokens, made, reduction="add")
     if layer.shared is not None:
         gate = layer.shared_gate
-        share = None if gate is None else graph.add("Sigmoid", graph.linear(x, gate))
-        total = graph.add("Add", total, feed_forward(graph, step, layer.shared, x, index, share))
+        part = None if gate is None else graph.add("Sigmoid", graph.linear(x, gate))
+        total = graph.add("Add", total, feed_forward(graph, step, layer.shared, x, index, part))
     return total
 
 
