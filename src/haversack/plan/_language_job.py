@@ -173,8 +173,9 @@ class Bench(Shelf):
         """A line on the experts that no token of the calibration text chose, where the method reads it."""
         mixtures = [block.mixture for block in self.architecture.blocks if block.mixture is not None]
         count = sum(len(mixture.experts) for mixture in mixtures)
-        method = self.structures.compression(*best.plan.stored)
-        if self.gguf is not None or count == 0 or not method.needs:
+        if count == 0 or (self.gguf is not None and self.gguf.kept):
+            return []
+        if not self.structures.compression(*best.plan.stored).needs:
             return []
         missed = self.unreached.get(best.plan.stored, [])
         listed = ", ".join(missed[:LISTED]) + (" and others" if len(missed) > LISTED else "")
