@@ -97,7 +97,7 @@ def create(stage: str, slot: str, text: str) -> Method:
     """
     name, given = parse_choice(text)
     variant = f"{name}:{given.get('variant')}"
-    if any(entry.name == variant for entry in methods(stage, slot)):
+    if "variant" in given and any(entry.name == variant for entry in methods(stage, slot)):
         name = variant
         del given["variant"]
     entry = find(stage, slot, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -225,12 +226,17 @@ def stands_alone(precision: str) -> bool:
     return not hasattr(method, "transform") and method.needs <= {"hessian"} and not in_parts
 
 
+@functools.cache
+def _residency(choice: str) -> Any:
+    return index.create("run", "residency", choice)
+
+
 def held_as(space: Space, plan: Plan, kinds: Mapping[str, Stored]) -> Any:
     """The residency of a plan whose weights are stored as `kinds`, with the sizes of the experts where it
     needs them.
     """
     experts = experts_of(space.architecture)
-    method = index.create("run", "residency", plan.residency)
+    method = _residency(plan.residency)
     if experts is None or not hasattr(method, "sized"):
         return method
     shapes = space.architecture.tensors()
