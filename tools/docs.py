@@ -18,6 +18,7 @@ import msgspec
 from haversack.bench import stored_result
 from haversack.cli._records import OUTPUTS
 from haversack.core import index
+from haversack.core.expert_store import store_schema
 from haversack.core.index import MethodEntry
 from haversack.core.pack import pack_schema
 from haversack.core.systems import STATES, Evidence, System, evidence, files_of_systems, page_of, systems
@@ -40,6 +41,7 @@ def pages() -> dict[Path, str]:
     for name, kind in OUTPUTS.items():
         made[DOCS / "schemas" / f"{name}-output.schema.json"] = schema_text(msgspec.json.schema(kind))
     made[DOCS / "schemas" / "pack.schema.json"] = schema_text(pack_schema())
+    made[DOCS / "schemas" / "expert-store.schema.json"] = schema_text(store_schema())
     return made
 
 

@@ -45,7 +45,7 @@ def test_devices_list(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", [["systems", "--state", "x"], ["no-such"], ["bench", "4"], ["check", "/no/such"], ["pack"]]
+    "line", [["systems", "--state", "x"], ["no-such"], ["bench", "99"], ["check", "/no/such"], ["pack"]]
 )
 def test_errors(line: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*line, "--json"]) == 2

@@ -76,6 +76,69 @@ def write_checkpoint(folder: Path, seed: int, blocks: int = BLOCKS) -> Path:
     return folder
 
 
+def write_mixture(folder: Path) -> Path:
+    """An OLMoE of the same sizes: six experts in each block, two of which take a token."""
+    from haversack.models.language import read_architecture
+
+    folder.mkdir(parents=True)
+    vocabulary = write_tokenizer(folder)
+    config = {
+        "architectures": ["OlmoeForCausalLM"],
+        "model_type": "olmoe",
+        "hidden_size": WIDTH,
+        "intermediate_size": INNER,
+        "num_hidden_layers": BLOCKS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "max_position_embeddings": CONTEXT,
+        "rms_norm_eps": 1e-5,
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        "norm_topk_prob": False,
+        "tie_word_embeddings": False,
+        "vocab_size": vocabulary,
+        "bos_token_id": None,
+        "eos_token_id": vocabulary - 1,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    rng = np.random.default_rng(6)
+    tensors = []
+    for name, shape in read_architecture(config).checkpoint_tensors().items():
+        spread = 0.3 if len(shape) == 1 else 1.5 / np.sqrt(shape[-1])
+        values = rng.normal(1.0 if len(shape) == 1 else 0.0, spread, shape).astype(np.float32)
+        tensors.append((name, "f32", shape, values.tobytes()))
+    write_safetensors(folder / "model.safetensors", tensors)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A mixture of experts."""
+    return write_mixture(tmp_path_factory.mktemp("conformance") / "mixture")
+
+
+@pytest.fixture(scope="session")
+def mixture_pack(mixture: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in a pack, whose experts lie in a store."""
+    from haversack.core import index
+    from haversack.core.pack import PackWriter
+    from haversack.formats.safetensors import HubFolder
+    from haversack.models.language import read_architecture
+    from haversack.shrink._language import LanguageWalk
+    from haversack.shrink._pipeline import Policy, compress
+
+    goal = tmp_path_factory.mktemp("conformance") / "mixture.pack"
+    source = HubFolder.open(mixture)
+    walk = LanguageWalk(read_architecture(source.config))
+    method = index.create("shrink", "precision", "keep:kind=f32")
+    with PackWriter(goal) as writer:
+        kept = {"texts": None, "policy": Policy(embedding="f32"), "folder": goal.parent}
+        compress(source, walk, method, writer, **kept)  # type: ignore[arg-type]
+        writer.add_file("tokenizer.json", mixture / "tokenizer.json")
+        writer.finish({"architecture": source.config, "plan": {"activations": "f32"}})
+    return goal
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("conformance") / "small", seed=3)
@@ -85,3 +148,22 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def draft(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A smaller model with the same tokenizer."""
     return write_checkpoint(tmp_path_factory.mktemp("conformance") / "draft", seed=4, blocks=1)
+
+
+@pytest.fixture(scope="session")
+def sealed(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `small.pack`, the checkpoint in a sealed pack, and its `key`."""
+    from haversack.core.pack import Pack, PackWriter
+    from haversack.formats.safetensors import HubFolder
+    from haversack.formats.sealed import read_key, seal
+
+    folder = tmp_path_factory.mktemp("sealed")
+    (folder / "key").write_bytes(b"conformance".ljust(32))
+    source = HubFolder.open(checkpoint)
+    with PackWriter(folder / "plain.pack") as writer:
+        for name, entry in source.tensors.items():
+            writer.add_tensor(name, entry.kind, entry.shape, [source.bytes(name)])
+        writer.add_file("tokenizer.json", checkpoint / "tokenizer.json")
+        writer.finish({"architecture": source.config, "plan": {"precision": "keep"}})
+    seal(Pack.open(folder / "plain.pack"), folder / "small.pack", read_key(folder / "key"))
+    return folder

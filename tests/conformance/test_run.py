@@ -23,6 +23,7 @@ ANSWER = 24
 WORKING = {
     ("prefill", "chunked"): "tokens=16",
     ("residency", "streamed"): "keep=1",
+    ("residency", "sealed"): "keep=1",
 }
 
 every_method = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: f"{entry.slot}-{entry.name}")
@@ -38,8 +39,13 @@ def test_every_slot_of_the_stage_that_has_methods_is_tested() -> None:
     assert {entry.slot for entry in index.methods("run")} <= set(NAMES)
 
 
-def choice(entry: MethodEntry, draft: Path) -> str:
+STORE, SEALED = "expert-store", "sealed-weights"
+
+
+def choice(entry: MethodEntry, draft: Path, sealed: Path) -> str:
     given = []
+    if SEALED in entry.requires:
+        given.append(f"key={sealed / 'key'}")
     if (entry.slot, entry.name) in WORKING:
         given.append(WORKING[entry.slot, entry.name])
     if any(parameter.name == "draft" for parameter in entry.parameters):
@@ -48,19 +54,37 @@ def choice(entry: MethodEntry, draft: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def answer(checkpoint: Path, draft: Path) -> Callable[..., Answer]:
-    """Tokens and log-probabilities of a run with these methods, the rest plain; each run once."""
+def model_of(checkpoint: Path, mixture_pack: Path, sealed: Path) -> Callable[..., Path]:
+    """What the methods are tried on: a mixture of experts where one of them needs its store, a sealed pack
+    where one needs that. `plain`: the same model as it is run without them.
+    """
+
+    def choose(*entries: MethodEntry, plain: bool = False) -> Path:
+        needed = {trait for entry in entries for trait in entry.requires}
+        if SEALED in needed and not plain:
+            return sealed / "small.pack"
+        return mixture_pack if STORE in needed else checkpoint
+
+    return choose
+
+
+@pytest.fixture(scope="module")
+def answer(model_of: Callable[..., Path], draft: Path, sealed: Path) -> Callable[..., Answer]:
+    """Tokens and log-probabilities of a run with these methods, the rest plain; each run once. `plain`: of
+    the same model without them.
+    """
     kept: dict[tuple[object, ...], Answer] = {}
 
-    def run(*entries: MethodEntry, sampler: Sampler | None = None) -> Answer:
-        key = (tuple(entries), sampler)
+    def run(*entries: MethodEntry, sampler: Sampler | None = None, plain: bool = False) -> Answer:
+        model = model_of(*entries, plain=plain)
+        key = (model, () if plain else tuple(entries), sampler)
         if key not in kept:
-            kept[key] = fresh(*entries, sampler=sampler)
+            kept[key] = fresh(*(() if plain else entries), sampler=sampler, model=model)
         return kept[key]
 
-    def fresh(*entries: MethodEntry, sampler: Sampler | None = None) -> Answer:
-        slots = {entry.slot: choice(entry, draft) for entry in entries}
-        with Engine.open(checkpoint, **slots) as engine:
+    def fresh(*entries: MethodEntry, sampler: Sampler | None = None, model: Path | None = None) -> Answer:
+        slots = {entry.slot: choice(entry, draft, sealed) for entry in entries}
+        with Engine.open(model or model_of(*entries), **slots) as engine:
             made = generate(engine, PROMPT, Limits(max_tokens=ANSWER, end=()), sampler)
             for _ in made:
                 pass
@@ -76,7 +100,7 @@ def test_alone_it_gives_the_plain_tokens(entry: MethodEntry, answer: Callable[..
     tokens, logs = answer(entry)
     assert len(tokens) == ANSWER
     assert all(np.isfinite(logs))
-    assert (tokens, logs) == answer()
+    assert (tokens, logs) == answer(entry, plain=True)
 
 
 @every_method
@@ -91,7 +115,8 @@ def test_the_same_under_a_seed(entry: MethodEntry, answer: Callable[..., Answer]
 def test_in_pairs_it_gives_the_plain_tokens_or_refuses(
     one: MethodEntry, two: MethodEntry, answer: Callable[..., Answer]
 ) -> None:
-    given = {*GIVEN, *(("draft-model",) if "draft-model" in one.requires | two.requires else ())}
+    needed = one.requires | two.requires
+    given = {*GIVEN, *({"draft-model", STORE, SEALED} & needed)}
     plain = [
         index.find("run", slot, name)
         for slot, name in (
@@ -107,13 +132,15 @@ def test_in_pairs_it_gives_the_plain_tokens_or_refuses(
         with pytest.raises(UserError, match="cannot run"):
             answer.fresh(one, two)  # type: ignore[attr-defined]
         return
-    assert answer(one, two) == answer()
+    assert answer(one, two) == answer(one, two, plain=True)
 
 
 @every_method
-def test_the_budget_is_kept_before_any_work(entry: MethodEntry, checkpoint: Path, draft: Path) -> None:
+def test_the_budget_is_kept_before_any_work(
+    entry: MethodEntry, model_of: Callable[..., Path], draft: Path, sealed: Path
+) -> None:
     """What it plans fits in just that budget; below, it refuses and names the smallest that would do."""
-    slots = {entry.slot: choice(entry, draft)}
+    slots, checkpoint = {entry.slot: choice(entry, draft, sealed)}, model_of(entry)
     with Engine.open(checkpoint, **slots, tokens=(40, ANSWER)) as engine:
         needed = engine.memory_plan((40, ANSWER)).total_mib
     assert needed > 0
@@ -129,9 +156,9 @@ def test_the_budget_is_kept_before_any_work(entry: MethodEntry, checkpoint: Path
 
 @every_method
 def test_what_was_refused_leaves_the_cache_as_it_was(
-    entry: MethodEntry, checkpoint: Path, draft: Path
+    entry: MethodEntry, model_of: Callable[..., Path], draft: Path, sealed: Path
 ) -> None:
-    with Engine.open(checkpoint, **{entry.slot: choice(entry, draft)}) as engine:
+    with Engine.open(model_of(entry), **{entry.slot: choice(entry, draft, sealed)}) as engine:
         cache = engine.cache(48)
         engine.step(PROMPT[:8], cache=cache)
         with pytest.raises(UserError):

@@ -24,6 +24,7 @@ def test_every_method_of_the_slot_is_tested() -> None:
         "cats",
         "low-rank",
         "r-sparse",
+        "reglu",
     }
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from haversack import kernels
+from haversack.kernels.neurons import Neurons
 
 ROWS = (1, 2, 7, 32, 257)
 THREADS = (1, 2, 3, 8)
@@ -59,6 +60,27 @@ def rope_kernel(rng: np.random.Generator, width: int, turned: int, style: str) -
     compare(("rope", width, turned, style), turn)
 
 
+def mixture_kernels(rng: np.random.Generator, experts: int, width: int) -> None:
+    logits = rng.standard_normal((257, experts)).astype(np.float32)
+    for scoring in ("softmax", "sigmoid"):
+        compare(
+            ("route", experts, scoring),
+            lambda a, b: kernels.route(logits[a:b], 3, scoring, normalized=True)[1],  # noqa: B023
+        )
+    values = rng.standard_normal((width, 40)).astype(np.float32)
+    codes = rng.integers(-8, 8, values.shape).astype(np.int8)
+    scales = rng.random((-(-width // 64), 40)).astype(np.float32)
+    x = rng.standard_normal((257, width)).astype(np.float32)
+    gate = np.maximum(rng.standard_normal((257, 40)), 0).astype(np.float32)
+    for channels in (
+        kernels.pack_channels(values, "f32"),
+        kernels.pack_channels(values, "bf16"),
+        kernels.pack_channels_int4(codes, scales, 64),
+    ):
+        matrix = Neurons(channels)
+        compare(("neurons", channels.kind, width), lambda a, b: matrix.gated(x[a:b], gate[a:b]))  # noqa: B023
+
+
 def attention_kernel(
     rng: np.random.Generator,
     kind: str,
@@ -85,6 +107,8 @@ def main() -> None:
     rng = np.random.default_rng(11)
     for width in (1, 15, 64, 77, 333, 2048):
         row_kernels(rng, width)
+    for experts, width in ((4, 64), (60, 333), (128, 2100)):
+        mixture_kernels(rng, experts, width)
     for width, turned in ((2, 2), (64, 64), (80, 32), (34, 34)):
         for style in ("half", "interleaved"):
             rope_kernel(rng, width, turned, style)

@@ -10,12 +10,24 @@ some of the logits in f32.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
+
+
+def beside(name: str) -> ModuleType:
+    """The file NAME.py of this folder, however this one was loaded."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
 
 RECORDINGS = Path(__file__).parent / "recordings"
 DECODED = 32
@@ -357,11 +369,14 @@ CASES |= {
     ),
 }
 
+CASES |= beside("mixture_cases").cases(TINY, YARN)
+
 # Where the head is the embedding, a large one makes every token follow itself.
 EMBEDDINGS = {
     **dict.fromkeys(("gemma", "gemma-biases", "gemma2", "gemma2-pattern", "gemma3", "gemma3-tables"), 0.1),
     **dict.fromkeys(("gpt2", "gpt2-unscaled"), 0.15),
     **dict.fromkeys(("opt", "opt-350m", "qwen1.5", "phi3-switch"), 0.3),
+    **dict.fromkeys(("mixtral-window", "smallthinker-softmax"), 0.3),
 }
 
 
@@ -415,56 +430,11 @@ def kept_rows(length: int) -> list[int]:
 def reference(
     config: dict[str, Any], weights: dict[str, np.ndarray], prompt: np.ndarray, decoded: int
 ) -> Any:
-    """What transformers answers: logits f32 [prompt + decoded - 1, vocabulary] and the decoded tokens."""
-    import torch
-    import transformers
-
-    torch.manual_seed(0)
-    kind = transformers.AutoConfig.for_model(**json.loads(json.dumps(config)))
-    model = transformers.AutoModelForCausalLM.from_config(
-        kind, attn_implementation="eager", dtype=torch.float32
-    )
-    own = {name: torch.from_numpy(values.copy()) for name, values in weights.items()}
-    missing, unexpected = model.load_state_dict(own, strict=False)
-    assert not unexpected, unexpected
-    assert set(missing) <= {"lm_head.weight"}, missing
-    assert len(own) + len(missing) == len(model.state_dict()), "a tensor was not drawn"
-    model.tie_weights()
-    model.eval()
-    rows, tokens = [], []
-    if kind.model_type == "phi3" and "short_factor" in kind.rope_parameters:
-        return _generated(model, prompt, decoded)
-    with torch.no_grad():
-        said = model(input_ids=torch.from_numpy(prompt.astype(np.int64))[None], use_cache=True)
-        rows.append(said.logits[0].numpy())
-        for _ in range(decoded):
-            tokens.append(int(rows[-1][-1].argmax()))
-            if len(tokens) < decoded:
-                following = torch.tensor([[tokens[-1]]])
-                said = model(input_ids=following, past_key_values=said.past_key_values, use_cache=True)
-                rows.append(said.logits[0].numpy())
-    return np.concatenate(rows).astype(np.float32), tokens
-
-
-def _generated(model: Any, prompt: np.ndarray, decoded: int) -> Any:
-    """The same by the model's own loop, which reads the text again when it outgrows the short factors."""
-    import torch
-
-    model.generation_config.eos_token_id = None
-    ids = torch.from_numpy(prompt.astype(np.int64))[None]
-    with torch.no_grad():
-        read = model(input_ids=ids).logits[0].numpy()
-        said = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=decoded,
-            do_sample=False,
-            output_logits=True,
-            return_dict_in_generate=True,
-        )
-    following = [row[0].numpy() for row in said.logits[1:]]
-    tokens = said.sequences[0, len(prompt) :].tolist()
-    return np.concatenate([read, following]).astype(np.float32), tokens
+    """What the model's own implementation answers: logits f32 [prompt + decoded - 1, vocabulary] and the
+    decoded tokens.
+    """
+    own = "smallthinker_reference" if config["model_type"] == "smallthinker" else "reference"
+    return beside(own).reference(config, weights, prompt, decoded)
 
 
 def record(name: str) -> None:

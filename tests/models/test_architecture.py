@@ -35,8 +35,8 @@ def windows(architecture: Any) -> list[int | None]:
 
 def test_the_families() -> None:
     assert families() == (
-        "gemma", "gemma2", "gemma3_text", "gpt2", "llama", "mistral", "opt", "phi", "phi3", "qwen2", "qwen3",
-        "smollm3", "stablelm",
+        "gemma", "gemma2", "gemma3_text", "gpt2", "llama", "mistral", "mixtral", "olmoe", "opt", "phi",
+        "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smallthinker", "smollm3", "stablelm",
     )  # fmt: skip
 
 
@@ -48,6 +48,33 @@ def test_defaults_of_fields_that_a_config_leaves_out() -> None:
     assert [block.attention.rope is None for block in read("smollm3").blocks] == [False, False, False, True]
     assert read("smollm3").blocks[0].attention.rope.theta == 2e6
     assert read("llama").blocks[0].attention.rope.theta == 1e4
+    assert read("mixtral").blocks[0].attention.rope.theta == 1e6
+    for family, experts, top in (
+        ("mixtral", 8, 2),
+        ("olmoe", 64, 8),
+        ("qwen2_moe", 60, 4),
+        ("qwen3_moe", 128, 8),
+        ("smallthinker", 32, 4),
+    ):
+        mixture = read(family).blocks[0].mixture
+        assert (len(mixture.experts), mixture.top) == (experts, top)
+        assert mixture.normalized is (family in ("mixtral", "smallthinker"))
+    assert read("qwen2_moe").blocks[0].mixture.shared.width == 5632
+    assert read("smallthinker").blocks[0].mixture.tap == "residual" and read("smallthinker").tied
+
+
+def test_which_blocks_of_qwen_have_experts() -> None:
+    for family in ("qwen2_moe", "qwen3_moe"):
+        found = read(family, decoder_sparse_step=2, mlp_only_layers=[3]).blocks
+        assert [block.mixture is not None for block in found] == [False, True, False, False]
+        assert found[0].branches[1].layer.width == BASE["intermediate_size"]
+
+
+def test_products_of_a_mixture_are_in_order_of_use() -> None:
+    late, early = (read(family).blocks[0] for family in ("mixtral", "smallthinker"))
+    assert late.products().index((late.mixture.router,)) == 2  # behind attention's two
+    assert early.products()[0] == (early.mixture.router,)
+    assert len(early.matrices()) == len(set(early.matrices())) == 4 + 1 + 3 * 32
 
 
 def test_windows_of_late_blocks() -> None:

@@ -34,11 +34,15 @@ def refused(config: dict[str, Any]) -> UserError:
     ("config", "first", "differs"),
     [
         (
-            {"model_type": "mixtral", **SIZES, **RMS, "num_local_experts": 8},
-            "mistral",
-            "without a mixture of experts",
+            {"model_type": "mixtral2", **SIZES, **RMS, "num_local_experts": 8},
+            "mixtral",
+            "mixtral (its config tells no difference)",
         ),
-        ({"model_type": "qwen3_moe", **SIZES, **RMS, "num_experts": 128}, "qwen3", "mixture of experts"),
+        (
+            {"model_type": "granitemoe", **SIZES, **RMS, "num_experts": 8, "logits_scaling": 6.0},
+            None,
+            "without multipliers of its own",
+        ),
         ({"model_type": "mamba", "state_size": 16, "layer_norm_epsilon": 1e-5}, None, "without state-space"),
         ({"model_type": "t5", "is_encoder_decoder": True}, None, "without an encoder beside the decoder"),
         ({"model_type": "bloom", "layer_norm_epsilon": 1e-5}, None, "without attention biased by distance"),
@@ -110,6 +114,10 @@ def test_what_is_alike_comes_first() -> None:
         ("phi3", "lm_head_bias", True),
         ("stablelm", "partial_rotary_factor", 0.05),
         ("phi", "partial_rotary_factor", 1.5),
+        ("olmoe", "clip_qkv", 8.0),
+        ("mixtral", "kv_lora_rank", 64),
+        ("smallthinker", "use_qk_norm", True),
+        ("smallthinker", "moe_shared_primary_experts", 1),
     ],
 )
 def test_a_feature_that_is_not_computed_is_refused_by_name(family: str, field: str, value: Any) -> None:
@@ -151,6 +159,12 @@ def test_a_config_that_asks_for_a_million_norms() -> None:
     wide = {**SIZES, "hidden_size": 65536, "num_attention_heads": 8192, "num_hidden_layers": 4096}
     error = refused({"model_type": "stablelm", **wide, "qk_layernorm": True, "partial_rotary_factor": 0.5})
     assert error.field == "num_attention_heads" and error.nearest == 16
+
+
+def test_a_config_that_asks_for_a_million_experts() -> None:
+    for family, field in (("mixtral", "num_local_experts"), ("qwen3_moe", "num_experts")):
+        error = refused({"model_type": family, **SIZES, "num_hidden_layers": 4096, field: 65536})
+        assert error.field == field and error.nearest == 16
 
 
 def test_the_first_name_of_longrope() -> None:

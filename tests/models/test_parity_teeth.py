@@ -11,17 +11,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.models import mixture_cases
 from tests.models.parity import BAR, NAMES, answer, difference
 
 from haversack.models import read_architecture
-from haversack.models._architecture import Architecture, Block, Branch
+from haversack.models._architecture import Architecture, Block, Branch, Mixture
 from haversack.models._checkpoint import checkpoint, hub_tensors
+from haversack.run import Engine
+from haversack.run._routing import RoutingTrace
 from haversack.run._source import Model
 
 SWITCHES = "phi3-switch"  # its prompt ends before what it shows begins
 EPS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon")
 ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function")
-THETA = {"smollm3": 2e6, "gemma3_text": 1e6}
+THETA = {"smollm3": 2e6, "gemma3_text": 1e6, "mixtral": 1e6}
 
 # field -> what it may be changed to; the first that differs is taken
 FIELDS: dict[str, tuple[Any, ...]] = {
@@ -108,7 +111,7 @@ def _windows(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
         found["a window"] = {"sliding_window": 12}
     if config.get("use_sliding_window"):
         found["no window"] = {"use_sliding_window": False}
-        if "max_window_layers" in config:
+        if "max_window_layers" in config and family != "qwen2_moe":
             found["layers with a window"] = {"max_window_layers": config["max_window_layers"] + 1}
     types = config.get("layer_types")
     if types:
@@ -131,7 +134,7 @@ def mutations(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
         if field in config:
             found["eps"] = {field: 3 * config[field]}
     fields = [field for field in ACTIVATIONS if field in config]
-    for value in ("relu", "silu", "gelu", "gelu_pytorch_tanh"):
+    for value in ("relu", "silu", "gelu", "gelu_pytorch_tanh") if fields else ():
         same = {"gelu_new": "gelu_pytorch_tanh"}.get(config[fields[0]], config[fields[0]])
         if value != same and (config["model_type"] != "gemma" or not value.startswith("gelu")):
             found[f"activation {value}"] = dict.fromkeys(fields, value)
@@ -155,7 +158,7 @@ def mutations(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
         found["no final norm"] = {"_remove_final_layer_norm": True}
     if not config.get("tie_word_embeddings", True):
         found["tied head"] = {"tie_word_embeddings": True}
-    return found | _positions(config) | _windows(config)
+    return found | _positions(config) | _windows(config) | mixture_cases.mutations(config)
 
 
 def _config(name: str) -> dict[str, Any]:
@@ -193,6 +196,15 @@ def _in_norms(**changes: Any) -> Callable[[Architecture], Architecture]:
     return _in_blocks(lambda block: replace(block, branches=tuple(map(branch, block.branches))))
 
 
+def _in_mixtures(**changes: Any) -> Callable[[Architecture], Architecture]:
+    """`changes` to the mixtures of experts."""
+
+    def branch(one: Branch) -> Branch:
+        return replace(one, layer=replace(one.layer, **changes)) if isinstance(one.layer, Mixture) else one
+
+    return _in_blocks(lambda block: replace(block, branches=tuple(map(branch, block.branches))))
+
+
 def _shifted(architecture: Architecture, offset: int) -> Architecture:
     assert architecture.positions is not None
     return replace(architecture, positions=replace(architecture.positions, offset=offset))
@@ -216,6 +228,14 @@ BUILT_IN: dict[tuple[str, str], Callable[[Architecture], Architecture]] = {
     ("phi", "one after the other"): _in_blocks(lambda block: replace(block, parallel=False)),
     ("stablelm-parallel", "one after the other"): _in_blocks(lambda block: replace(block, parallel=False)),
     ("phi3", "gate and up exchanged"): lambda a: replace(a, parts=_exchanged(a)),
+    ("mixtral", "shares as they are"): _in_mixtures(normalized=False),
+    ("mixtral", "sigmoids"): _in_mixtures(scoring="sigmoid"),
+    ("olmoe", "a softmax of the chosen"): _in_mixtures(scored="chosen"),
+    ("qwen2_moe", "the shared expert in full"): _in_mixtures(shared_gate=None),
+    ("qwen2_moe", "no shared expert"): _in_mixtures(shared=None),
+    ("smallthinker", "a router behind the norm"): _in_mixtures(tap="normed"),
+    ("smallthinker", "shares as they are"): _in_mixtures(normalized=False),
+    ("smallthinker-softmax", "a softmax of all"): _in_mixtures(scored="all"),
 }
 
 
@@ -238,13 +258,29 @@ def test_a_wrong_architecture_fails_the_bar(name: str, what: str, drawn: Any, me
         assert (difference(found, stored) <= BAR) is holds
 
 
+def _unchosen(architecture: Architecture, source: Any, prompt: np.ndarray, rows: np.ndarray) -> set[str]:
+    """The tensors of the last block's experts that no prompt position among `rows` chose."""
+    mixture = architecture.blocks[-1].mixture
+    if mixture is None:
+        return set()
+    trace = RoutingTrace()
+    with Engine.open(source) as engine:
+        engine.observe(trace)
+        engine.step(prompt, cache=engine.cache(len(prompt)), want="none")
+    chosen = trace.chosen(architecture.blocks[-1].index)[1][rows[rows < len(prompt)]]
+    left = [expert for number, expert in enumerate(mixture.experts) if number not in chosen]
+    assert len(left) < len(mixture.experts) / 2
+    return {linear.weight for expert in left for group in expert.products() for linear in group}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_tensor_matters(name: str, drawn: Any, memory_source: Any) -> None:
     """Leaving out any one tensor of the first or last block, or outside them, breaks the bar: norms become
     ones, biases and matrices zeros. So a tensor that is read wrongly, or not at all, cannot pass.
 
-    One kind of tensor cannot matter: without rotary positions a bias on the keys adds the same to every
-    product of a query, which the softmax takes away again.
+    Two kinds of tensors cannot matter: without rotary positions a bias on the keys adds the same to every
+    product of a query, which the softmax takes away again; and no row that is compared may have chosen an
+    expert of the last block.
     """
     config, weights, prompt, stored = drawn(name)
     architecture = read_architecture(config)
@@ -260,6 +296,7 @@ def test_every_tensor_matters(name: str, drawn: Any, memory_source: Any) -> None
     }
     if architecture.final_norm is not None:
         norms.add(architecture.final_norm.weight)
+    idle |= _unchosen(architecture, memory_source(config, weights), prompt, stored["rows"])
     for tensor in shapes:
         if tensor in inner or tensor in idle:
             continue

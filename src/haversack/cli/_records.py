@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from haversack.cli._expert_records import ExpertsRecord
+
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Share = Annotated[float, msgspec.Meta(ge=0)]
 
@@ -187,10 +189,21 @@ class SparsityRecord(_Record):
     drift: str | None
 
 
+class RestorationRecord(_Record):
+    """What restoring sealed weights took; the stages run beside one another and beside the computation, which
+    waited for `waited_s`."""
+
+    restored_mib: float
+    allocate_s: float
+    read_s: float
+    decrypt_s: float
+    waited_s: float
+
+
 class RunOutput(_Record):
     """`haversack run`. `stop`: max-tokens, end-of-text, stop-text or context. `tool_calls`: with --tools;
     `valid`: with --schema, that the answer is complete and satisfies it. `sparsity`: of packs that have
-    any."""
+    any. `experts`: with experts that are streamed."""
 
     text: str
     tokens: Count
@@ -205,6 +218,8 @@ class RunOutput(_Record):
     log_probabilities: list[LogProbability] | msgspec.UnsetType = msgspec.UNSET
     tool_calls: list[ToolCall] | msgspec.UnsetType = msgspec.UNSET
     sparsity: SparsityRecord | msgspec.UnsetType = msgspec.UNSET
+    experts: ExpertsRecord | msgspec.UnsetType = msgspec.UNSET
+    restoration: RestorationRecord | msgspec.UnsetType = msgspec.UNSET
     valid: bool | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -353,11 +368,12 @@ class CompareOutput(_Record):
 
 
 class CheckOutput(_Record):
-    """`haversack check`"""
+    """`haversack check`. `authentic`: of a sealed pack, that it is what was sealed (null without the key)."""
 
     pack: str
     whole: bool
     findings: list[Any]
+    authentic: bool | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class DeviceRecord(_Record):

@@ -8,24 +8,43 @@ from typing import Annotated
 import typer
 
 from haversack.cli._output import Json, print_json
+from haversack.core.errors import UserError
 
 
 def command(
     pack: Annotated[Path, typer.Argument(metavar="PACK", help="the folder of the pack")],
+    key: Annotated[
+        Path | None,
+        typer.Option(
+            help="sealed packs: the file of the key, to authenticate every block", metavar="KEYFILE"
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Check a pack; prints everything it finds and exits with 0 (whole) or 2 (damaged)."""
-    from haversack.core.pack import check_pack
+    """Check a pack; prints everything it finds and exits with 0 (whole) or 2 (damaged). Of a sealed pack
+    anyone can check sums and places; who sealed it, and what, only the key tells.
+    """
+    from haversack.core.pack import Pack, check_pack
     from haversack.run._forms import pack_findings
 
     findings = check_pack(pack) or pack_findings(pack)
+    sealed = not findings and Pack.open(pack).sealed
+    if sealed:
+        from haversack.formats.sealed import check_sealed, read_key
+
+        findings = check_sealed(pack, None if key is None else read_key(key))
+    elif key is not None and not findings:
+        raise UserError(f"{pack} is not sealed, so no key opens it.", field="key", given=str(key))
     if json:
-        print_json({"pack": pack, "whole": not findings, "findings": findings})
+        record = {"pack": pack, "whole": not findings, "findings": findings}
+        print_json({**record, "authentic": not findings if key is not None else None} if sealed else record)
     elif findings:
         print(f"{pack} is damaged: {len(findings)} finding{'s' if len(findings) > 1 else ''}.")
         for finding in findings:
             print(f"  {finding}")
+    elif sealed and key is None:
+        print(f"{pack} is whole; it is sealed, and only --key KEYFILE tells whether it is what was sealed.")
     else:
-        print(f"{pack} is whole.")
+        print(f"{pack} is whole{' and what was sealed' if sealed else ''}.")
     if findings:
         raise typer.Exit(2)

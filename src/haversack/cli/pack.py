@@ -88,6 +88,12 @@ def command(
     evaluation: Annotated[
         Path | None, typer.Option(help="text to measure quality on (UTF-8); speech: a folder of sound")
     ] = None,
+    seal: Annotated[
+        bool, typer.Option("--seal", help="encrypt the weights; run them with --residency sealed")
+    ] = False,
+    key: Annotated[
+        Path | None, typer.Option(help="--seal: the file of the owner's key", metavar="KEYFILE")
+    ] = None,
     work_ram_mib: Annotated[
         float | None, typer.Option(help="memory of the packing itself, MiB (default: half of this machine's)")
     ] = None,
@@ -107,6 +113,14 @@ def command(
             field="device",
             nearest=ANY_DEVICE,
         )
+    if seal != (key is not None):
+        raise UserError(
+            "--seal and --key KEYFILE go together; a key is made with: umask 077; openssl rand -hex 32 > "
+            "KEYFILE",
+            field="key" if seal else "seal",
+        )
+    if seal and compare:
+        raise UserError("--compare does not seal; pack the method that you choose.", field="seal")
     job = Job(
         model=model,
         output=output or Path(f"{Path(model.partition('@')[0]).name}.pack"),
@@ -133,6 +147,7 @@ def command(
         work_ram_mib=work_ram_mib if work_ram_mib is not None else half_of_this_machine_mib(),
         seed=seed,
         requantize=requantize,
+        key=key,
     )
     if compare:
         from haversack.cli._methods import show_comparison

@@ -71,7 +71,13 @@ def command(
     ] = None,
     residency: Annotated[
         str | None,
-        typer.Option(help="where weights live: mapped, copied or streamed (default: the pack's plan)"),
+        typer.Option(
+            help="where weights live: mapped, copied, streamed, experts alone: streamed:edgemoe, or sealed "
+            "(default: the pack's plan)"
+        ),
+    ] = None,
+    key: Annotated[
+        Path | None, typer.Option(help="the file of a sealed pack's key", metavar="KEYFILE")
     ] = None,
     attention: Annotated[str, typer.Option(help="dense, or sliding:window=N,sink=N")] = "dense",
     context: Annotated[str, typer.Option(help="what of the prompt is read: tokens")] = "tokens",
@@ -232,6 +238,7 @@ def command(
         prefill=prefill,
         decode=decode or ("linear-draft" if draft else "one-by-one"),
         draft=draft,
+        key=key,
         activations=activations,
         cache_type=cache_type,
         threads=threads,
@@ -307,6 +314,7 @@ def _print_text(answer: Generation, size: tuple[int, int], text: str, log_probab
     if not log_probabilities:
         print()
     from haversack.core.memory import peak_mib
+    from haversack.run._residency import telling
 
     engine = answer.engine
     planned = engine.memory_plan(size).total_mib
@@ -320,6 +328,8 @@ def _print_text(answer: Generation, size: tuple[int, int], text: str, log_probab
     )
     if engine.tally:
         print(engine.tally.words(), file=sys.stderr)
+    if (held := telling(engine.held)) is not None:
+        print(held.words(answer.seconds), file=sys.stderr)
 
 
 def _print_record(
@@ -333,6 +343,7 @@ def _print_record(
     from haversack.cli._output import print_json
     from haversack.core.measurement import machine
     from haversack.core.memory import peak_mib
+    from haversack.run._residency import telling
 
     engine = answer.engine
     record = {
@@ -359,6 +370,8 @@ def _print_record(
         record["text"], record["tool_calls"] = talk.calls(answer.text)
     if engine.tally:
         record["sparsity"] = {key: value for key, value in engine.tally.stats().items() if key != "layers"}
+    if (held := telling(engine.held)) is not None:
+        record[held.told] = held.record(answer.seconds)
     if constraint is not None:
         record["valid"] = constraint.complete
     print_json(record)

@@ -53,7 +53,10 @@ def command(
     max_connections: Annotated[int, typer.Option(help="most open connections", min=1)] = 256,
     residency: Annotated[
         str | None,
-        typer.Option(help="where weights live: mapped, copied or streamed (default: the pack's plan)"),
+        typer.Option(help="where weights live: mapped, copied, streamed, sealed (default: the pack's plan)"),
+    ] = None,
+    key: Annotated[
+        Path | None, typer.Option(help="the file of a sealed pack's key", metavar="KEYFILE")
     ] = None,
     attention: Annotated[str, typer.Option(help="dense, or sliding:window=N,sink=N")] = "dense",
     activations: Annotated[
@@ -93,6 +96,7 @@ def command(
         model,
         options,
         residency=residency,
+        key=key,
         attention=attention,
         activations=activations,
         cache_type=cache_type,

@@ -6,15 +6,15 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+import msgspec
 
 from haversack.core._files import (
     explain_write_errors,
-    flush_data,
     flush_folder,
     partial_path,
     put_in_place,
@@ -27,6 +27,8 @@ from haversack.core._record import (
     PACK_KINDS,
     PIECE,
     RECORD_NAME,
+    SEALED_NAME,
+    STORE_NAME,
     WEIGHTS_NAME,
     FileEntry,
     PackRecord,
@@ -37,17 +39,34 @@ from haversack.core._record import (
     plain_name,
 )
 from haversack.core._safetensors import header_bytes
+from haversack.core._summed import SummedFile
 from haversack.core._verified import mark_verified
 from haversack.core.errors import UserError, not_allowed
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from haversack.core._expert_file import ExpertFile
+
 _RESERVED = (
     16 * 1024
 )  # room for the header of about 120 tensors; a longer one moves the data once, at the end
-_FLUSH_EVERY = 16 * PIECE  # written bytes that may wait in the page cache
 _METADATA = {"format": "pt", "haversack": f"{FORMAT[0]}.{FORMAT[1]}"}
+
+
+class Sealer(Protocol):
+    """What encrypts the weights of a pack on their way (formats/sealed.py). `file`: where they lie then."""
+
+    file: str
+
+    def blocks(self, name: str, nbytes: int, chunks: Iterable[Buffer]) -> Iterator[Buffer]:
+        """What is stored of a tensor of `nbytes`, which `chunks` give; a multiple of 4096 bytes."""
+
+    def front_nbytes(self, files: Sequence[str]) -> int:
+        """Bytes before the first tensor in a pack that has `files` beside it; a multiple of 4096."""
+
+    def front(self, record: PackRecord, folder: Path) -> bytes:
+        """These bytes; they vouch for `record` and for the files it names, which lie in `folder`."""
 
 
 class PackWriter:
@@ -58,8 +77,9 @@ class PackWriter:
     exchanged for the new one in one step. Written bytes are flushed and dropped from the page cache every 16
     MiB.
 
-    `expected_bytes` (optional) refuses a disk that is too full before work starts. Raises UserError when
-    something other than a pack is at `path`, and when the disk is full or cannot be written.
+    `expected_bytes` (optional) refuses a disk that is too full before work starts. `sealer` (optional)
+    encrypts the weights; nothing of them reaches the disk in the clear. Raises UserError when something
+    other than a pack is at `path`, and when the disk is full or cannot be written.
 
     >>> with PackWriter(Path("my.pack")) as writer:
     ...     writer.add_tensor("norm.weight", "f32", (2,), [struct.pack("<2f", 1, 2)])
@@ -68,7 +88,12 @@ class PackWriter:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], kind: str = "language", *, expected_bytes: int | None = None
+        self,
+        path: str | os.PathLike[str],
+        kind: str = "language",
+        *,
+        expected_bytes: int | None = None,
+        sealer: Sealer | None = None,
     ) -> None:
         if kind not in PACK_KINDS:
             raise not_allowed("kind", kind, PACK_KINDS)
@@ -76,10 +101,15 @@ class PackWriter:
         self.kind = kind
         self._expected_bytes = expected_bytes
         self._partial = partial_path(self.path)
+        self._sealer = sealer
+        self._weights_name = WEIGHTS_NAME if sealer is None else sealer.file
         self._tensors: dict[str, tuple[str, tuple[int, ...], int | None, str, int]] = {}
+        self._places: dict[str, int] = {}  # where a tensor begins, from the first one on
         self._forms: dict[str, dict[str, Any]] = {}
         self._files: dict[str, FileEntry] = {}
-        self._weights: _SummedFile | None = None
+        self._weights: SummedFile | None = None
+        self._experts: ExpertFile | None = None
+        self._identity = ""
         self._torn = False
 
     def __enter__(self) -> Self:
@@ -107,7 +137,24 @@ class PackWriter:
     ) -> None:
         if self._weights is not None:
             self._weights.abandon()
+        if self._experts is not None:
+            self._experts.abandon()
         remove(self._partial)
+
+    def keep_experts(self, model: str, owners: Mapping[str, tuple[int, int]]) -> None:
+        """Let the tensors `owners`, name -> (block, expert), and their parts, go to the expert store of the
+        model `model` instead of the weights: a record for each expert, written when all of it was given.
+
+        An expert given tensor by tensor costs its own bytes of memory; one whose tensors come in parts waits
+        for the next block. Call before the first of them. Without any owners nothing changes; sealed experts
+        lie with the other weights.
+        """
+        self._identity = model if owners else ""
+        if owners and self._sealer is None:
+            from haversack.core._expert_file import ExpertFile
+
+            with explain_write_errors(self.path):
+                self._experts = ExpertFile(self._partial / STORE_NAME, model, owners)
 
     def add_tensor(
         self,
@@ -127,32 +174,38 @@ class PackWriter:
         needed = nbytes_of(kind, shape, group, layout)
         if name in self._tensors or not name:
             raise ValueError(f"the tensor name {name!r} is empty or was given before")
+        if self._experts is not None:
+            with explain_write_errors(self.path):
+                if self._experts.takes(name, kind, shape, group, layout, chunks):
+                    return
         self._torn = True
         with explain_write_errors(self.path):
             if self._weights is None:
-                self._weights = _SummedFile(self._partial / WEIGHTS_NAME, _RESERVED)
-            before = self._weights.size
-            for chunk in chunks:
+                self._weights = SummedFile(self._partial / self._weights_name, _RESERVED)
+            self._places[name] = self._weights.size
+            given = _Counted(chunks)
+            for chunk in given if self._sealer is None else self._sealer.blocks(name, needed, given):
                 self._weights.write(chunk)
-        written = self._weights.size - before
-        if written != needed:
-            raise ValueError(f"the tensor {name} needs {needed} bytes and {written} were given")
+        if given.nbytes != needed:
+            raise ValueError(f"the tensor {name} needs {needed} bytes and {given.nbytes} were given")
         self._tensors[name] = (kind, shape, group, layout, needed)
         self._torn = False
 
     def add_form(self, name: str, form: Mapping[str, Any]) -> None:
         """Say how the tensors NAME.PART that were added make up the matrix `name`: `form`, `shape` and what
         else the form asks for (run/forms/). Raises ValueError for what cannot be."""
-        if name in self._forms or not any(part.startswith(f"{name}.") for part in self._tensors):
+        known = [*self._tensors, *(() if self._experts is None else self._experts.names)]
+        if name in self._forms or not any(part.startswith(f"{name}.") for part in known):
             raise ValueError(f"{name!r} has no parts here, or has a form already")
-        check_form_entry(name, form, self._tensors)
+        check_form_entry(name, form, known)
         self._forms[name] = dict(form)
 
     def add_file(self, name: str, data: bytes | os.PathLike[str]) -> None:
         """Add a file beside the weights: bytes, or the path of a file to copy. Raises ValueError for a name
         that could leave the folder or was given before, UserError for a file that cannot be read and for a
         full disk."""
-        if not plain_name(name) or name in (RECORD_NAME, WEIGHTS_NAME) or name in self._files:
+        taken = (RECORD_NAME, WEIGHTS_NAME, STORE_NAME, SEALED_NAME)
+        if not plain_name(name) or name in taken or name in self._files:
             raise ValueError(f"the file name {name!r} is not allowed in a pack or was given before")
         with contextlib.ExitStack() as stack:
             pieces: Iterable[Buffer]
@@ -166,7 +219,7 @@ class PackWriter:
                     raise UserError(said, field="path", given=os.fspath(data)) from error
                 pieces = iter(lambda: source.read(PIECE), b"")
             with explain_write_errors(self.path):
-                target = _SummedFile(self._partial / name, 0)
+                target = SummedFile(self._partial / name, 0)
                 try:
                     for piece in pieces:
                         target.write(piece)
@@ -185,30 +238,31 @@ class PackWriter:
             raise ValueError(f"a pack's record has no {sorted(set(record) - known)}")
         if self._torn:
             raise ValueError("a tensor was not written whole, so this pack cannot be finished")
-        plan = dict(record.get("plan", {}))
-        tensors: tuple[TensorEntry, ...] = ()
+        plan, provenance = dict(record.get("plan", {})), dict(record.get("provenance", {}))
+        if self._identity:
+            provenance["identity"] = self._identity
         with explain_write_errors(self.path):
-            if self._weights is not None:
-                described = [
-                    (name, DTYPE_OF_KIND[kind], (nbytes,) if layout != "rows-1" else shape, nbytes)
-                    for name, (kind, shape, _, layout, nbytes) in self._tensors.items()
-                ]
-                header = header_bytes(described, _METADATA, least=_RESERVED)
-                self._files = {WEIGHTS_NAME: self._weights.close(header), **self._files}
-                tensors = self._entries(len(header))
             written = PackRecord(
                 format=FORMAT,
                 kind=self.kind,
                 architecture=dict(record.get("architecture", {})),
                 plan=plan,
                 activations=str(record.get("activations", plan.get("activations", "f32"))),
-                provenance=dict(record.get("provenance", {})),
+                provenance=provenance,
                 measurements=list(record.get("measurements", [])),
-                tensors=tensors,
+                tensors=(),
                 forms=self._forms,
-                files=self._files,
+                files=dict(self._files),
                 crc32="",
             )
+            if self._weights is not None:
+                written, front = self._front(written)
+                self._files = {self._weights_name: self._weights.close(front), **self._files}
+            if self._experts is not None:
+                entry, stored = self._experts.close()
+                self._files = {**self._files, STORE_NAME: entry}
+                written = msgspec.structs.replace(written, tensors=written.tensors + stored)
+            written = msgspec.structs.replace(written, files=self._files)
             data = encode_record(written)
             with (self._partial / RECORD_NAME).open("wb") as file:
                 file.write(data)
@@ -221,12 +275,39 @@ class PackWriter:
             mark_verified(self.path / name, entry)
         return written
 
+    def _front(self, record: PackRecord) -> tuple[PackRecord, bytes]:
+        """`record` with its tensors, and what stands before them in their file."""
+        if self._sealer is not None:
+            start = max(_RESERVED, self._sealer.front_nbytes(list(record.files)))
+            record = msgspec.structs.replace(record, tensors=self._entries(start))
+            return record, self._sealer.front(record, self._partial).ljust(start, b"\0")
+        described = [
+            (name, DTYPE_OF_KIND[kind], (nbytes,) if layout != "rows-1" else shape, nbytes)
+            for name, (kind, shape, _, layout, nbytes) in self._tensors.items()
+        ]
+        header = header_bytes(described, _METADATA, least=_RESERVED)
+        return msgspec.structs.replace(record, tensors=self._entries(len(header))), header
+
     def _entries(self, start: int) -> tuple[TensorEntry, ...]:
-        entries, at = [], start
-        for name, (kind, shape, group, layout, nbytes) in self._tensors.items():
-            entries.append(TensorEntry(name, kind, shape, group, layout, WEIGHTS_NAME, at, nbytes))
-            at += nbytes
-        return tuple(entries)
+        return tuple(
+            TensorEntry(
+                name, kind, shape, group, layout, self._weights_name, start + self._places[name], nbytes
+            )
+            for name, (kind, shape, group, layout, nbytes) in self._tensors.items()
+        )
+
+
+class _Counted:
+    """Hands on `chunks` and counts their bytes."""
+
+    def __init__(self, chunks: Iterable[Buffer]) -> None:
+        self._chunks = chunks
+        self.nbytes = 0
+
+    def __iter__(self) -> Iterator[Buffer]:
+        for chunk in self._chunks:
+            self.nbytes += memoryview(chunk).nbytes
+            yield chunk
 
 
 def check_goal(path: Path) -> None:
@@ -246,73 +327,3 @@ def check_goal(path: Path) -> None:
             field="output",
             given=str(path),
         )
-
-
-class _SummedFile:
-    """A file written front to back with a CRC-32 for each MiB, `start` bytes left free for a header."""
-
-    def __init__(self, path: Path, start: int) -> None:
-        self.path = path
-        self.size = 0
-        self._start = start
-        self._pieces: list[int] = []
-        self._sum = 0
-        self._file: IO[bytes] = path.open("w+b", buffering=0)
-        self._file.seek(start)
-        self._flushed = 0
-
-    def write(self, chunk: Buffer) -> None:
-        view = memoryview(chunk)
-        view = view.cast("B") if view.c_contiguous else memoryview(view.tobytes())
-        while view.nbytes:
-            room = PIECE - self.size % PIECE
-            piece = view[:room]
-            _write_all(self._file, piece)
-            self._sum = zlib.crc32(piece, self._sum)
-            self.size += piece.nbytes
-            if self.size % PIECE == 0:
-                self._pieces.append(self._sum)
-                self._sum = 0
-            view = view[room:]
-            if self.size - self._flushed >= _FLUSH_EVERY:
-                self._drop()
-
-    def close(self, header: bytes) -> FileEntry:
-        """Put `header` in front, flush, close; the file's entry."""
-        if self.size % PIECE:
-            self._pieces.append(self._sum)
-        if len(header) > self._start:
-            self._make_room(len(header))
-        if header:
-            self._file.seek(0)
-            _write_all(self._file, memoryview(header))
-        os.fsync(self._file.fileno())
-        self._file.close()
-        return FileEntry(self._start + self.size, self._start, zlib.crc32(header), tuple(self._pieces))
-
-    def abandon(self) -> None:
-        with contextlib.suppress(OSError):
-            self._file.close()
-
-    def _make_room(self, start: int) -> None:
-        """Move the data to begin at `start`, the last piece first."""
-        descriptor = self._file.fileno()
-        end = self.size
-        while end > 0:
-            begin = max(0, end - PIECE)
-            piece = os.pread(descriptor, end - begin, self._start + begin)
-            self._file.seek(start + begin)
-            _write_all(self._file, memoryview(piece))
-            end = begin
-        self._start = start
-
-    def _drop(self) -> None:
-        flush_data(self._file.fileno())
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        self._flushed = self.size
-
-
-def _write_all(file: IO[bytes], data: memoryview) -> None:
-    while data.nbytes:
-        data = data[file.write(data) :]

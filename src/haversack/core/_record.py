@@ -14,17 +14,20 @@ import msgspec
 from haversack.core._safetensors import DIMENSIONS_MOST, NAME_MOST
 from haversack.core.errors import not_allowed
 
-FORMAT = (1, 2)
+FORMAT = (1, 3)
 PACK_KINDS = ("language", "speech", "vision", "signal", "delta", "mcu", "split", "codec")
 RECORD_NAME = "pack.json"
 WEIGHTS_NAME = "weights.safetensors"
+STORE_NAME = "experts.store"
+SEALED_NAME = "sealed.store"
+"""In the place of the weights and experts where they are sealed (formats/sealed.py)."""
 RECORD_MOST = 64 * 2**20
 PIECE = 2**20
 """Bytes under one checksum."""
 
 # Bytes of one number; the packed kinds are counted by `nbytes_of`.
 PLAIN_KINDS: dict[str, int] = {"f32": 4, "f16": 2, "bf16": 2, "u8": 1, "i32": 4}
-SMALL_KINDS = {"int4": 4, "int3": 3}
+SMALL_KINDS = {"int4": 4, "int3": 3, "int2": 2}
 """Bits of the kinds that have a scale for each row and group of columns."""
 PACKED_KINDS = ("int8", *SMALL_KINDS)
 DTYPE_OF_KIND = {
@@ -36,6 +39,7 @@ DTYPE_OF_KIND = {
     "int8": "U8",
     "int4": "U8",
     "int3": "U8",
+    "int2": "U8",
 }
 
 _SEAL = b'"crc32":"'
@@ -45,9 +49,9 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}")
 class TensorEntry(msgspec.Struct, frozen=True, kw_only=False):
     """One tensor of a pack or a hub folder.
 
-    `kind`: f32, f16, bf16, int8, int4, int3, u8 or i32 (a hub folder may hold more, such as i64; no method
-    reads those). `shape`: of the numbers, not of their packed bytes. `group`: weights under one scale (int4,
-    int3, and int8 in groups), else None. `layout`: `rows-1` (row after row) or `rows16-1` (16 rows
+    `kind`: f32, f16, bf16, int8, int4, int3, int2, u8 or i32 (a hub folder may hold more, such as i64; no
+    method reads those). `shape`: of the numbers, not of their packed bytes. `group`: weights under one scale
+    (int4, int3, and int8 in groups), else None. `layout`: `rows-1` (row after row) or `rows16-1` (16 rows
     interleaved; docs/format.md). `file`: name beside pack.json or in the hub folder; `offset` and `nbytes`:
     where its bytes are in that file.
     """
@@ -155,7 +159,7 @@ def nbytes_of(kind: str, shape: tuple[int, ...], group: int | None, layout: str)
         return blocks * -(-columns // group) * (group * 16 + 32)
     if kind == "int8":
         return blocks * (-(-columns // 32) * 32 * 16 + 64)
-    step = 8 if kind == "int4" else 32
+    step = {"int4": 8, "int3": 32, "int2": 16}[kind]
     if group is None or group % step or not step <= group <= 4096:
         raise ValueError(f"{kind} has groups of a multiple of {step}, not {group}")
     return blocks * -(-columns // group) * (group * 2 * SMALL_KINDS[kind] + 32)

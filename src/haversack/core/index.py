@@ -96,6 +96,10 @@ def create(stage: str, slot: str, text: str) -> Method:
     parameter, a value that is not of its type, or one outside the declared values.
     """
     name, given = parse_choice(text)
+    variant = f"{name}:{given.get('variant')}"
+    if "variant" in given and any(entry.name == variant for entry in methods(stage, slot)):
+        name = variant
+        del given["variant"]
     entry = find(stage, slot, name)
     known = {parameter.name: parameter for parameter in entry.parameters}
     values = {}

@@ -45,6 +45,7 @@ TRAITS: dict[str, tuple[str, ...]] = {
         "int8",
         "int4",
         "int3",
+        "int2",
         "nested",
         "ternary",
         "low-rank",
@@ -54,6 +55,8 @@ TRAITS: dict[str, tuple[str, ...]] = {
     "batch": (),
     "tree-mask": (),
     "mapped-weights": (),
+    "expert-store": (),
+    "sealed-weights": (),
     "static-shapes": (),
     "router-position": ("before-attention", "after-attention"),
     "context-limit": (),
@@ -103,15 +106,20 @@ class Method:
 
 
 def parse_choice(text: str) -> tuple[str, dict[str, str]]:
-    """Split `name`, `name:variant` or `name:key=value,key=value` into a name and its parameters.
+    """Split `name`, `name:variant`, `name:key=value,key=value` or `name:variant:key=value` into a name and
+    its parameters.
 
-    A bare word after the colon is the parameter `variant` (`streamed:edgemoe`).
+    A bare word after the colon is the parameter `variant`, or the rest of the name of a method that is a
+    variant of another (`streamed:edgemoe`).
     """
     name, _, rest = text.partition(":")
     if not name:
         raise UserError(
             f"{text!r} names no method; write NAME or NAME:key=value,...", field="method", given=text
         )
+    first, colon, others = rest.partition(":")
+    if colon and "=" not in first:
+        rest = f"{first},{others}"
     parameters: dict[str, str] = {}
     for part in filter(None, rest.split(",")):
         key, equals, value = part.partition("=")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import stat
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self, runtime_checkable
@@ -27,6 +27,8 @@ from haversack.core._record import (
     PIECE,
     RECORD_MOST,
     RECORD_NAME,
+    SEALED_NAME,
+    STORE_NAME,
     WEIGHTS_NAME,
     FileEntry,
     PackRecord,
@@ -121,6 +123,13 @@ class Pack:
         return tuple(self.path / name for name in dict.fromkeys(e.file for e in self.tensors.values()))
 
     @property
+    def sealed(self) -> bool:
+        """True when the weights are encrypted: their bytes lie in sealed.store and mean nothing without the
+        key.
+        """
+        return any(entry.file == SEALED_NAME for entry in self.tensors.values())
+
+    @property
     def forms(self) -> Mapping[str, Mapping[str, Any]]:
         """Matrix -> how its parts make it up, for those that are more than one tensor."""
         return self.record.forms
@@ -133,10 +142,20 @@ class Pack:
         )
 
     def bytes(self, name: str) -> memoryview:
-        """The tensor's bytes as a read-only view of the mapped file. Raises UserError for an unknown name."""
+        """The tensor's bytes as a read-only view of the mapped file. Raises UserError for an unknown name and
+        for sealed weights.
+        """
         entry = self.tensors.get(name)
         if entry is None:
             raise UserError(f"{self.path} holds no tensor {name}.", field="tensor", given=name)
+        if entry.file == SEALED_NAME:
+            raise UserError(
+                f"{self.path} is sealed: only haversack run and serve open it, with --residency sealed and "
+                "--key KEYFILE.",
+                field="pack",
+                given=str(self.path),
+                nearest="sealed",
+            )
         if entry.file not in self._mapped:
             self._mapped[entry.file] = map_file(self.path / entry.file, self.record.files[entry.file].size)
         return self._mapped[entry.file][entry.offset : entry.offset + entry.nbytes]
@@ -153,14 +172,15 @@ class Pack:
             raise DamagedFileError(self.path / name, finding.what)
         return (self.path / name).read_bytes()
 
-    def verify_once(self, *, keep_cached: bool = True) -> None:
+    def verify_once(self, *, keep_cached: bool = True, without: Container[str] = ()) -> None:
         """Sum every file that was not summed before on this machine; later calls only compare a marker.
 
-        `keep_cached=False` drops what was read from the page cache (for streamed weights). Raises
-        DamagedFileError for the first piece that was altered.
+        `keep_cached=False` drops what was read from the page cache (for streamed weights); files of `without`
+        are left to those who check what they read of them. Raises DamagedFileError for the first piece that
+        was altered.
         """
         for name, entry in self.record.files.items():
-            if is_verified(self.path / name, entry):
+            if name in without or is_verified(self.path / name, entry):
                 continue
             for finding in _sums(self.path, name, entry, keep_cached=keep_cached):
                 forget_verified(self.path / name)
@@ -249,6 +269,8 @@ def _structure(folder: Path, record: PackRecord) -> Iterator[Finding]:
             yield Finding(name, f"it has {found.st_size} bytes instead of {entry.size}")
         elif name == WEIGHTS_NAME:
             yield from _weights_header(folder, record)
+        elif name == STORE_NAME:
+            yield from _store_header(folder, record)
 
 
 def _weights_header(folder: Path, record: PackRecord) -> Iterator[Finding]:
@@ -279,6 +301,27 @@ def _weights_header(folder: Path, record: PackRecord) -> Iterator[Finding]:
             yield Finding(WEIGHTS_NAME, f"the tensor {entry.name} lies elsewhere than {RECORD_NAME} says")
     for name in written:
         yield Finding(WEIGHTS_NAME, f"the tensor {name} is not in {RECORD_NAME}")
+
+
+def _store_header(folder: Path, record: PackRecord) -> Iterator[Finding]:
+    from haversack.core.expert_store import ExpertStore
+
+    try:
+        with ExpertStore.open(folder / STORE_NAME) as store:
+            model, records = store.model, store.records
+    except DamagedFileError as error:
+        yield Finding(STORE_NAME, error.what)
+        return
+    if model != record.provenance.get("identity"):
+        yield Finding(STORE_NAME, f"it holds the experts of another model ({model[:80]})")
+        return
+    said = {entry.name: entry for entry in record.tensors if entry.file == STORE_NAME}
+    for each in records.values():
+        for entry in each.entries():
+            if said.pop(entry.name, None) != entry:
+                yield Finding(STORE_NAME, f"the tensor {entry.name} of {each} is not what {RECORD_NAME} says")
+    for name in said:
+        yield Finding(STORE_NAME, f"the tensor {name} is missing")
 
 
 def _sums(folder: Path, name: str, entry: FileEntry, *, keep_cached: bool) -> Iterator[Finding]:

@@ -2,7 +2,8 @@
 
 `DirectFile` reads ranges of a file with O_DIRECT, so that streamed weights cost only the buffer they are read
 into; where a file system refuses that, it reads and drops. `SlowStorage` gives reads the bandwidth and
-latency of another device, so that a fast machine shows how a board's card would do.
+latency of another device, so that a fast machine shows how a board's card would do; `FailingStorage` stalls
+or fails, so that whoever waits for it can be seen to end.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import mmap
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -22,7 +23,13 @@ from haversack.core.device import Device
 from haversack.core.errors import DamagedFileError, UserError
 
 BLOCK = 4096
+STEP = 2**17
+"""Bytes after which a read can be called off."""
 _MOST_AT_ONCE = 8 * 2**20
+
+
+class ReadingStopped(Exception):  # noqa: N818 - it is no error
+    """A read was called off."""
 
 
 class SlowStorage:
@@ -49,6 +56,27 @@ class SlowStorage:
         remaining = self.ready_at(count, started) - time.monotonic()
         if remaining > 0:
             time.sleep(remaining)
+
+
+class FailingStorage(SlowStorage):
+    """Storage that is sound for its first `sound` bytes. Every read after them returns an input/output error,
+    or, with `stalls`, does not return before `release` is set.
+    """
+
+    def __init__(self, sound: int, *, stalls: bool = False, mb_s: float = 1e6) -> None:
+        super().__init__(mb_s)
+        self.release = threading.Event()
+        self._left = sound
+        self._stalls = stalls
+
+    def wait(self, count: int, started: float) -> None:
+        """See SlowStorage. Raises OSError where the read fails."""
+        self._left -= count
+        if self._left < 0:
+            if not self._stalls:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            self.release.wait()
+        super().wait(count, started)
 
 
 class DirectFile:
@@ -86,10 +114,20 @@ class DirectFile:
             os.close(self._descriptor)
             self._descriptor = -1
 
-    def read(self, offset: int, count: int, buffer: mmap.mmap | None = None) -> memoryview:
+    def read(
+        self,
+        offset: int,
+        count: int,
+        buffer: mmap.mmap | None = None,
+        going: Callable[[], bool] | None = None,
+    ) -> memoryview:
         """`count` bytes from `offset`, as a view into `buffer` (made by `aligned_buffer`; reused, its
-        contents change with the next read) or into memory of its own. Raises DamagedFileError when the file
-        ends before."""
+        contents change with the next read) or into memory of its own.
+
+        With `going`, which is asked after each `STEP` bytes, a read can be called off. Raises
+        DamagedFileError when the file ends before, UserError when the storage fails, ReadingStopped when
+        `going` says False.
+        """
         if count < 0 or offset < 0:
             raise ValueError("offset and count are not negative")
         first = offset // BLOCK * BLOCK
@@ -98,21 +136,30 @@ class DirectFile:
             buffer = aligned_buffer(count)
         elif len(buffer) < span:
             raise ValueError(f"the buffer has {len(buffer)} bytes and this read takes {span}")
-        started = time.monotonic()
         view = memoryview(buffer)
-        done = 0
+        done, step = 0, _MOST_AT_ONCE if going is None else STEP
         while done < offset + count - first:
-            got = self._read_some(view[done : min(span, done + _MOST_AT_ONCE)], first + done)
+            started = time.monotonic()
+            got = self._read_some(view[done : min(span, done + step)], first + done)
             if got == 0:
                 raise DamagedFileError(self.path, f"it ends at byte {first + done}, before {offset + count}")
             done += got
-        with self._counting:
-            self.bytes_read += done
+            with self._counting:
+                self.bytes_read += got
+            if self._storage is not None:
+                self._slow_down(-(-got // BLOCK) * BLOCK, started)
+            if going is not None and not going():
+                raise ReadingStopped
         if not self.direct and hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._descriptor, first, span, os.POSIX_FADV_DONTNEED)
-        if self._storage is not None:
-            self._storage.wait(span, started)
         return view[offset - first : offset - first + count]
+
+    def _slow_down(self, count: int, started: float) -> None:
+        assert self._storage is not None
+        try:
+            self._storage.wait(count, started)
+        except OSError as error:
+            raise self._unreadable(error) from error
 
     def read_many(self, ranges: Sequence[tuple[int, int]]) -> list[memoryview]:
         """Each (offset, count) of `ranges`, in memory of its own; neighbours that touch are read together."""
@@ -145,15 +192,17 @@ class DirectFile:
                 os.close(self._descriptor)
                 self._descriptor, self.direct = os.open(self.path, os.O_RDONLY), False
                 return os.preadv(self._descriptor, [view], offset)
-            raise UserError(
-                f"{self.path} cannot be read: {error.strerror}.", field="path", given=str(self.path)
-            ) from error
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: OSError) -> UserError:
+        return UserError(f"{self.path} cannot be read: {error.strerror}.", field="path", given=str(self.path))
 
 
 def aligned_buffer(count: int) -> mmap.mmap:
     """Memory for `DirectFile.read` of up to `count` bytes at any offset: page-aligned, not touched before it
     is used."""
-    return mmap.mmap(-1, max(1, -(-count // BLOCK) + 1) * BLOCK)
+    size = max(1, -(-count // BLOCK) + 1) * BLOCK
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared pages cost more to touch
 
 
 def _open(path: Path) -> tuple[int, bool]:

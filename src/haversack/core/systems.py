@@ -117,7 +117,7 @@ def page_of(file: str) -> str:
     its room in place of the stage for others."""
     for entry in index.methods():
         if entry.file == file:
-            return f"docs/methods/{entry.stage}/{entry.name}.md"
+            return f"docs/methods/{entry.stage}/{entry.name.replace(':', '-')}.md"
     path = Path(file)
     return f"docs/methods/{path.parts[0]}/{path.stem.replace('_', '-')}.md"
 

@@ -37,6 +37,7 @@ _PUBLIC = {
     "rope_table": "rotary",
     "log_softmax": "probabilities",
     "softmax": "probabilities",
+    "route": "routing",
     "gate": "gates",
     "softcap": "gates",
     "CacheLayer": "attend",

@@ -16,6 +16,7 @@ _PUBLIC = {
     "EncoderArchitecture": "language._encoder",
     "FeedForward": "_architecture",
     "Linear": "_architecture",
+    "Mixture": "_architecture",
     "Norm": "_architecture",
     "Positions": "_architecture",
     "Rope": "_rope",

@@ -111,7 +111,7 @@ class Positions:
 
 
 HeadNorm = Norm | tuple[Norm, ...]
-"""The norm of all heads, or one norm for each."""
+"""The norm of all heads (as wide as one, or as all together), or one norm for each."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,9 @@ class Attention:
     """Grouped-query self-attention over a cache.
 
     `window`: a query sees the last `window` positions, itself included; None sees all. `rope` None leaves
-    positions out. `query_norm` and `key_norm` normalize each head. `scale` multiplies the products of query
-    and key, `softcap` bounds them by softcap * tanh(. / softcap).
+    positions out. `query_norm` and `key_norm` normalize each head, or, when as wide as all heads, these
+    together. `scale` multiplies the products of query and key, `softcap` bounds them by
+    softcap * tanh(. / softcap).
     """
 
     kind: ClassVar[str] = "attention"
@@ -199,7 +200,61 @@ class CrossAttention:
         return ()
 
 
-Layer = Attention | CrossAttention | FeedForward
+SCORINGS = ("softmax", "sigmoid")
+SCORED = ("all", "chosen")
+TAPS = ("normed", "residual")
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Feed-forward layers of which a token takes the `top` that its router rates highest; what they make of
+    it is added up by the shares that the router gives them.
+
+    `router` makes a number for each of `experts`. The share of a chosen one is its score: `scoring` (softmax
+    or sigmoid) of `scored`, "all" numbers or those of the "chosen" experts alone; `normalized`: divided by
+    the sum of the chosen scores. `tap` is what the router reads: "normed", the layer's own input, or
+    "residual", the block's input as it comes, before norms and attention, so that the choice is known while
+    attention computes. `shared` takes every token; `shared_gate` [1, width], where there is one, makes the
+    number whose sigmoid multiplies that.
+    """
+
+    kind: ClassVar[str] = "mixture"
+
+    router: Linear
+    experts: tuple[FeedForward, ...]
+    top: int
+    scoring: str = "softmax"
+    scored: str = "all"
+    normalized: bool = False
+    tap: str = "normed"
+    shared: FeedForward | None = None
+    shared_gate: Linear | None = None
+
+    def routers(self) -> tuple[Linear, ...]:
+        """The matrices that decide, and are too small to be worth rounding: router and gate of the shared
+        expert.
+        """
+        return (self.router,) if self.shared_gate is None else (self.router, self.shared_gate)
+
+    def products(self) -> tuple[tuple[Linear, ...], ...]:
+        """The matrix products in order; those in one tuple multiply the same input, but an expert's only
+        that of the tokens that chose it.
+        """
+        found: list[tuple[Linear, ...]] = [(self.router,)]
+        for expert in self.experts:
+            found += expert.products()
+        if self.shared_gate is not None:
+            found.append((self.shared_gate,))
+        if self.shared is not None:
+            found += self.shared.products()
+        return tuple(found)
+
+    def norms(self) -> tuple[Norm, ...]:
+        """The norms inside the layer."""
+        return ()
+
+
+Layer = Attention | CrossAttention | FeedForward | Mixture
 
 
 @dataclass(frozen=True)
@@ -246,13 +301,35 @@ class Block:
                 return branch.layer
         return None
 
+    @cached_property
+    def mixture(self) -> Mixture | None:
+        """The block's mixture of experts; None when the block has none."""
+        for branch in self.branches:
+            if isinstance(branch.layer, Mixture):
+                return branch.layer
+        return None
+
     def products(self) -> tuple[tuple[Linear, ...], ...]:
         """The matrix products of the block in order of use; those in one tuple multiply the same input."""
-        return tuple(group for branch in self.branches for group in branch.layer.products())
+        groups = [group for branch in self.branches for group in branch.layer.products()]
+        mixture = self.mixture
+        if mixture is not None and mixture.tap == "residual":
+            groups.remove((mixture.router,))
+            groups.insert(0, (mixture.router,))
+        return tuple(groups)
 
     def matrices(self) -> tuple[Linear, ...]:
         """Every matrix of the block, in order of use."""
         return tuple(linear for group in self.products() for linear in group)
+
+    def read_by_one(self) -> tuple[Linear, ...]:
+        """The matrices that one token meets, in order: of a mixture as many experts as take it, the first
+        ones in the place of any.
+        """
+        mixture = self.mixture
+        left = () if mixture is None else mixture.experts[mixture.top :]
+        others = {linear for expert in left for group in expert.products() for linear in group}
+        return tuple(linear for linear in self.matrices() if linear not in others)
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Tensor name -> shape of everything the block holds."""

@@ -102,8 +102,8 @@ def read_config(file: GgufFile) -> dict[str, Any]:
     meta = Metadata(file, architecture)
     if meta.has("expert_count") and meta.number("expert_count") > 0:
         raise UserError(
-            f"{file.path}: it is a mixture of experts ({architecture}.expert_count), which no family here "
-            "is; give a dense model.",
+            f"{file.path}: it is a mixture of experts ({architecture}.expert_count), which is not read from "
+            "GGUF; give the checkpoint folder that it was made of, or a dense model.",
             field=f"{architecture}.expert_count",
         )
     embedding = file.tensors.get("token_embd.weight")

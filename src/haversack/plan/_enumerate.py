@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -14,12 +15,13 @@ from haversack.core.errors import UserError
 from haversack.core.method import Method, parse_choice
 from haversack.kernels._matrix import PACKED
 from haversack.models._architecture import Architecture
+from haversack.models._experts import experts_of
 from haversack.plan._candidates import Candidate, Plan
 from haversack.plan._predict import LOSS_PER_NOISE, MIB, Sizes, bits_a_weight, noise, times
 from haversack.run._memory import planned_memory
 from haversack.shrink._language import LanguageWalk
 from haversack.shrink._pipeline import Policy, Walk, stored_kinds
-from haversack.shrink._precision import Precision, calibrated, refused_by
+from haversack.shrink._precision import Precision, Stored, calibrated, refused_by
 from haversack.shrink._reconstruction import BLOCK
 
 # Parameters that change a pack's size or type and are worth a plan each; others stay at their defaults.
@@ -49,6 +51,8 @@ class Space:
     cache_type: str | None = None
     effort_s: float = math.inf
     calibration_tokens: int = 0
+    expert_store: bool = True
+    """Experts lie in a store of their own; in a sealed pack they do not."""
     structures: tuple[str, ...] = ("none",)
     compression: Callable[[str, str], Precision] | None = None
     """(precision, structure) -> what compresses so; plan/_structure.py has it. None: no structures."""
@@ -113,14 +117,15 @@ def create_precision(choice: str) -> Precision:
     return found
 
 
-def residencies(kinds: Iterable[str], fixed: str | None) -> list[str]:
-    """The ways of holding weights stored in `kinds` that need nothing beside a pack; only `fixed` when
-    given.
+def residencies(kinds: Iterable[str], fixed: str | None, experts: bool = False) -> list[str]:
+    """The ways of holding weights stored in `kinds`, with `experts` or without, that need nothing beside a
+    pack; only `fixed` when given.
     """
     if fixed is not None:
         index.create("run", "residency", fixed)
         return [fixed]
     given = {f"weight-type:{kind}" for kind in kinds} | {"weight-layout:rows-1", "weight-layout:rows16-1"}
+    given |= {"expert-store"} if experts else set()
     return [entry.name for entry in index.methods("run", "residency") if not index.conflicts([entry], given)]
 
 
@@ -189,7 +194,7 @@ def predicted(space: Space) -> tuple[list[Candidate], dict[Plan, float]]:
         types = {kind.kind for kind in kinds.values()}
         for activations, residency, cache_type in itertools.product(
             activation_types(types, space.activations, choice),
-            residencies(types, space.residency),
+            residencies(types, space.residency, space.expert_store and walk.all_experts is not None),
             [one for one in CACHE_TYPES if space.cache_type in (None, one)],
         ):
             plan = Plan(
@@ -200,7 +205,7 @@ def predicted(space: Space) -> tuple[list[Candidate], dict[Plan, float]]:
                 cache_type=cache_type,
             )
             noises[plan] = noise(method.noise(), activations, cache_type)
-            candidate = predict(space, plan, found, noises[plan])
+            candidate = predict(space, plan, found, noises[plan], held_as(space, plan, kinds))
             candidates.append(replace(candidate, calibrated=calibrated(method)))
     if not candidates:
         raise no_plan(space.precision, space.activations)
@@ -229,8 +234,33 @@ def stands_alone(precision: str) -> bool:
     return not hasattr(method, "transform") and method.needs <= {"hessian"} and not in_parts
 
 
-def predict(space: Space, plan: Plan, found: Sizes, added: float) -> Candidate:
-    """What `plan`, stored in `found` bytes, will take on the device."""
+@functools.cache
+def _residency(choice: str) -> Any:
+    return index.create("run", "residency", choice)
+
+
+def held_as(space: Space, plan: Plan, kinds: Mapping[str, Stored]) -> Any:
+    """The residency of a plan whose weights are stored as `kinds`, with the sizes of the experts where it
+    needs them.
+    """
+    experts = experts_of(space.architecture)
+    method = _residency(plan.residency)
+    if experts is None or not hasattr(method, "sized"):
+        return method
+    shapes = space.architecture.tensors()
+
+    def part(name: str) -> tuple[str, int]:
+        shape = shapes[name]
+        return kinds[name].kind, kinds[name].nbytes(shape[0] if len(shape) == 2 else 1, shape[-1])
+
+    parts = {key: [part(name) for name in names] for key, names in experts.tensors.items()}
+    return method.sized(parts, experts.chosen)
+
+
+def predict(space: Space, plan: Plan, found: Sizes, added: float, held: Any = None) -> Candidate:
+    """What `plan`, stored in `found` bytes, will take on the device; `held` is its residency (None: by its
+    name).
+    """
     took = times(
         space.device,
         space.architecture,
@@ -243,7 +273,7 @@ def predict(space: Space, plan: Plan, found: Sizes, added: float) -> Candidate:
         space.architecture,
         blocks=found.blocks,
         top=found.weights - sum(found.blocks),
-        residency=plan.residency,
+        residency=held or plan.residency,
         cache_type=plan.cache_type,
         context=space.context,
         base_mib=space.device.base_ram_mib,

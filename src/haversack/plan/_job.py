@@ -25,6 +25,7 @@ from haversack.models.audio import is_speech
 from haversack.models.language import is_encoder
 from haversack.models.tokenizers import can_be_made, tokenizer_json
 from haversack.plan._candidates import OBJECTIVES, Candidate
+from haversack.plan._sealing import for_sealing
 from haversack.plan._structure import full_structure
 from haversack.shrink._pipeline import Policy
 from haversack.shrink.structure._packed import Layer
@@ -72,6 +73,8 @@ class Job:
     work_ram_mib: float | None = None
     seed: int = 0
     requantize: str | None = None
+    key: Path | None = None
+    """The file of the key that the pack is sealed with; None: not sealed."""
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
@@ -168,6 +171,7 @@ def scratch_folder(output: Path) -> Iterator[Path]:
 def pack_model(job: Job, tell: Callable[[str], None] = lambda text: None) -> Outcome:
     """Search, measure, choose, write. Raises UserError (BudgetError) before any work when nothing can fit."""
     check_goal(job.output)
+    job = for_sealing(job)
     if is_gguf(job.model):
         from haversack.plan._gguf_job import GgufJob
         from haversack.plan._language_job import pack_language
@@ -179,6 +183,12 @@ def pack_model(job: Job, tell: Callable[[str], None] = lambda text: None) -> Out
             f"--requantize is for GGUF files; {job.model} is none.", field="requantize", given=job.requantize
         )
     source: Any = factored(HubFolder.open(model_folder(job.model)))
+    if job.key is not None and (is_encoder(source.config) or is_speech(source.config)):
+        raise UserError(
+            f"{job.model} is no decoder language model, and only these are sealed.",
+            field="seal",
+            given=job.model,
+        )
     if is_encoder(source.config):
         from haversack.plan._encoder_job import pack_encoder
 

@@ -12,10 +12,12 @@ from typing import Any
 from haversack.core.budget import BudgetError
 from haversack.core.errors import UserError
 from haversack.core.measurement import Quality
+from haversack.core.pack import Pack, PackWriter
 from haversack.core.progress import Progress, progress
 from haversack.models import Tokenizer, read_architecture
 from haversack.models._calibration import TokenText, segments, token_text
 from haversack.models._checkpoint import checkpoint
+from haversack.models._experts import identity
 from haversack.models._hub_cache import hub_origin
 from haversack.plan._candidates import Candidate, Plan
 from haversack.plan._enumerate import Space, predicted
@@ -30,13 +32,14 @@ from haversack.plan._job import (
     scratch_folder,
 )
 from haversack.plan._measure import RunFigures, quality, run_figures
+from haversack.plan._sealing import sealed_facts
 from haversack.plan._search import Clock, screened, search
 from haversack.plan._sensitivity import Refined, lines_of, promising, refined
 from haversack.plan._shelf import Shelf
 from haversack.plan._structure import NONE, OFFERED, Structures, advised
 from haversack.run._weights import check_tensors
 from haversack.shrink._language import LanguageWalk
-from haversack.shrink._pipeline import kept_matrices, memory_plan
+from haversack.shrink._pipeline import LISTED, ROUTER, kept_matrices, memory_plan
 
 CALIBRATION_LENGTH = 512
 FEWEST_CALIBRATION, FEWEST_EVALUATION = 2_048, 1_024
@@ -110,6 +113,12 @@ class Bench(Shelf):
         self.gguf.write(path, origin=False)
         return path
 
+    def prepare(self, writer: PackWriter, pack: Pack) -> None:
+        """See Shelf; experts go to their store."""
+        owned = self.walk.all_experts
+        if owned is not None:
+            writer.keep_experts(identity(pack, self.architecture), owned.owners)
+
     def quality(self, plan: Plan) -> float:
         """Bits per byte of the plan's pack."""
         key = (*plan.stored, plan.activations, plan.cache_type)
@@ -148,6 +157,8 @@ class Bench(Shelf):
                 ("calibration", f"{self.calibration_source}, seed {job.seed}"),
                 *self._kept(best),
                 *(lines_of(by_layer) if by_layer is not None else ()),
+                *self._experts(best),
+                *sealed_facts(job),
             ],
             provenance={
                 **hub_origin(self.path),
@@ -163,9 +174,23 @@ class Bench(Shelf):
             return []
         method = self.structures.compression(*best.plan.stored)
         kept = kept_matrices(self.walk, method, self.job.policy)
+        kept = {name: one for name, one in kept.items() if one.reason != ROUTER}
         if not kept:
             return []
         return [("kept in f16", ", ".join(f"{name} ({one.reason})" for name, one in kept.items()))]
+
+    def _experts(self, best: Candidate) -> list[tuple[str, str]]:
+        """A line on the experts that no token of the calibration text chose, where the method reads it."""
+        mixtures = [block.mixture for block in self.architecture.blocks if block.mixture is not None]
+        count = sum(len(mixture.experts) for mixture in mixtures)
+        if count == 0 or (self.gguf is not None and self.gguf.kept):
+            return []
+        if not self.structures.compression(*best.plan.stored).needs:
+            return []
+        missed = self.unreached.get(best.plan.stored, [])
+        listed = ", ".join(missed[:LISTED]) + (" and others" if len(missed) > LISTED else "")
+        said = f"{len(missed)} of {count}, rounded to nearest ({listed})" if missed else f"none of {count}"
+        return [("experts without calibration tokens", said)]
 
 
 def pack_language(job: Job, source: Any, gguf: GgufJob | None, tell: Callable[[str], None]) -> Outcome:
@@ -201,6 +226,7 @@ def pack_language(job: Job, source: Any, gguf: GgufJob | None, tell: Callable[[s
         cache_type=job.cache_type,
         effort_s=job.effort_s,
         calibration_tokens=job.calibration_tokens,
+        expert_store=job.key is None,
         structures=(structures.choice(job.structure),),
         compression=structures.compression,
     )

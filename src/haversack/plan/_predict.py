@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from haversack.core.device import Device
 from haversack.core.roofline import Cost, energy_mj, seconds
 from haversack.models._architecture import Architecture
+from haversack.models._experts import experts_of
 from haversack.plan._candidates import OUTPUT_TOKENS
 from haversack.shrink._precision import Stored
 
@@ -33,7 +34,8 @@ class Sizes:
 
     `blocks`: of each block; `output`: of the matrix that makes the logits; `weights`: of all tensors;
     `products`: multiplications of a token in each block, fewer than weights where matrices are factored;
-    `reads`: bytes that one token alone reads of each block, fewer where inputs are skipped.
+    `reads`: bytes that one token alone reads of each block, fewer where inputs are skipped or experts chosen;
+    `experts`: those of the experts that one token takes of each block.
     """
 
     blocks: tuple[int, ...]
@@ -41,6 +43,7 @@ class Sizes:
     weights: int
     products: tuple[int, ...]
     reads: tuple[int, ...] = ()
+    experts: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, architecture: Architecture, kinds: Mapping[str, Stored]) -> Sizes:
@@ -51,14 +54,22 @@ class Sizes:
         }
         blocks = tuple(sum(stored[name] for name in block.tensors()) for block in architecture.blocks)
         products = tuple(
-            sum(products_of(kinds[one.weight], one.outputs, one.inputs) for one in block.matrices())
+            sum(products_of(kinds[one.weight], one.outputs, one.inputs) for one in block.read_by_one())
             for block in architecture.blocks
         )
         reads = tuple(
-            nbytes - sum(skipped(kinds[one.weight], one.outputs, one.inputs) for one in block.matrices())
+            nbytes
+            - sum(stored[one.weight] for one in set(block.matrices()) - set(block.read_by_one()))
+            - sum(skipped(kinds[one.weight], one.outputs, one.inputs) for one in block.read_by_one())
             for nbytes, block in zip(blocks, architecture.blocks, strict=True)
         )
-        return cls(blocks, stored[architecture.head.weight], sum(stored.values()), products, reads)
+        owners = getattr(experts_of(architecture), "owners", {})
+        experts = tuple(
+            sum(stored[one.weight] for one in block.read_by_one() if one.weight in owners)
+            for block in architecture.blocks
+        )
+        output, weights = stored[architecture.head.weight], sum(stored.values())
+        return cls(blocks, output, weights, products, reads, experts)
 
 
 def products_of(stored: Stored, rows: int, columns: int) -> int:
@@ -98,7 +109,8 @@ def token_costs(
 ) -> list[Cost]:
     """The kernel calls of one step over `tokens` tokens with `held` tokens in the cache.
 
-    Every matrix is read once a step; streamed blocks come from storage as well.
+    Every matrix is read once a step; streamed blocks come from storage as well, and so, as if none was
+    there already, do streamed experts.
     """
     arithmetic = "f32" if activations == "f32" else "int8"
     huge = residency == "copied"
@@ -106,12 +118,15 @@ def token_costs(
     costs = []
     reads = found.reads if tokens == 1 and found.reads else found.blocks
     one_call = one_call and found.reads in ((), found.blocks)
-    for block, nbytes, read_bytes, products in zip(
-        architecture.blocks, found.blocks, reads, found.products, strict=True
+    apart = residency.startswith("streamed:")
+    experts = found.experts if apart and found.experts else (0,) * len(found.blocks)
+    for block, nbytes, read_bytes, products, chosen in zip(
+        architecture.blocks, found.blocks, reads, found.products, experts, strict=True
     ):
         operations = 2.0 * tokens * products
-        calls = 1 if one_call else max(1, len(block.products()))
-        stored = nbytes / calls if residency == "streamed" else 0.0
+        read = set(block.read_by_one())
+        calls = 1 if one_call else max(1, sum(group[0] in read for group in block.products()))
+        stored = (nbytes if residency == "streamed" else chosen) / calls
         costs.append(
             Cost("products", read_bytes / calls, operations / calls, arithmetic, calls, stored, huge)
         )
@@ -119,8 +134,8 @@ def token_costs(
         if attention is not None:
             seen = held if attention.window is None else min(held, attention.window)
             meetings = 4.0 * tokens * seen * attention.heads * attention.head_width
-            read = architecture.cache_nbytes(seen, cache_type) / len(architecture.blocks)
-            costs.append(Cost("attention", read, meetings, "f32"))
+            cached = architecture.cache_nbytes(seen, cache_type) / len(architecture.blocks)
+            costs.append(Cost("attention", cached, meetings, "f32"))
         small = 1 if one_call else SMALL_CALLS - 1
         costs.append(Cost("small", 128.0 * tokens * architecture.width / small, 0.0, "f32", small))
     head = 2.0 * architecture.width * architecture.vocabulary

@@ -19,6 +19,7 @@ from haversack.plan._candidates import Candidate, Plan, choose, ranked, refusal
 from haversack.plan._job import RECORD_NBYTES, Job, Outcome, add_files, device_budget, scratch_folder
 from haversack.plan._predict import MIB
 from haversack.plan._report import report_html
+from haversack.plan._sealing import sealed_plan, sealer
 from haversack.plan._search import Clock, mild
 from haversack.plan._structure import OFFERED, Structures, layers_of
 from haversack.shrink._pipeline import compress, memory_plan
@@ -48,6 +49,7 @@ class Shelf(ABC):
         self.walk, self.scratch, self.bar = walk, scratch, bar
         self.structures = Structures(walk, source)
         self.layers: dict[tuple[str, str], tuple[Layer, ...]] = {}
+        self.unreached: dict[tuple[str, str], list[str]] = {}
         self._packs: dict[tuple[str, str], Path] = {}
 
     @abstractmethod
@@ -57,6 +59,9 @@ class Shelf(ABC):
     def add_files(self, writer: PackWriter) -> None:
         """What of the checkpoint belongs into its pack besides the weights."""
         add_files(writer, self.path)
+
+    def prepare(self, writer: PackWriter, pack: Pack) -> None:  # noqa: B027 - most kinds have nothing to say
+        """What `writer` must know before the first tensor of `pack` is copied; nothing here."""
 
     def plan_record(self, plan: Plan) -> dict[str, Any]:
         """What pack.json keeps of a plan."""
@@ -84,6 +89,7 @@ class Shelf(ABC):
                 folder=self.scratch,
                 seed=self.job.seed,
                 bar=self.bar,
+                unreached=self.unreached.setdefault(key, []),
             )
             self.add_files(writer)
             record = self.plan_record(Plan(*key))
@@ -141,7 +147,8 @@ class Shelf(ABC):
                 ("haversack", __version__),
             ],
         )
-        with PackWriter(job.output, self.kind, expected_bytes=pack.nbytes) as writer:
+        with PackWriter(job.output, self.kind, expected_bytes=pack.nbytes, sealer=sealer(job)) as writer:
+            self.prepare(writer, pack)
             for name, entry in pack.tensors.items():
                 data = [pack.bytes(name)]
                 writer.add_tensor(name, entry.kind, entry.shape, data, entry.group, entry.layout)
@@ -154,7 +161,7 @@ class Shelf(ABC):
             writer.finish(
                 {
                     "architecture": dict(self.config),
-                    "plan": self.plan_record(best.plan),
+                    "plan": sealed_plan(job, self.plan_record(best.plan)),
                     "activations": best.plan.activations,
                     "measurements": [measurement.record()],
                     "provenance": {

@@ -18,10 +18,12 @@ from haversack.shrink._rounding import F32
 from haversack.shrink._source import read_tensor
 from haversack.shrink.structure._gated import Gates
 from haversack.shrink.structure._packed import Factored, Layer, expected_loss, ranks_of
+from haversack.shrink.structure._reglu import Neuronal
 from haversack.shrink.structure._row_sparse import Sparsified, known, names_of
 from haversack.shrink.structure.cats import Cats
 from haversack.shrink.structure.low_rank import LowRank
 from haversack.shrink.structure.r_sparse import RSparse
+from haversack.shrink.structure.reglu import Reglu
 
 NONE = "none"
 AS_STORED = "low-rank:as-stored"
@@ -63,6 +65,8 @@ class Structures:
             return Sparsified(method, inner, names_of(self._walk))  # type: ignore[return-value]
         if isinstance(method, Cats):
             return Gates(method, inner, self._walk)  # type: ignore[return-value]
+        if isinstance(method, Reglu):
+            return Neuronal(method, inner, self._walk)  # type: ignore[return-value]
         if not stands_alone(precision):
             raise UserError(
                 f"{inner.name} looks at whole layers and cannot compress the factors of {structure}; use "
@@ -95,10 +99,10 @@ class Structures:
         return self._known[structure]
 
 
-def create_structure(choice: str) -> LowRank | RSparse | Cats:
+def create_structure(choice: str) -> LowRank | RSparse | Cats | Reglu:
     """The structure method that `choice` names. Raises UserError for one that makes no packs."""
     method: Any = index.create("shrink", "structure", choice)
-    if isinstance(method, RSparse | Cats):
+    if isinstance(method, RSparse | Cats | Reglu):
         return method
     if not isinstance(method, LowRank):
         raise UserError(f"{choice} makes no packs.", field="structure", given=choice, nearest=NONE)
@@ -122,6 +126,8 @@ def full_structure(choice: str | None) -> str:
         return method.full_name
     if isinstance(method, Cats):
         return f"{method.name}:sparsity={method.sparsity:g}"
+    if isinstance(method, Reglu):
+        return method.name
     size = f"rank={method.rank:g}"
     if method.energy:
         size = f"energy={method.energy:g}" + (f",weights={method.weights:g}" if method.weights < 1 else "")
@@ -134,18 +140,22 @@ def takes(structure: str, precision: str) -> bool:
     """True where the structure can be combined with the precision."""
     if structure == NONE:
         return True
-    if isinstance(create_structure(structure), RSparse | Cats):
+    if isinstance(create_structure(structure), RSparse | Cats | Reglu):
         return known(create_precision(precision))
     return stands_alone(precision)
 
 
 def layers_of(method: Any) -> tuple[Layer, ...]:
     """What a compression that is done says of its matrices; nothing where there was no structure."""
-    return tuple(method.layers) if isinstance(method, Factored | Gates | Sparsified) else ()
+    return tuple(method.layers) if isinstance(method, Factored | Gates | Neuronal | Sparsified) else ()
 
 
 def summary(layers: tuple[Layer, ...]) -> str:
     """One line on the errors of `layers`."""
+    if layers and all(layer.rank is None and layer.output_error is None for layer in layers):
+        return (
+            f"{len(layers)} matrices by rows and columns of neurons, of which a token reads those above zero"
+        )
     sparse = [layer for layer in layers if layer.error is None and layer.output_error is not None]
     if sparse:
         missed = sorted(layer.output_error or 0.0 for layer in sparse)

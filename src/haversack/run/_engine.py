@@ -23,10 +23,11 @@ from haversack.core.method import Method
 from haversack.core.pack import Pack, TensorSource
 from haversack.run._cache import CACHE_TYPES, Cache
 from haversack.run._forms import check_activations
-from haversack.run._forward import ROWS, Forward
+from haversack.run._forward import ROWS, Forward, Observer
 from haversack.run._memory import planned_memory, program_mib
+from haversack.run._residency import experts_of
 from haversack.run._slots import Slots, choose
-from haversack.run._source import Model, open_model
+from haversack.run._source import Model, open_model, traits_of
 from haversack.run._sparsity import Tally
 from haversack.run._step import Mask, checked_positions, is_linear, split
 from haversack.run._switch import read_across
@@ -77,6 +78,7 @@ class Engine:
         prefill: str | Method = "whole",
         decode: str | Method = "one-by-one",
         draft: str | os.PathLike[str] | None = None,
+        key: str | os.PathLike[str] | None = None,
         activations: str | None = None,
         cache_type: str | None = None,
         threads: int | None = None,
@@ -87,7 +89,8 @@ class Engine:
         """Open `source` (a pack, a checkpoint folder, a bundled name, or what `open_model` gave) for a run.
 
         The slots take `NAME` or `NAME:key=value,...`. `residency`, `activations` and `cache_type` default to
-        the pack's plan (else mapped, f32, f32). `draft` is the draft model of a decode method that needs one.
+        the pack's plan (else mapped, f32, f32). `draft` is the draft model of a decode method that needs one,
+        `key` the file of the key of a sealed pack.
         `context_length` bounds the tokens of a cache (default: the model's context). `budget.ram_mib` is
         checked before weights are read, for `tokens` = (prompt, answer) when known, else for a full context.
         Raises UserError for what cannot be opened, does not fit together or does not fit the budget.
@@ -101,6 +104,8 @@ class Engine:
             prefill=prefill,
             decode=decode,
             draft=draft,
+            key=key,
+            traits=traits_of(model.source),
         )
         activations = activations or model.activations
         if activations not in ACTIVATIONS:
@@ -130,9 +135,12 @@ class Engine:
 
     def _load(self, tokens: tuple[int, int] | None) -> None:
         source = self.model.source
-        if isinstance(source, Pack):
-            source.verify_once(keep_cached=self.slots.residency.name == "mapped")
+        if isinstance(source, Pack) and not source.sealed:  # sealed blocks are authenticated at every read
+            residency = self.slots.residency
+            checked = getattr(residency, "checks", ())
+            source.verify_once(keep_cached=residency.name == "mapped", without=checked)
         self.held = self.slots.residency.open(source, self.architecture, self._weights_limit(tokens))
+        self.forward.experts = experts_of(self.held)
         if self.draft_model is not None:
             self.draft = Engine.open(self.draft_model, cache_type=self.cache_type)
 
@@ -147,6 +155,12 @@ class Engine:
         for part in (self.draft, self.held):
             if part is not None:
                 part.close()
+
+    def observe(self, observer: Observer | None) -> None:
+        """Tell `observer` what every router of a mixture of experts chooses (`layers.mixture.Routing`), once
+        for each call of at most 256 tokens; None ends it. `_routing.RoutingTrace` is one that keeps it.
+        """
+        self.forward.observer = observer
 
     @property
     def plan(self) -> dict[str, Any]:
@@ -175,7 +189,7 @@ class Engine:
             architecture,
             blocks=[nbytes(source, block.tensors()) for block in architecture.blocks],
             top=nbytes(source, architecture.top_tensors()),
-            residency=self.slots.residency,
+            residency=self._fitted(),
             cache_type=self.cache_type,
             base_mib=program_mib(),
             context=min(capacity, self.context_length),
@@ -186,6 +200,12 @@ class Engine:
             aside=aside_nbytes(source, architecture),
         )
         return plan if self.draft_model is None else plan + self._draft_plan(capacity)
+
+    def _fitted(self) -> Any:
+        """The residency, made for this model where it has a `fitted`."""
+        residency = self.slots.residency
+        fitted = getattr(residency, "fitted", None)
+        return residency if fitted is None else fitted(self.model.source, self.architecture)
 
     def _draft_plan(self, capacity: int) -> MemoryPlan:
         """What the draft model takes beside the model; program and tokenizer are shared."""
@@ -218,12 +238,16 @@ class Engine:
         memory.
         """
         if self._ram_limit() is not None and self.budget is not None:
-            needed = self._planned(tokens, None).total_mib
+            needed = self._planned(tokens, 0).total_mib
             self.budget.require({"ram_mib": needed}, f"running {self.model.path.name}")
 
     def cache(self, capacity: int | None = None) -> Cache:
         """An empty cache of `capacity` tokens (default: the context length)."""
-        return Cache(self.architecture, capacity or self.context_length, self.cache_type)
+        made = Cache(self.architecture, capacity or self.context_length, self.cache_type)
+        wipe_later = getattr(self.held, "wipe_later", None)
+        if wipe_later is not None:
+            wipe_later(made)
+        return made
 
     def step(
         self,

@@ -2,27 +2,34 @@
 time.
 
 Nothing here knows where weights live. A layer's kind names its file in `layers/`, so a new kind of block is a
-new file.
+new file: `forward` runs the layer, and `ahead`, where there is one, sees the block's input before any branch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from haversack.kernels import CacheLayer, Matrix, matmul
 from haversack.kernels import softcap as bounded
-from haversack.models._architecture import Architecture, Attention, Block, Layer
+from haversack.models._architecture import Architecture, Attention, Block, Layer, Mixture
 from haversack.run._products import F32, Scratch, Tap, activations_of, multiply, normalize
 from haversack.run._program import Programs
+from haversack.run._residency import Experts
 from haversack.run._sparsity import Reading
 from haversack.run._step import Mask, Step
 from haversack.run._weights import Weights, embedding_rows
 
+if TYPE_CHECKING:
+    from haversack.run.layers.mixture import Choice, Routing
+
 I32 = npt.NDArray[np.int32]
+Observer = Callable[["Routing"], None]
 
 ROWS = 256
 """Most tokens that pass a block at once; longer steps go through it in parts, which changes no bit."""
@@ -38,7 +45,19 @@ class AttentionMethod(Protocol):
 class Call:
     """What a layer is given beside its input and weights."""
 
-    __slots__ = ("activations", "attention", "cache_layer", "cross", "scratch", "step", "tap")
+    __slots__ = (
+        "activations",
+        "attention",
+        "block",
+        "cache_layer",
+        "choice",
+        "cross",
+        "experts",
+        "observer",
+        "scratch",
+        "step",
+        "tap",
+    )
 
     def __init__(
         self,
@@ -49,7 +68,12 @@ class Call:
         scratch: Scratch,
         tap: Tap | None,
         cross: CacheLayer | None = None,
+        block: int = 0,
+        experts: Experts | None = None,
+        observer: Observer | None = None,
     ) -> None:
+        self.block, self.experts, self.observer = block, experts, observer
+        self.choice: Any = None  # of a mixture whose router reads the block's input
         self.cross = cross
         self.step = step
         self.cache_layer = cache_layer
@@ -63,7 +87,9 @@ class Forward:
     """The arithmetic of `architecture`.
 
     `activations`: type of the inputs of packed matrices, f32 or int8-dynamic. `attention` fills run:
-    attention (default: dense). `rows`: tokens that scratch buffers are made for.
+    attention (default: dense). `rows`: tokens that scratch buffers are made for. `experts`: where mixtures
+    find the weights of their experts (None: among those of their block). `observer` is told what their
+    routers choose.
     """
 
     def __init__(
@@ -83,9 +109,13 @@ class Forward:
         self.attention = attention
         self.scratch = Scratch(rows)
         self.programs = Programs(architecture, activations, attention)
+        self.experts: Experts | None = None
+        self.observer: Observer | None = None
         kinds = {branch.layer.kind for block in architecture.blocks for branch in block.branches}
-        self._layers: dict[str, Any] = {
-            kind: import_module(f"haversack.run.layers.{kind}").forward for kind in kinds
+        modules: dict[str, Any] = {kind: import_module(f"haversack.run.layers.{kind}") for kind in kinds}
+        self._layers: dict[str, Any] = {kind: module.forward for kind, module in modules.items()}
+        self._ahead: dict[str, Any] = {
+            kind: module.ahead for kind, module in modules.items() if hasattr(module, "ahead")
         }
 
     def embed(
@@ -152,15 +182,21 @@ class Forward:
         """Take `hidden` f32 [n, width] through `block` in place. `cross`: keys and values of an encoder's
         states, all of them, for a block with cross-attention.
         """
-        if tap is None and self.programs.run(block, hidden, step, cache_layer, weights):
+        read = weights if step.reads is None else Reading(weights, step.reads)
+        call = None
+        for branch in block.branches if self._ahead else ():
+            if branch.layer.kind in self._ahead:
+                call = self._call(block, step, cache_layer, tap, cross)
+                self._ahead[branch.layer.kind](branch.layer, hidden, read, call)
+        ran = 0 if tap is not None else self.programs.run(block, hidden, step, cache_layer, weights)
+        if ran == len(block.branches):
             return
-        if step.reads is not None:
-            weights = Reading(weights, step.reads)
-        call = Call(step, cache_layer, self.activations, self.attention, self.scratch, tap, cross)
+        call = call or self._call(block, step, cache_layer, tap, cross)
+        weights = read
         n, width = hidden.shape
         entry = hidden.copy() if block.parallel else hidden
         done = None  # the norm that "normal" holds the result of, as long as its input is the same
-        for branch in block.branches:
+        for branch in block.branches[ran:]:
             x = entry
             if branch.norm is not None:
                 x = self.scratch.get("normal", n, width)
@@ -176,6 +212,53 @@ class Forward:
                 hidden += normalize(branch.post_norm, out, weights, out)
             if branch.after_norm is not None:
                 normalize(branch.after_norm, hidden, weights, hidden)
+
+    def _call(
+        self,
+        block: Block,
+        step: Step,
+        cache_layer: CacheLayer | None,
+        tap: Tap | None,
+        cross: CacheLayer | None,
+    ) -> Call:
+        return Call(
+            *(step, cache_layer, self.activations, self.attention, self.scratch, tap, cross),
+            *(block.index, self.experts, self.observer),
+        )
+
+    def routed(
+        self, block: int, hidden: F32, positions: I32, cache_layer: CacheLayer | None, weights: Weights
+    ) -> tuple[F32, Choice]:
+        """What the mixture of `block` reads of a text of its own, f32 [n, width], and what its router
+        chooses; the hidden states f32 [n, width] before the block are left as they are.
+        """
+        from haversack.run.layers.mixture import choose
+
+        record, entry = self.architecture.blocks[block], np.array(hidden, np.float32)
+        places = [i for i, branch in enumerate(record.branches) if isinstance(branch.layer, Mixture)]
+        before, branch = replace(record, branches=record.branches[: places[0]]), record.branches[places[0]]
+        step = Step(np.ascontiguousarray(positions, np.int32), 0, None, None, 0)
+        x = entry.copy()
+        self.advance(before, x, step, cache_layer, weights, _unseen)
+        if branch.norm is not None:
+            x = normalize(branch.norm, entry if record.parallel else x, weights)
+        call = Call(step, cache_layer, self.activations, self.attention, self.scratch, None)
+        layer: Any = branch.layer
+        return x, choose(layer, entry if layer.tap == "residual" else x, weights, call)
+
+    def expert_forward(
+        self, block: int, expert: int, x: F32, shares: F32, weights: Weights, tap: Tap | None
+    ) -> F32:
+        """What one expert of `block` adds to x f32 [n, width] at `shares` f32 [n], as a new array."""
+        from haversack.run.layers.mixture import add_expert
+
+        mixture = self.architecture.blocks[block].mixture
+        assert mixture is not None
+        step = Step(np.arange(len(x), dtype=np.int32), 0, None, None, 0)
+        call = Call(step, None, self.activations, self.attention, self.scratch, tap)
+        out = np.zeros((len(x), mixture.experts[expert].down.outputs), np.float32)
+        add_expert(mixture.experts[expert], x, shares[:, None], weights, call, out)
+        return out
 
     def layer_forward(
         self, layer: Layer, x: F32, positions: I32, cache_layer: CacheLayer | None, weights: Weights
@@ -212,15 +295,27 @@ class Forward:
         return logits
 
 
+def _unseen(name: str, x: F32) -> None:
+    """A tap that looks at nothing: it keeps a part of a block out of native programs, which are made for
+    whole ones.
+    """
+
+
 def scratch_nbytes(architecture: Architecture, rows: int) -> int:
     """Bytes of buffers for steps of `rows` tokens: hidden states and what the widest layers need in parts."""
     width, part = architecture.width, min(rows, ROWS)
     widest: dict[str, int] = {"hidden": 0, "normal": width, "branch": 0}
     for block in architecture.blocks:
         for branch in block.branches:
-            for group in branch.layer.products():
+            layer = branch.layer
+            if isinstance(layer, Mixture):  # the rows of an expert and their sums; its inner numbers
+                inner = 2 * width + 2 * layer.experts[0].width + len(layer.experts)
+                inner += 0 if layer.shared is None else 2 * layer.shared.width
+                widest[layer.kind] = max(widest.get(layer.kind, 0), inner)
+                continue
+            for group in layer.products():
                 inner = 2 * sum(linear.outputs for linear in group) + group[0].inputs
-                widest[branch.layer.kind] = max(widest.get(branch.layer.kind, 0), inner)
+                widest[layer.kind] = max(widest.get(layer.kind, 0), inner)
             if branch.post_norm is not None:
                 widest["branch"] = width
     entry = width if any(block.parallel for block in architecture.blocks) else 0

@@ -176,6 +176,9 @@ class Generation:
                 close()
             if self._prefix is not None:
                 self._prefix.keep(self._session.tokens)
+            rest = getattr(engine.held, "rest", None)
+            if rest is not None:
+                rest()
         self.stop = self.stop or "context"
         rest = stops.add(stream.finish())
         rest += "" if stops.met else stops.finish()

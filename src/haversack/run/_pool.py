@@ -188,6 +188,7 @@ class Together:
             attention=PooledAttention(engine.slots.attention),
         )
         self._forward.scratch = engine.forward.scratch
+        self._forward.experts = engine.forward.experts
 
     def step(self, parts: Sequence[Part]) -> list[F32 | None]:
         """Read the next tokens of each part's text; returns what each part wants.
@@ -209,6 +210,7 @@ class Together:
             return [self._alone(part) for part in parts]
         step: Any = PooledStep(parts, caches)
         checked_positions(step.positions, None, engine.architecture.positions)
+        self._forward.observer = engine.forward.observer
         hidden = engine._embed(ids, step.positions)
         for block in engine.architecture.blocks:
             layer: Any = self.pool.layers[block.index]

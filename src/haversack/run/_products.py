@@ -19,17 +19,18 @@ Tap = Callable[[str, F32], None]
 
 
 class Scratch:
-    """Buffers that every block uses again: f32 [rows, width] by name, made once for the largest `rows`."""
+    """Buffers that every block uses again: f32 [rows, width] by name and width, made once for the largest
+    `rows`."""
 
     def __init__(self, rows: int) -> None:
         self.rows = rows
-        self._buffers: dict[str, F32] = {}
+        self._buffers: dict[tuple[str, int], F32] = {}
 
     def get(self, name: str, rows: int, width: int) -> F32:
         """The buffer `name` as f32 [rows, width]; what it held is lost."""
-        found = self._buffers.get(name)
-        if found is None or found.shape[1] != width or found.shape[0] < rows:
-            self._buffers[name] = found = np.empty((max(rows, self.rows), width), np.float32)
+        found = self._buffers.get((name, width))
+        if found is None or found.shape[0] < rows:
+            self._buffers[name, width] = found = np.empty((max(rows, self.rows), width), np.float32)
         return found if found.shape[0] == rows else found[:rows]
 
     def shrink(self, rows: int) -> None:
@@ -104,8 +105,9 @@ def normalize(norm: Norm, x: F32, weights: Weights, out: F32 | None = None) -> F
 
 
 def normalize_heads(norm: HeadNorm, x: F32, weights: Weights) -> None:
-    """The heads x f32 [n, heads, width] normalized in place, by one norm or each by its own."""
+    """The heads x f32 [n, heads, width] normalized in place: by one norm, each by its own, or all as one."""
     if isinstance(norm, Norm):
+        x = x if norm.width == x.shape[-1] else x.reshape(len(x), norm.width)
         normalize(norm, x, weights, x)
         return
     scales = np.stack([weights[each.weight] for each in norm])

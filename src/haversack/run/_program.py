@@ -4,18 +4,28 @@ Between the kernels of a token lie megabytes of weights, which leave little of t
 a line of Python then costs several times what it costs alone. So a block whose weights stay in memory is run
 by one call. The kernels, their order and their bits are those of `layers/`; a block with something that is
 not known here (a layer of another kind, an attention method that needs more than the entries it sees, a
-record with a new field) goes through `layers/`.
+record with a new field) goes through `layers/`, but for the branches before a mixture of experts, which are a
+program of their own.
 """
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cache
 from typing import Any
 
 from haversack.kernels import CacheLayer, Matrix, PoolLayer
 from haversack.kernels.program import Program, workspace
-from haversack.models._architecture import Architecture, Attention, Block, Branch, FeedForward, Linear, Norm
+from haversack.models._architecture import (
+    Architecture,
+    Attention,
+    Block,
+    Branch,
+    FeedForward,
+    Linear,
+    Mixture,
+    Norm,
+)
 from haversack.run._products import F32, activations_of
 from haversack.run._step import Step
 from haversack.run._weights import Steady, Weights
@@ -48,39 +58,43 @@ class Programs:
         self._visible = getattr(attention, "visible", None)
         self._buffers: dict[tuple[str, int], int] = {("hidden", architecture.width): HIDDEN}
         self._space: Any = None
-        if self._visible is not None and all(map(_understood, architecture.blocks)):
-            for block in architecture.blocks:
+        self._leads = {block.index: _lead(block) for block in architecture.blocks}
+        if self._visible is not None and all(map(_understood, self._leads.values())):
+            for block in self._leads.values():
                 self._name_buffers(block, architecture.width)
             self._space = workspace([width for _, width in self._buffers])
 
-    def run(self, block: Block, hidden: F32, step: Step, layer: CacheLayer | None, weights: Weights) -> bool:
-        """Take `hidden` f32 [n, width] through `block` in place; False, and nothing done, where `layers/`
-        must.
+    def run(self, block: Block, hidden: F32, step: Step, layer: CacheLayer | None, weights: Weights) -> int:
+        """Take `hidden` f32 [n, width] through the first branches of `block` in place, and return how many:
+        all, those before a mixture, or 0, and nothing is done, where `layers/` must.
         """
         if self._space is None or self._visible is None:
-            return False
+            return 0
         pooled = type(layer) is PoolLayer
         if type(weights) is not Steady or (type(step) is not Step and not pooled):
-            return False
+            return 0
+        lead = self._leads[block.index]
         program = weights.programs.get(self)
         if program is None:
-            program = weights.programs[self] = self._make(block, weights)
+            program = weights.programs[self] = self._make(lead, weights)
         if program is LEFT_OUT:
-            return False
-        attention = block.attention
+            return 0
+        done = len(lead.branches)
+        attention = lead.attention
         if attention is None:
-            return bool(program.run(hidden, None, None, None, 0, 0, None, None))
+            return done if program.run(hidden, None, None, None, 0, 0, None, None) else 0
         if not pooled and type(layer) is not CacheLayer:
-            return False
+            return 0
         assert layer is not None
         cosine, sine = (None, None) if attention.rope is None else step.tables(attention.rope)
         seen = self._visible(step, attention)
         if pooled:
             runs: Any = getattr(step, "runs", None)
-            return bool(program.run_pooled(hidden, layer.handle(), cosine, sine, runs, seen))
-        return bool(
-            program.run(hidden, layer.handle(), cosine, sine, step.start, seen.length, seen.start, seen.mask)
+            return done if program.run_pooled(hidden, layer.handle(), cosine, sine, runs, seen) else 0
+        ran = program.run(
+            hidden, layer.handle(), cosine, sine, step.start, seen.length, seen.start, seen.mask
         )
+        return done if ran else 0
 
     def _name_buffers(self, block: Block, width: int) -> None:
         for branch in block.branches:
@@ -97,7 +111,7 @@ class Programs:
                 self._buffers.setdefault(name, len(self._buffers))
 
     def _make(self, block: Block, weights: Weights) -> Any:
-        if not all(_has_steps(weights[linear.weight]) for linear in block.matrices()):
+        if not block.branches or not all(_has_steps(weights[linear.weight]) for linear in block.matrices()):
             return LEFT_OUT
         attention = block.attention
         heads, width = (1, 1) if attention is None else (attention.key_value_heads, attention.head_width)
@@ -185,6 +199,12 @@ class _Maker:
         self.products(x, (layer.query, layer.key, layer.value), [query, key, value])
         one, two = layer.query_norm, layer.key_norm
         assert not isinstance(one, tuple) and not isinstance(two, tuple), "_understood"
+        if one is not None and one.width != layer.head_width:  # of all heads together
+            self.norm(one, query, query)
+            one = None
+        if two is not None and two.width != layer.head_width:
+            self.norm(two, key, key)
+            two = None
         self.program.rope_write(
             query,
             key,
@@ -209,6 +229,14 @@ class _Maker:
             self.program.gate(gate, up, gate, layer.activation)
             inner = gate
         self.products(inner, (layer.down,), [out], add=out == HIDDEN)
+
+
+def _lead(block: Block) -> Block:
+    """`block` without its mixture of experts and what comes behind it."""
+    kinds = [isinstance(branch.layer, Mixture) for branch in block.branches]
+    if True not in kinds:
+        return block
+    return replace(block, branches=() if block.parallel else block.branches[: kinds.index(True)])
 
 
 def _has_steps(weight: Any) -> bool:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +42,50 @@ class Held(Protocol):
         """Give everything back."""
 
 
+GUESSED, CHOSEN = 0, 1
+"""Priorities of `want`: experts that will perhaps be chosen, and those that a router chose."""
+
+
+class Experts(Protocol):
+    """What a residency has beside `Held` that keeps experts apart from their blocks: then `weights` of a
+    block lacks them.
+
+    A step asks for a block's chosen experts in the order in which they were announced, once for each part of
+    at most 256 tokens.
+    """
+
+    def expert(self, block: int, expert: int) -> AbstractContextManager[Weights]:
+        """The tensors of one expert, valid inside the `with`."""
+
+    def routed(self, routing: Any) -> None:
+        """What the router of a block chose for each token (`layers.mixture.Routing`); `want` follows."""
+
+    def want(self, block: int, ids: Sequence[int] = (), priority: int = 0) -> None:
+        """The experts `ids` of `block` will be asked for (CHOSEN: certainly, in this order)."""
+
+
+class Telling(Protocol):
+    """What a residency has beside `Held` that tells how a run went; `told` is its field in `run --json`."""
+
+    told: str
+
+    def record(self, seconds: float | None = None) -> dict[str, Any]:
+        """Of a run that took `seconds`."""
+
+    def words(self, seconds: float | None = None) -> str:
+        """The same in a line or two."""
+
+
+def telling(held: Any) -> Telling | None:
+    """`held` where it tells how a run went, else None."""
+    return held if hasattr(held, "told") else None
+
+
+def experts_of(held: Any) -> Experts | None:
+    """`held` where it keeps experts apart, else None."""
+    return held if hasattr(held, "expert") else None
+
+
 class Residency(Protocol):
     """Fills run: residency."""
 
@@ -58,14 +102,23 @@ class Residency(Protocol):
 
 
 class AllHeld:
-    """Every tensor bound once; `data` gives a tensor's bytes (default: the mapped file)."""
+    """Every tensor bound once, but those of blocks named in `without`; `data` gives a tensor's bytes
+    (default: the mapped file).
+    """
 
-    def __init__(self, source: TensorSource, architecture: Architecture, data: Bytes | None = None) -> None:
+    def __init__(
+        self,
+        source: TensorSource,
+        architecture: Architecture,
+        data: Bytes | None = None,
+        without: Container[str] = (),
+    ) -> None:
         self.top: Weights = bind(source, architecture.top_tensors(), data)
         self._table: Matrix = self.top[architecture.embedding]
         self._head: Matrix = self.top[architecture.head.weight]
         self._blocks: list[nullcontext[Steady]] = [
-            nullcontext(Steady(bind(source, block.tensors(), data))) for block in architecture.blocks
+            nullcontext(Steady(bind(source, (n for n in block.tensors() if n not in without), data)))
+            for block in architecture.blocks
         ]
 
     def weights(self, block: int, names: Sequence[str] = ()) -> AbstractContextManager[Weights]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 NAMES = ("residency", "attention", "context", "prefill", "decode")
 GIVEN = ("batch", "tree-mask")
 """Traits of the engine itself, whatever is chosen."""
+ADVICE = {
+    "expert-store": "Packs of mixture-of-experts models have one: haversack pack MODEL --device DEVICE."
+}
+"""What to do where a trait is missing."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +46,14 @@ class Slots:
                 prepare(engine)
 
 
-def choose(*, draft: str | os.PathLike[str] | None = None, **chosen: str | Method) -> Slots:
-    """The methods that `chosen` names, one for each of NAMES.
+def choose(
+    *,
+    draft: str | os.PathLike[str] | None = None,
+    key: str | os.PathLike[str] | None = None,
+    traits: Collection[str] = (),
+    **chosen: str | Method,
+) -> Slots:
+    """The methods that `chosen` names, one for each of NAMES, for a model that provides `traits`.
 
     Raises UserError for an unknown name or parameter, and for methods that exclude one another.
     """
@@ -70,9 +81,50 @@ def choose(*, draft: str | os.PathLike[str] | None = None, **chosen: str | Metho
             given=os.fspath(draft),
             nearest="linear-draft",
         )
-    given = {*GIVEN, *(("draft-model",) if hasattr(decode, "draft") else ())}
+    sealed = "sealed-weights" in traits
+    methods["residency"] = _with_key(methods["residency"], key, sealed)
+    given = {*GIVEN, *traits, *(("draft-model",) if hasattr(decode, "draft") else ())}
     entries = [known.get((slot, methods[slot].name)) for slot in NAMES]
     found = index.conflicts([entry for entry in entries if entry is not None], given)
     if found:
-        raise UserError(f"this plan cannot run: {'; '.join(found)}.", field="plan", given=found[0])
+        missing = (trait for entry in entries if entry is not None for trait in entry.requires - given)
+        advice = " ".join(ADVICE[trait] for trait in missing if trait in ADVICE)
+        said = f"this plan cannot run: {'; '.join(found)}. {advice}".strip()
+        raise UserError(said, field="plan", given=found[0])
     return Slots(**methods)
+
+
+def _with_key(residency: Any, key: str | os.PathLike[str] | None, sealed: bool) -> Any:
+    """`residency` with the file of the key. Raises UserError where key, weights and residency do not meet."""
+    opens = hasattr(residency, "key")
+    if sealed and not opens:
+        raise UserError(
+            f"these weights are sealed, so --residency {residency.name} cannot run them; use --residency "
+            "sealed --key KEYFILE.",
+            field="residency",
+            given=residency.name,
+            nearest="sealed",
+        )
+    if opens and not sealed:
+        raise UserError(
+            f"these weights are not sealed, so --residency {residency.name} cannot run them; haversack pack "
+            "--seal --key KEYFILE seals them.",
+            field="residency",
+            given=residency.name,
+            nearest="mapped",
+        )
+    if opens:
+        if key is not None:
+            return replace(residency, key=os.fspath(key))
+        if not residency.key:
+            raise UserError(
+                f"--residency {residency.name} needs the key of the pack: --key KEYFILE.", field="key"
+            )
+    elif key is not None:
+        raise UserError(
+            f"--residency {residency.name} takes no key; sealed packs are run with --residency sealed.",
+            field="key",
+            given=os.fspath(key),
+            nearest="sealed",
+        )
+    return residency

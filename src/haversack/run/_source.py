@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from haversack.core._record import STORE_NAME
 from haversack.core.errors import DamagedFileError, UserError
 from haversack.core.pack import Pack, TensorSource, is_pack
 from haversack.models._architecture import Architecture
@@ -85,6 +86,14 @@ def open_source(what: str | os.PathLike[str] | TensorSource) -> TensorSource:
 def encodes(source: TensorSource) -> bool:
     """True when an opened source holds an encoder, which `run/_encoder.py` opens."""
     return is_encoder(_config(source))
+
+
+def traits_of(source: TensorSource) -> tuple[str, ...]:
+    """What an opened source provides to the methods of a run."""
+    if not isinstance(source, Pack):
+        return ()
+    stored = ("expert-store",) if STORE_NAME in source.record.files else ()
+    return (*stored, "sealed-weights") if source.sealed else stored
 
 
 def hears(source: TensorSource) -> bool:

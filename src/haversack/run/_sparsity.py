@@ -37,6 +37,15 @@ class Reading(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self._weights)
 
+    def of_rows(self, rows: npt.NDArray[np.int64]) -> Reading:
+        """The same for the step's rows `rows` alone."""
+        return Reading(self._weights, self._reads[rows])
+
+
+def of_rows(weights: Any, rows: npt.NDArray[np.int64]) -> Any:
+    """`weights` as the rows `rows` of a step take them."""
+    return weights.of_rows(rows) if type(weights) is Reading else weights
+
 
 class Tally:
     """Rows and active inputs of every row-sparse matrix, added up over a run."""
@@ -57,6 +66,8 @@ class Tally:
     def take(self, block: int, weights: Mapping[str, Any]) -> None:
         """Add what the matrices of `block` counted, and set their own counts to nothing."""
         for name in self._blocks[block]:
+            if name not in weights:  # of an expert that is kept apart
+                continue
             counts = weights[name].matrix.counts
             self.counts[name] += counts
             counts[:] = 0

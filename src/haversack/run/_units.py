@@ -47,6 +47,8 @@ class Unit:
 
 def copied_nbytes(entry: TensorEntry) -> int:
     """Bytes that a tensor takes beside those that are read."""
+    if entry.kind == "int2":
+        return 2 * entry.nbytes
     return entry.nbytes if isinstance(entry, Turned | Rearranged) else 0
 
 

@@ -13,6 +13,7 @@ from haversack.core.errors import DamagedFileError, UserError, nearest_name
 from haversack.core.pack import TensorEntry, TensorSource
 from haversack.kernels import Matrix
 from haversack.kernels._matrix import SMALL, split_fours, split_threes
+from haversack.kernels._narrow import widen_int2
 from haversack.models._architecture import Architecture, Linear
 from haversack.models._checkpoint import Checkpoint, Turned, upright
 from haversack.models._rearranged import Rearranged, put_in_order
@@ -27,7 +28,7 @@ biases.
 Bytes = Callable[[TensorEntry], Any]
 
 FLOAT_KINDS = ("f32", "f16", "bf16")
-MATRIX_KINDS = ("f32", "f16", "bf16", "int8", "int4", "int3")
+MATRIX_KINDS = ("f32", "f16", "bf16", "int8", "int4", "int3", "int2")
 WHOLE_NUMBERS = {"i32": "<i4", "u8": "u1"}
 
 
@@ -111,15 +112,22 @@ def inner_matrices(architecture: Any) -> list[Linear]:
 
 
 def tensor(entry: TensorEntry, data: Any) -> Any:
-    """The tensor `entry` over its bytes `data`: a Matrix (no copy) or an f32 vector (a copy); parts of forms
-    in i32 and u8 are arrays (no copy).
+    """The tensor `entry` over its bytes `data`: a Matrix (no copy, but of int2, which becomes int4) or an f32
+    vector (a copy); parts of forms in i32 and u8 are arrays (no copy).
     """
     if entry.kind in WHOLE_NUMBERS:
         return np.frombuffer(data, WHOLE_NUMBERS[entry.kind]).reshape(entry.shape)
     if len(entry.shape) == 2:
         rows, columns = entry.shape
-        return Matrix.from_bytes(entry.kind, (rows, columns), entry.group, entry.layout, data)
+        return matrix_of(entry, rows, columns, data)
     return _vector(entry.kind, data)
+
+
+def matrix_of(entry: TensorEntry, rows: int, columns: int, data: Any) -> Matrix:
+    """`rows` of the matrix `entry` over their bytes `data`; int2 becomes int4 (a copy)."""
+    if entry.kind == "int2":
+        return widen_int2(data, rows, columns, entry.group or 0)
+    return Matrix.from_bytes(entry.kind, (rows, columns), entry.group, entry.layout, data)
 
 
 def _vector(kind: str, data: Any) -> F32:
@@ -137,8 +145,9 @@ def bind(source: TensorSource, names: Iterable[str], data: Bytes | None = None) 
 
 
 def nbytes(source: TensorSource, names: Iterable[str]) -> int:
-    """Bytes of the tensors `names` as they are held."""
-    return sum(source.tensors[name].nbytes for name in stored_names(source, names))
+    """Bytes of the tensors `names` as they are held: int2 beside the int4 that is made of it."""
+    entries = (source.tensors[name] for name in stored_names(source, names))
+    return sum(entry.nbytes * (3 if entry.kind == "int2" else 1) for entry in entries)
 
 
 def kinds_of(source: TensorSource, names: Iterable[str]) -> list[str]:
@@ -207,4 +216,4 @@ def rows_matrix(entry: TensorEntry, start: int, stop: int, data: Any) -> Matrix:
         data = upright(entry, data)
     if isinstance(entry, Rearranged):
         data = put_in_order(entry, data)
-    return Matrix.from_bytes(entry.kind, (stop - start, entry.shape[1]), entry.group, entry.layout, data)
+    return matrix_of(entry, stop - start, entry.shape[1], data)

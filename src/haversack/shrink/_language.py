@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from haversack.kernels import CacheLayer
 from haversack.models._architecture import Architecture, Block
+from haversack.models._experts import Experts, experts_of
 from haversack.run._forward import Forward
 from haversack.shrink._pipeline import Tap
 from haversack.shrink._rounding import F32
@@ -36,6 +37,11 @@ class LanguageWalk:
     @cached_property
     def _forward(self) -> Forward:
         return Forward(self.architecture)
+
+    @cached_property
+    def all_experts(self) -> Experts | None:
+        """The model's experts and their tensors, where it has any."""
+        return experts_of(self.architecture)
 
     def names(self, block: int) -> Sequence[str]:
         """The tensors of `block` in order of use."""
@@ -70,8 +76,35 @@ class LanguageWalk:
     def run(self, block: int, hidden: F32, weights: Mapping[str, Any], tap: Tap | None) -> F32:
         """Hidden states f32 [n, width] after `block`, the n tokens being a text of their own."""
         positions = np.arange(len(hidden), dtype=np.int32)
-        cache = self._cache(block, len(hidden))
+        cache = self.cache(block, len(hidden))
         return self._forward.block_forward(block, hidden, positions, cache, weights, tap)
+
+    def routers(self, block: int) -> Sequence[str]:
+        """The matrices of `block` that choose experts, which no method rounds."""
+        mixture = self.architecture.blocks[block].mixture
+        return () if mixture is None else tuple(linear.weight for linear in mixture.routers())
+
+    def experts(self, block: int) -> Mapping[str, int]:
+        """The first matrix of every group that belongs to an expert of `block` -> the expert's number."""
+        mixture = self.architecture.blocks[block].mixture
+        if mixture is None:
+            return {}
+        return {
+            group[0].weight: number
+            for number, expert in enumerate(mixture.experts)
+            for group in expert.products()
+        }
+
+    def routed(self, block: int, hidden: F32, weights: Mapping[str, Any]) -> tuple[F32, Any]:
+        """What the mixture of `block` reads of a text of its own, and what its router chooses."""
+        positions = np.arange(len(hidden), dtype=np.int32)
+        return self._forward.routed(block, hidden, positions, self.cache(block, len(hidden)), weights)
+
+    def expert(
+        self, block: int, number: int, x: F32, shares: F32, weights: Mapping[str, Any], tap: Tap | None
+    ) -> F32:
+        """What expert `number` of `block` makes of x f32 [n, width] at `shares` f32 [n]."""
+        return self._forward.expert_forward(block, number, x, shares, weights, tap)
 
     def pairs(self, block: int) -> Sequence[Pair]:
         """Producers and consumers of `block` between which scales may be folded."""
@@ -83,11 +116,12 @@ class LanguageWalk:
         total = np.zeros_like(x)
         for branch in self.architecture.blocks[block].branches:
             if branch.norm is not None and branch.norm.weight == pair.producer:
-                cache = self._cache(block, len(x))
+                cache = self.cache(block, len(x))
                 total += self._forward.layer_forward(branch.layer, x, positions, cache, weights)
         return total
 
-    def _cache(self, block: int, length: int) -> CacheLayer | None:
+    def cache(self, block: int, length: int) -> CacheLayer | None:
+        """An empty cache of `length` tokens for the attention of `block`; None where it has none."""
         attention = self.architecture.blocks[block].attention
         if attention is None:
             return None

@@ -25,9 +25,11 @@ from haversack.core.pack import PackWriter, TensorSource
 from haversack.core.progress import Progress
 from haversack.kernels import Matrix
 from haversack.kernels._matrix import LAYOUTS
+from haversack.models._experts import identity
 from haversack.run._forms import bound
 from haversack.shrink._activations import IN_MEMORY_MIB, Activations
 from haversack.shrink._block import BlockView
+from haversack.shrink._experts import ExpertInputs
 from haversack.shrink._precision import (
     Compressed,
     Formed,
@@ -126,8 +128,10 @@ class KeptMatrix:
     reason: str
 
 
+ROUTER = "a router"
+
 ARRAY_KINDS = {"float32": "f32", "int32": "i32", "uint8": "u8"}
-BITS = {"f32": 32, "f16": 16, "bf16": 16, "int8": 8, "int4": 4, "int3": 3}
+BITS = {"f32": 32, "f16": 16, "bf16": 16, "int8": 8, "int4": 4, "int3": 3, "int2": 2}
 
 
 def stored_kinds(walk: Walk, precision: Precision, policy: Policy) -> dict[str, Stored]:
@@ -156,10 +160,12 @@ def stored_kinds(walk: Walk, precision: Precision, policy: Policy) -> dict[str, 
 
 
 def kept_matrices(walk: Walk, precision: Precision, policy: Policy) -> dict[str, KeptMatrix]:
-    """The matrices that `precision` cannot take, as `policy` lets them stay. Raises UserError, which lists
-    them, when it does not.
+    """The matrices that `precision` cannot take, as `policy` lets them stay, and routers, which no method
+    rounds. Raises UserError, which lists the former, when the policy does not.
     """
-    refused = refused_by(precision, walk)
+    chooses = getattr(walk, "routers", lambda block: ())
+    routers = [name for block in range(walk.blocks) for name in chooses(block)]
+    refused = {name: why for name, why in refused_by(precision, walk).items() if name not in routers}
     if refused and policy.kept is None:
         shown = [f"{name} ({reason})" for name, reason in list(refused.items())[:LISTED]]
         more = f" and {len(refused) - LISTED} more" if len(refused) > LISTED else ""
@@ -170,7 +176,8 @@ def kept_matrices(walk: Walk, precision: Precision, policy: Policy) -> dict[str,
             given=precision.name,
             nearest="round-to-nearest",
         )
-    return {name: KeptMatrix(StoredKind(policy.kept or "f16"), reason) for name, reason in refused.items()}
+    kept = {name: KeptMatrix(StoredKind(policy.kept or "f16"), reason) for name, reason in refused.items()}
+    return kept | {name: KeptMatrix(StoredKind("f32"), ROUTER) for name in routers}
 
 
 def _stored(walk: Walk, precision: Precision, name: str) -> Stored:
@@ -231,7 +238,7 @@ def memory_plan(
     widest = max((walk.shape(name)[1] for name in inside), default=0)
     ends = max(4 * int(np.prod(walk.shape(name))) for name in (walk.embedding, walk.output))
     reads = calibrated(precision)
-    sets = SETS if BLOCK in precision.needs else 1
+    sets = sets_of(walk, precision)
     states = min(sets * 4 * tokens * walk.width, IN_MEMORY_MIB << 20) if reads else 0
     working = getattr(precision, "working_nbytes", None)  # what the method holds beyond the rest
     factoring = getattr(precision, "factoring_nbytes", None)
@@ -254,6 +261,15 @@ def memory_plan(
             failure = Failure("work_ram_mib", work_ram_mib, float(np.ceil(plan.total_mib)), "MiB")
             raise BudgetError([failure], "compressing this model")
     return plan
+
+
+def sets_of(walk: Walk, precision: Precision) -> int:
+    """How many hidden states of the calibration text are kept: those before a block, and what learning or
+    a mixture's experts need beside them.
+    """
+    experts = getattr(walk, "experts", lambda block: ())
+    mixed = any(experts(block) for block in range(walk.blocks))
+    return SETS if BLOCK in precision.needs else 2 if mixed and precision.needs else 1
 
 
 class _Reached(Exception):  # noqa: N818 - it is no error
@@ -291,12 +307,14 @@ def compress(
     activations_mib: float = IN_MEMORY_MIB,
     seed: int = 0,
     bar: Progress | None = None,
+    unreached: list[str] | None = None,
 ) -> None:
     """Write every tensor of `source` through `writer` as `precision` and `policy` say.
 
     `texts` i32 [pieces, length] is needed when the method's `needs` is not empty; `folder` takes hidden
-    states that do not fit in `activations_mib`; `seed` is for what a learning method draws. Raises UserError
-    naming the tensor for weights or inputs that are not finite.
+    states that do not fit in `activations_mib`; `seed` is for what a learning method draws. `unreached` gets
+    the name of every expert that no token of `texts` chose. Raises UserError naming the tensor for weights or
+    inputs that are not finite.
     """
     precision = fitted_to(precision, walk)
     reads = calibrated(precision)
@@ -308,9 +326,13 @@ def compress(
     if texts is not None and hasattr(precision, "learn"):
         precision, texts = precision.learn(source, walk, texts), None
         reads = False
+    owned = getattr(walk, "all_experts", None)
+    if owned is not None:
+        architecture = walk.architecture  # type: ignore[attr-defined]
+        writer.keep_experts(identity(source, architecture), owned.owners)
     count, length = texts.shape if reads and texts is not None else (0, 0)
     learns = BLOCK in precision.needs
-    share_mib = activations_mib / SETS if learns else activations_mib
+    share_mib = activations_mib / sets_of(walk, precision)
     with Activations(count, length, walk.width, folder, share_mib) as states:
         if texts is not None and reads:
             weights = {name: Matrix.from_array(read_tensor(source, name)) for name in walk.first}
@@ -332,7 +354,11 @@ def compress(
                 bar=bar,
             )
         for block in range(0 if learns else walk.blocks):
-            _compress_block(source, walk, block, precision, states, writer, kept)
+            experts = ExpertInputs(walk, block, states, folder, share_mib)
+            with experts:
+                _compress_block(source, walk, block, precision, states, writer, kept, experts)
+            if unreached is not None:
+                unreached += experts.unreached
             if bar is not None:
                 bar.advance()
     for name in walk.last:
@@ -354,6 +380,7 @@ def _compress_block(
     states: Activations,
     writer: PackWriter,
     kept: Mapping[str, KeptMatrix],
+    experts: ExpertInputs,
 ) -> None:
     from haversack.shrink.precision.keep import Keep
 
@@ -371,9 +398,12 @@ def _compress_block(
     }
     for group in walk.products(block):
         inputs = None
-        if precision.needs:
-            inputs = statistics_of(walk, block, weights, group[0], states, precision.needs)
         taken = {name: plain[name] for name in group if name not in kept}
+        if precision.needs and taken:
+            needs = precision.needs
+            inputs = experts.statistics(group[0], weights, needs) or statistics_of(
+                walk, block, weights, group[0], states, needs
+            )
         found: dict[str, Any] = {}
         for name in set(group) - set(taken):
             found |= Keep(kind=kept[name].kind.kind).quantize({name: plain[name]}, None)
@@ -457,7 +487,9 @@ def write_compressed(
 def _write_matrix(writer: PackWriter, name: str, found: Compressed) -> Matrix:
     matrix = found.packed()
     kind = found.kind
-    writer.add_tensor(name, kind.kind, matrix.shape, [matrix.data], kind.group, matrix.layout)
+    stored = getattr(found, "stored", None)  # where it is kept as something else than what multiplies
+    data = matrix.data if stored is None else stored()
+    writer.add_tensor(name, kind.kind, matrix.shape, [data], kind.group, matrix.layout)
     return matrix
 
 

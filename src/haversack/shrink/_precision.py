@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from haversack.core.errors import UserError
 from haversack.kernels import Matrix, pack_int3, pack_int4, pack_int8, packed_nbytes
+from haversack.kernels._narrow import U8, narrow_nbytes, pack_int2, widen_int2
 from haversack.models._observers import ChannelMoments
 from haversack.shrink._rounding import F32, I8
 
@@ -36,8 +37,8 @@ SAMPLE_ROWS = 512  # inputs that are kept where a method needs them
 
 @dataclass(frozen=True)
 class StoredKind:
-    """How a matrix is stored: `kind` f32, f16, bf16, int8, int4 or int3; at the last two `group` inputs share
-    a scale.
+    """How a matrix is stored: `kind` f32, f16, bf16, int8, int4, int3 or int2; at the last three `group`
+    inputs share a scale.
     """
 
     kind: str
@@ -49,6 +50,8 @@ class StoredKind:
 
     def nbytes(self, rows: int, columns: int) -> int:
         """Bytes of a stored matrix [rows, columns], scales and padding included."""
+        if self.kind == "int2":
+            return narrow_nbytes(rows, columns, self.group or 0)
         return int(packed_nbytes(self.kind, rows, columns, self.group))
 
 
@@ -150,6 +153,24 @@ class Quantized:
         assert self.kind.group is not None
         pack = pack_int3 if self.kind.kind == "int3" else pack_int4
         return pack(self.codes, self.scales, self.kind.group)
+
+
+@dataclass(frozen=True)
+class Narrow:
+    """A matrix of int2 codes int8 [rows, columns] and scales f32 [rows, groups], which multiplies as int4."""
+
+    kind: StoredKind
+    codes: I8
+    scales: F32
+
+    def stored(self) -> U8:
+        """Its bytes in the pack."""
+        return pack_int2(self.codes, self.scales, self.kind.group or 0)
+
+    def packed(self) -> Matrix:
+        """The matrix in the kernels' layout."""
+        rows, columns = self.codes.shape
+        return widen_int2(self.stored(), rows, columns, self.kind.group or 0)
 
 
 @dataclass(frozen=True)

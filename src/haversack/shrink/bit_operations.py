@@ -186,8 +186,8 @@ def token_products(
 
     `stored` says by name how each matrix is stored.
     """
-    blocks = [linear for block in architecture.blocks for linear in block.matrices()]
-    inside = {linear.weight for linear in blocks}
+    blocks = [linear for block in architecture.blocks for linear in block.read_by_one()]
+    inside = {linear.weight for block in architecture.blocks for linear in block.matrices()}
     outside = [linear for linear in architecture.matrices() if linear.weight not in inside]
 
     def of(linears: Iterable[Linear]) -> list[Product]:

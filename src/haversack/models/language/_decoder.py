@@ -69,9 +69,9 @@ class Style:
 class BlockTraits:
     """What differs between blocks or families: biases, window, positions, norms of each head.
 
-    `head_norm`: False, True (one norm for all heads) or "each" (one for each, without bias). `scale` of the
-    products of query and key: None for one over the root of the head's width. `parallel`: both layers read
-    the block's input, behind one norm.
+    `head_norm`: False, True (one norm for every head), "each" (one for each, without bias) or "whole" (one
+    for all heads together). `scale` of the products of query and key: None for one over the root of the
+    head's width. `parallel`: both layers read the block's input, behind one norm.
     """
 
     rope: Rope | None
@@ -159,6 +159,8 @@ def _attention(shape: Shape, at: str, traits: BlockTraits, style: Style) -> Atte
             return tuple(
                 Norm(f"{at}.{module}.norms.{i}.weight", width, eps, style.norm) for i in range(heads)
             )
+        if traits.head_norm == "whole":
+            width *= heads
         return style.normed(f"{at}.{module}", width, eps) if traits.head_norm else None
 
     return Attention(

@@ -97,6 +97,8 @@ def nature_of_family(name: str) -> Nature:
     block = architecture.blocks[0]
     norm = block.branches[0].norm or block.branches[0].after_norm
     marks = (SCALED,) if architecture.embedding_scale != 1 else ()
+    if block.mixture is not None:
+        marks = (*marks, "a mixture of experts")
     kind = None if norm is None else norm.kind
     return Nature(kind, architecture.positions is not None, block.parallel, marks)
 

@@ -70,6 +70,13 @@ class Graph:
         )
         return name
 
+    def several(self, kind: str, *inputs: str, count: int, **fields: Any) -> list[str]:
+        """A node with `count` results."""
+        names = [f"{kind.lower()}_{len(self.nodes)}_{place}" for place in range(count)]
+        node = self.onnx.helper.make_node(kind, list(inputs), names, name=f"n{len(self.nodes)}", **fields)
+        self.nodes.append(node)
+        return names
+
     def constant(self, values: Any, dtype: Any = np.float32) -> str:
         """A small constant inside the graph; equal ones are one."""
         array = np.asarray(values, dtype)

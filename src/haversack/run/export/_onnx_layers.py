@@ -24,6 +24,8 @@ class Step:
         self.batch, self.count = graph.slice(shape, 0, 1, 0), graph.slice(shape, 1, 2, 0)
         self.total = graph.slice(graph.add("Shape", "attention_mask"), 1, 2, 0)
         self.positions = graph.add("Cast", "position_ids", to=1)
+        self.entry = ""
+        """What the block that is written reads, before its norms."""
         self._tables: dict[Rope, tuple[str, str]] = {}
         self._masks: dict[int | None, str] = {}
 
@@ -89,9 +91,13 @@ def attention(graph: Graph, step: Step, layer: Attention, x: str, index: int) ->
 
     def split(linear: Any, count: int, norm: Any) -> str:
         """[batch, count, n, width], its heads normalized."""
-        out = graph.reshape(graph.linear(x, linear), step.batch, step.count, count, width)
+        out = graph.linear(x, linear)
+        together = isinstance(norm, Norm) and norm.width != width
+        if together:
+            out = graph.norm(out, norm)
+        out = graph.reshape(out, step.batch, step.count, count, width)
         out = graph.add("Transpose", out, perm=[0, 2, 1, 3])
-        return out if norm is None else _head_norm(graph, out, norm)
+        return out if norm is None or together else _head_norm(graph, out, norm)
 
     query = split(layer.query, heads, layer.query_norm)
     key = split(layer.key, shared, layer.key_norm)
@@ -117,19 +123,21 @@ def attention(graph: Graph, step: Step, layer: Attention, x: str, index: int) ->
     return graph.linear(seen, layer.output)
 
 
-def feed_forward(graph: Graph, step: Step, layer: FeedForward, x: str, index: int) -> str:
-    """down(activation(gate(x)) * up(x)), or without a gate down(activation(up(x)))."""
+def feed_forward(
+    graph: Graph, step: Step, layer: FeedForward, x: str, index: int, share: str | None = None
+) -> str:
+    """down(activation(gate(x)) * up(x)), or without a gate down(activation(up(x))); `share` [n, 1] multiplies
+    the input of down.
+    """
     at = layer.down.weight.removesuffix(".weight").rpartition(".")[0]
     up = graph.linear(x, layer.up)
     first = up if layer.gate is None else graph.linear(x, layer.gate)
     inner = graph.mark(f"{at}.act", "output", activation(graph, layer.activation, first))
     if layer.gate is not None:
         inner = graph.mark(f"{at}.mul", "output", graph.add("Mul", inner, up))
+    if share is not None:
+        inner = graph.add("Mul", inner, share)
     return graph.linear(inner, layer.down)
-
-
-LAYERS = {"attention": attention, "feed_forward": feed_forward}
-"""Kind of a layer's record -> how it is written."""
 
 
 def activation(graph: Graph, kind: str, x: str) -> str:

@@ -17,7 +17,7 @@ from haversack.kernels._matrix import to_bf16
 from haversack.models._rearranged import ordered
 from haversack.run._forms import forms_of
 from haversack.run._source import Model
-from haversack.run._weights import bind, row_span, tensor
+from haversack.run._weights import bind, matrix_of, row_span, tensor
 
 F32 = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]
@@ -37,7 +37,7 @@ def matrices(source: TensorSource, name: str) -> Iterator[Matrix]:
         stop = min(start + at_once, rows)
         offset, nbytes = row_span(entry, start, stop)
         part = data[offset : offset + nbytes]
-        yield Matrix.from_bytes(entry.kind, (stop - start, columns), entry.group, entry.layout, part)
+        yield matrix_of(entry, stop - start, columns, part)
 
 
 def vector(source: TensorSource, name: str) -> F32:

@@ -37,6 +37,7 @@ from haversack.models._architecture import (
     Branch,
     FeedForward,
     Linear,
+    Mixture,
     Norm,
     Part,
     Positions,
@@ -45,13 +46,16 @@ from haversack.models._rope import Rope
 from haversack.run._source import Model
 from haversack.run.export._encodings import ENCODINGS, encodings_of
 from haversack.run.export._onnx_graph import ACCURACY, DATA_NAME, Graph, load_onnx, write_model
-from haversack.run.export._onnx_layers import LAYERS, Step, softcap
+from haversack.run.export._onnx_layers import Step, attention, feed_forward, softcap
+from haversack.run.export._onnx_mixture import mixture
 from haversack.run.export._tensors import export_plan, hub_config
 
 LAYOUT = "folder"
 NAMES = ("model.onnx", DATA_NAME, ENCODINGS)
 WEIGHTS = ("stored", "f32", "f16")
 ACTIVATIONS = tuple(ACCURACY)
+LAYERS = {"attention": attention, "feed_forward": feed_forward, "mixture": mixture}
+"""Kind of a layer's record -> how it is written."""
 # What this file writes of each record. Another field that says something is refused, never left out.
 _WRITTEN: dict[type, str] = {
     Architecture: "family vocabulary width context embedding blocks final_norm head start_of_text "
@@ -61,6 +65,7 @@ _WRITTEN: dict[type, str] = {
     Attention: "heads key_value_heads head_width scale query key value output rope window softcap query_norm "
     "key_norm",
     FeedForward: "width activation gate up down",
+    Mixture: "router experts top scoring scored normalized tap shared shared_gate",
     Linear: "weight inputs outputs bias",
     Positions: "weight count offset",
     Part: "name holder shape first transposed",  # where tensors are kept, not what is computed
@@ -128,7 +133,7 @@ def _decoder(graph: Graph, architecture: Architecture, bar: Progress) -> list[tu
 
 
 def _block(graph: Graph, step: Step, block: Block, hidden: str) -> str:
-    entry = hidden
+    step.entry = entry = hidden
     for branch in block.branches:
         x = entry if block.parallel else hidden
         if branch.norm is not None:

@@ -35,8 +35,8 @@ def forward(layer: Attention, x: F32, weights: Any, call: Call, hidden: F32 | No
     if layer.rope is not None:
         cosine, sine = step.tables(layer.rope)
         style = layer.rope.style
-    one = fused_norm(layer.query_norm)
-    two = fused_norm(layer.key_norm)
+    one = fused_norm(layer.query_norm, layer.head_width)
+    two = fused_norm(layer.key_norm, layer.head_width)
     if layer.query_norm is not None and one is None:
         normalize_heads(layer.query_norm, queries, weights)
     if layer.key_norm is not None and two is None:
@@ -63,6 +63,8 @@ def forward(layer: Attention, x: F32, weights: Any, call: Call, hidden: F32 | No
     return out
 
 
-def fused_norm(norm: HeadNorm | None) -> Norm | None:
-    """The norm that the native call does on its way; None for one that must be done before."""
-    return norm if isinstance(norm, Norm) and norm.kind == "rms" else None
+def fused_norm(norm: HeadNorm | None, width: int) -> Norm | None:
+    """The norm of heads of `width` that the native call does on its way; None for one that must be done
+    before.
+    """
+    return norm if isinstance(norm, Norm) and norm.kind == "rms" and norm.width == width else None

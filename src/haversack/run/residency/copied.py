@@ -45,6 +45,7 @@ class Copied(Method):
     slot = "residency"
     paper = "-"
     summary = "Weights copied once into huge pages; faster, and the file's pages are dropped."
+    excludes = frozenset({"sealed-weights"})
 
     def planned(
         self, blocks: Sequence[int], top: int, files: int = 1, limit: int | None = None, aside: int = 0

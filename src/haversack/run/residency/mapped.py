@@ -26,6 +26,7 @@ class Mapped(Method):
     paper = "-"
     summary = "The kernels read the mapped file; nothing is copied."
     provides = frozenset({"mapped-weights"})
+    excludes = frozenset({"sealed-weights"})
 
     def planned(
         self, blocks: Sequence[int], top: int, files: int = 1, limit: int | None = None, aside: int = 0

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,11 +22,12 @@ import numpy.typing as npt
 
 from haversack.core.method import Method, parameter
 from haversack.core.pack import TensorSource
-from haversack.core.storage import DirectFile, aligned_buffer
+from haversack.core.storage import DirectFile, SlowStorage, aligned_buffer
 from haversack.kernels import Matrix
 from haversack.models._architecture import Architecture
 from haversack.models._rearranged import Rearranged
 from haversack.run._forms import assemble
+from haversack.run._reader import NEEDED, WAITED_FOR, Reader, Reading
 from haversack.run._residency import Lines
 from haversack.run._units import PAGE, SMALLEST_PART, Unit, aside_nbytes, model_units, resident
 from haversack.run._weights import MATRIX_KINDS, Weights, bind, row_span, rows_matrix, tensor
@@ -47,9 +47,12 @@ class Streamed(Method):
     slot = "residency"
     paper = "Alizadeh et al., LLM in a flash (2023)"
     summary = "Blocks are read from storage while the one before computes; the same tokens in less memory."
-    excludes = frozenset({"mapped-weights"})
+    excludes = frozenset({"mapped-weights", "sealed-weights"})
 
     keep: int = parameter(-1, help="blocks kept in memory; -1: as many as the budget allows, 0 without one")
+    mb_s: int = parameter(
+        0, help="storage to be emulated, in 10^6 bytes a second; 0: as fast as this machine's"
+    )
 
     def kept(self, units: Sequence[Unit], limit: int | None, aside: int = 0) -> int:
         """How many of `units` (blocks, then parts of the output matrix) stay in memory, with `aside` bytes
@@ -88,7 +91,8 @@ class Streamed(Method):
             drop_cached(path)
         units = model_units(source, architecture)
         aside = aside_nbytes(source, architecture)
-        return StreamedHeld(source, architecture, units, self.kept(units, limit, aside))
+        storage = SlowStorage(self.mb_s) if self.mb_s else None
+        return StreamedHeld(source, architecture, units, self.kept(units, limit, aside), storage)
 
 
 def drop_cached(path: Path) -> None:
@@ -107,11 +111,16 @@ class StreamedHeld:
     """The buffers, the reading thread and what is kept. `bytes_read` counts what left the storage."""
 
     def __init__(
-        self, source: TensorSource, architecture: Architecture, units: Sequence[Unit], kept: int
+        self,
+        source: TensorSource,
+        architecture: Architecture,
+        units: Sequence[Unit],
+        kept: int,
+        storage: SlowStorage | None = None,
     ) -> None:
         self._source = source
         self._architecture = architecture
-        self._files = {path.name: DirectFile(path) for path in source.files}
+        self._files = {path.name: DirectFile(path, storage) for path in source.files}
         self._units = units
         names = resident(architecture)
         self._resident = bind(source, names, self._read_tensor)
@@ -122,18 +131,14 @@ class StreamedHeld:
         for index, slot in self._kept.items():
             slot.read(self._units[index], self._files)
         self._streamed = [i for i in range(len(self._units)) if i not in self._kept]
-        self._changed = threading.Condition()
+        self._reader = Reader(name="haversack-stream")
         self._free = [_Slot(self._units) for _ in range(2)] if self._streamed else []
+        self._filling: dict[int, _Slot] = {}
         self._ready: dict[int, _Slot] = {}
-        self._next = self._streamed[0] if self._streamed else -1
-        self._loading = (-1, 0)  # unit and epoch of the read under way
-        self._epoch = 0
-        self._failure: BaseException | None = None
-        self._closed = not self._streamed
-        self._thread = threading.Thread(target=self._read_ahead, name="haversack-stream", daemon=True)
-        if self._streamed:
-            self._thread.start()
-            atexit.register(self.close)
+        self._readings: dict[int, Reading] = {}
+        atexit.register(self.close)
+        for index in self._streamed[:2]:
+            self._ask(index)
 
     @property
     def bytes_read(self) -> int:
@@ -149,50 +154,60 @@ class StreamedHeld:
         try:
             yield slot
         finally:
-            with self._changed:
+            with self._reader.changed:
                 self._free.append(slot)
-                self._changed.notify_all()
+                self._reader.changed.notify_all()
 
     def _take(self, index: int) -> _Slot:
-        """Wait for a unit. One that is neither read nor being read makes the reader start over from it."""
-        with self._changed:
-            if index not in self._ready:
-                self._free += self._ready.values()
-                self._ready.clear()
-                if (index, self._epoch) != self._loading:
-                    self._next = index
-                    self._epoch += 1
-                self._changed.notify_all()
-            while index not in self._ready:
-                if self._failure is not None:
-                    raise self._failure
-                self._changed.wait()
-            return self._ready.pop(index)
+        """Wait for a unit; the two that follow it are read meanwhile. What was read in another order makes
+        room.
+        """
+        place = self._streamed.index(index)
+        following = [self._streamed[(place + step) % len(self._streamed)] for step in (1, 2)]
+        with self._reader.changed:
+            for other, reading in list(self._readings.items()):
+                if other not in (index, *following) and self._reader.cancel(reading):
+                    del self._readings[other]
+            for other in [each for each in self._ready if each not in (index, *following)]:
+                self._free.append(self._ready.pop(other))
+            self._ask(index)
+            if index in self._readings:
+                if index not in self._filling and not self._free and self._ready:
+                    self._free.append(self._ready.pop(next(reversed(self._ready))))
+                self._reader.hurry(self._readings[index], WAITED_FOR)
+                self._reader.wait(self._readings[index])
+            slot = self._ready.pop(index)
+            for other in following:
+                self._ask(other)
+            return slot
 
-    def _read_ahead(self) -> None:
+    def _ask(self, index: int) -> None:
+        """Let a unit be read as soon as there is a buffer for it."""
+        with self._reader.changed:
+            if index not in self._readings and index not in self._ready:
+                self._readings[index] = Reading(
+                    f"block {index}", NEEDED, lambda: self._fill(index), lambda: self._place(index)
+                )
+                self._reader.submit(self._readings[index])
+
+    def _place(self, index: int) -> bool:
+        """Take a buffer for a unit, if there is one; runs in the reading thread, under the lock."""
+        if self._free:
+            self._filling[index] = self._free.pop()
+        return index in self._filling
+
+    def _fill(self, index: int) -> None:
+        slot = self._filling[index]
         try:
-            while True:
-                with self._changed:
-                    while not self._free and not self._closed:
-                        self._changed.wait()
-                    if self._closed:
-                        return
-                    slot, index, epoch = self._free.pop(), self._next, self._epoch
-                    after = self._streamed.index(index) + 1
-                    self._loading = (index, epoch)
-                    self._next = self._streamed[after % len(self._streamed)]
-                slot.read(self._units[index], self._files)
-                with self._changed:
-                    self._loading = (-1, 0)
-                    if epoch == self._epoch:
-                        self._ready[index] = slot
-                    else:
-                        self._free.append(slot)
-                    self._changed.notify_all()
-        except BaseException as error:
-            with self._changed:
-                self._failure, self._loading = error, (-1, 0)
-                self._changed.notify_all()
+            slot.read(self._units[index], self._files)
+        except BaseException:
+            with self._reader.changed:
+                self._free.append(slot)
+                del self._filling[index], self._readings[index]
+            raise
+        with self._reader.changed:
+            self._ready[index] = slot
+            del self._filling[index], self._readings[index]
 
     @contextmanager
     def _block(self, block: int) -> Iterator[Weights]:
@@ -231,13 +246,9 @@ class StreamedHeld:
     def close(self) -> None:
         """End the reading thread and close the files."""
         atexit.unregister(self.close)
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-        if self._thread.is_alive():
-            self._thread.join()
-        for file in self._files.values():
-            file.close()
+        if self._reader.close():
+            for file in self._files.values():
+                file.close()
 
 
 class _Slot:

@@ -113,13 +113,13 @@ def known(inner: Precision) -> bool:
     return isinstance(inner, Keep)
 
 
-def require_known(inner: Precision) -> None:
+def require_known(inner: Precision, structure: str = "r-sparse") -> None:
     """Raises UserError for a precision that has no layout by columns."""
     if known(inner):
         return
     raise UserError(
-        f"{inner} has no layout by columns, which r-sparse needs (it takes keep, and round-to-nearest at 4 "
-        "bits in groups of 64 or 128); use round-to-nearest:bits=4,group=64 or keep:kind=f16.",
+        f"{inner} has no layout by columns, which {structure} needs (it takes keep, and round-to-nearest at "
+        "4 bits in groups of 64 or 128); use round-to-nearest:bits=4,group=64 or keep:kind=f16.",
         field="precision",
         given=str(inner),
         nearest="round-to-nearest:bits=4,group=64",

@@ -1,0 +1,37 @@
+"""What `run --json` says of streamed experts."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Share = Annotated[float, msgspec.Meta(ge=0)]
+
+
+class ExpertsRecord(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """Experts were `asked` for; `hits` were there, `late` on their way, `demands` absent. `preloads` were
+    begun on a guess: `useful` ones were chosen, `wasted` ones not, `stopped` ones called off. `nbytes`
+    arrived, `bytes_read` left the storage. `stall_s` was waited. `bound_s`: reading what no eviction could
+    have kept, or computing, whichever is slower; `times_bound`: the run's seconds over it."""
+
+    asked: Count
+    hits: Count
+    late: Count
+    demands: Count
+    preloads: Count
+    useful: Count
+    wasted: Count
+    stopped: Count
+    evictions: Count
+    nbytes: Count
+    peak_nbytes: Count
+    stall_s: Share
+    hit_ratio: Share
+    bytes_read: Count
+    buffer_nbytes: Count
+    predict: Literal["paths", "gate", "none"]
+    eviction: Literal["intent", "printed", "frequency", "lru", "fifo", "none"]
+    bound_s: Share | msgspec.UnsetType = msgspec.UNSET
+    times_bound: Share | msgspec.UnsetType = msgspec.UNSET

@@ -1,0 +1,410 @@
+"""EdgeMoE's weights while a model runs: what is resident, the store, the buffer and the guesses."""
+
+from __future__ import annotations
+
+import atexit
+import mmap
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from haversack.core._record import STORE_NAME
+from haversack.core.errors import DamagedFileError, UserError
+from haversack.core.expert_store import TENSOR_STEP, ExpertRecord, ExpertStore, StoredTensor
+from haversack.core.pack import Pack, TensorEntry, TensorSource
+from haversack.core.storage import BLOCK, SlowStorage, aligned_buffer
+from haversack.kernels import Matrix
+from haversack.kernels._narrow import widen_int2
+from haversack.models._architecture import Architecture
+from haversack.models._experts import Experts, experts_of, identity
+from haversack.run._eviction import eviction
+from haversack.run._expert_buffer import ExpertBuffer, Going
+from haversack.run._forms import assemble, forms_of, stored_names
+from haversack.run._paths import PROFILE_NAME, Profile
+from haversack.run._prediction import GateAhead, NoGuess, Paths, Predictor
+from haversack.run._products import multiply
+from haversack.run._residency import CHOSEN, GUESSED, AllHeld, Lines
+from haversack.run._shelf import Item, Key, Shelf
+from haversack.run._source import traits_of
+from haversack.run._weights import Weights, nbytes, tensor
+from haversack.run.residency.copied import HUGE, PIECE, Copy
+from haversack.run.residency.streamed import drop_cached
+
+if TYPE_CHECKING:
+    from haversack.run.layers.mixture import Routing
+    from haversack.run.residency.edgemoe import EdgeMoE
+
+F32 = npt.NDArray[np.float32]
+
+DEFAULT_EXPERTS = 10
+"""The paper's buffer, where no budget says how large it may be."""
+RECORD_SPARE = 4096
+"""Python's own objects for an expert in memory, and for its entry in the store's header."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """What one expert takes: `held` bytes while it is in memory, `staging` more while it is read (int2: as
+    stored, and a part of it while it is widened).
+    """
+
+    held: int
+    staging: int
+
+    @classmethod
+    def of(cls, entries: Sequence[TensorEntry]) -> Self:
+        """Of the tensors of one record."""
+        span = entries[-1].offset + entries[-1].nbytes - entries[0].offset
+        return cls.sized(span, [(entry.kind, entry.nbytes) for entry in entries])
+
+    @classmethod
+    def sized(cls, span: int, parts: Iterable[tuple[str, int]]) -> Self:
+        """Of a record of `span` bytes with parts (kind, bytes)."""
+        parts = list(parts)
+        pages = -(-span // BLOCK) * BLOCK
+        if not any(kind == "int2" for kind, _ in parts):
+            return cls(pages + RECORD_SPARE, 0)
+        wide = sum(count * (2 if kind == "int2" else 1) for kind, count in parts)
+        return cls(-(-wide // BLOCK) * BLOCK + RECORD_SPARE, 2 * pages + BLOCK)
+
+
+class Sized:
+    """The method for experts of known sizes: `rooms` of each, of which a token takes `chosen` in a layer;
+    `cold` are their bytes as weights are counted.
+    """
+
+    def __init__(self, method: EdgeMoE, rooms: Mapping[Key, Room], chosen: int, cold: int) -> None:
+        self.method = method
+        self.rooms = rooms
+        self.chosen = chosen
+        self.cold = cold
+
+    @property
+    def name(self) -> str:
+        """As the method's."""
+        return self.method.name
+
+    @property
+    def staging(self) -> int:
+        """Bytes that an expert on its way takes beside its place."""
+        return max((room.staging for room in self.rooms.values()), default=0)
+
+    @property
+    def least(self) -> int:
+        """Bytes of the buffer below which no layer's choice fits."""
+        layers: dict[int, list[int]] = {}
+        for key, room in self.rooms.items():
+            layers.setdefault(key[0], []).append(room.held)
+        return max(sum(sorted(held, reverse=True)[: self.chosen]) for held in layers.values())
+
+    def buffer_nbytes(self, limit: int | None, resident: int) -> int:
+        """Bytes of the buffer, where `limit` are left for all weights, `resident` of which are taken."""
+        everything = sum(room.held for room in self.rooms.values())
+        largest = max(room.held for room in self.rooms.values())
+        if self.method.buffer_kib >= 0:
+            wanted = self.method.buffer_kib * 1024
+        elif limit is None:
+            wanted = DEFAULT_EXPERTS * largest
+        else:
+            wanted = everything
+        if limit is not None:
+            wanted = min(wanted, limit - resident - self.staging)
+        return max(self.least, min(wanted, everything))
+
+    def resident_nbytes(self, total: int) -> int:
+        """Bytes of what is no expert, where all weights have `total`, and of books about the experts."""
+        hot = total - self.cold
+        return hot + HUGE + min(2 * PIECE, hot) + len(self.rooms) * RECORD_SPARE
+
+    def planned(
+        self, blocks: Sequence[int], top: int, files: int = 1, limit: int | None = None, aside: int = 0
+    ) -> Lines:
+        """What is resident, and the buffer that `limit` leaves (None: as large as without a budget)."""
+        resident = self.resident_nbytes(sum(blocks) + top)
+        buffer = self.buffer_nbytes(limit, resident)
+        return (
+            ("weights, all but the experts", resident),
+            ("weights, experts in memory", buffer + self.staging),
+        )
+
+
+class Fitted(Sized):
+    """The method for one model."""
+
+    def __init__(
+        self, method: EdgeMoE, source: TensorSource, architecture: Architecture, experts: Experts
+    ) -> None:
+        rooms: dict[Key, Room] = {}
+        for key, names in experts.tensors.items():
+            entries = [source.tensors[name] for name in stored_names(source, names)]
+            rooms[key] = Room.of(sorted(entries, key=lambda entry: entry.offset))
+        super().__init__(method, rooms, experts.chosen, nbytes(source, experts.owners))
+        self.source = source
+        self.architecture = architecture
+        self.experts = experts
+
+    @classmethod
+    def of(cls, method: EdgeMoE, source: TensorSource, architecture: Architecture) -> Self:
+        """Raises UserError for a model whose experts lie in no store."""
+        experts = experts_of(architecture)
+        if experts is None or "expert-store" not in traits_of(source):
+            raise UserError(
+                f"{source.path} has no expert store; packs of mixture-of-experts models have one: haversack "
+                "pack MODEL --device DEVICE -o NAME.",
+                field="residency",
+                given=str(method),
+                nearest="streamed",
+            )
+        return cls(method, source, architecture, experts)
+
+    def open(self, limit: int | None) -> Any:
+        """See EdgeMoE."""
+        total = nbytes(self.source, self.architecture.tensors())
+        budget = self.buffer_nbytes(limit, self.resident_nbytes(total))
+        return ExpertsHeld(self, budget)
+
+
+class _Loaded(dict[str, Any]):
+    """The tensors of an expert, and the memory that they lie in."""
+
+    __slots__ = ("buffer",)
+
+    def __init__(self, tensors: Mapping[str, Any], buffer: mmap.mmap) -> None:
+        super().__init__(tensors)
+        self.buffer = buffer
+
+
+class ExpertsHeld(AllHeld):
+    """Everything but the experts bound once, and the experts in a buffer of `budget` bytes. See Held, Experts
+    and Telling.
+    """
+
+    told = "experts"
+
+    def __init__(self, fitted: Fitted, budget: int) -> None:
+        source, architecture, experts, method = (
+            fitted.source,
+            fitted.architecture,
+            fitted.experts,
+            fitted.method,
+        )
+        assert isinstance(source, Pack)
+        self.fitted = fitted
+        self.budget = budget
+        self.experts = experts
+        self._layers = {block: layer for layer, block in enumerate(experts.blocks)}
+        entries = [
+            source.tensors[name]
+            for name in stored_names(source, architecture.tensors())
+            if source.tensors[name].file != STORE_NAME
+        ]
+        (file,) = {entry.file for entry in entries}
+        copy = Copy(source.path / file, entries)
+        super().__init__(source, architecture, copy.bytes, without=experts.owners)
+        drop_cached(source.path / STORE_NAME)
+        storage = SlowStorage(method.mb_s) if method.mb_s else None
+        self.store = ExpertStore.open(source.path / STORE_NAME, storage)
+        try:
+            self.store.require_model(identity(source, architecture))
+            self._records = {key: self._record(key) for key in experts.tensors}
+            self.profile = self._profile()
+            self.predict, self._predictor = self._guesser()
+        except BaseException:
+            self.store.close()
+            raise
+        narrow = [
+            record.nbytes
+            for record in self._records.values()
+            if any(stored.kind == "int2" for stored in record.tensors)
+        ]
+        self._staging = aligned_buffer(max(narrow)) if narrow else None
+        shelf = Shelf(
+            budget,
+            eviction(
+                "lru" if method.eviction == "none" else method.eviction,
+                len(experts.blocks),
+                experts.count,
+                None if self.profile is None else self.profile.frequencies,
+            ),
+            keeps=method.eviction != "none",
+        )
+        sizes = {key: room.held for key, room in fitted.rooms.items()}
+        self.buffer = ExpertBuffer(
+            *(shelf, sizes, self._load),
+            stored={key: record.nbytes for key, record in self._records.items()},
+            chance=experts.chosen / experts.count,
+            timeout_s=method.timeout_s,
+            names=self._records.__getitem__,
+        )
+        atexit.register(self.close)
+
+    def _record(self, key: Key) -> ExpertRecord:
+        block, expert = self.experts.blocks[key[0]], key[1]
+        record = self.store.records.get((block, expert, ""))
+        if record is None:
+            raise DamagedFileError(self.store.path, f"expert {expert} of layer {block} is missing")
+        source = self.fitted.source
+        needed = {name: source.tensors[name] for name in stored_names(source, self.experts.tensors[key])}
+        if {entry.name: entry for entry in record.entries()} != needed:
+            raise DamagedFileError(self.store.path, f"{record} is not the one that pack.json describes")
+        return record
+
+    def _profile(self) -> Profile | None:
+        source = self.fitted.source
+        assert isinstance(source, Pack)
+        if PROFILE_NAME not in source.record.files:
+            return None
+        path = source.path / PROFILE_NAME
+        profile = Profile.of_bytes(source.read_file(PROFILE_NAME), path)
+        profile.require(
+            identity(source, self.fitted.architecture), len(self.experts.blocks), self.experts.count, path
+        )
+        return profile
+
+    def _guesser(self) -> tuple[str, Predictor]:
+        name = self.fitted.method.predict
+        if name == "auto":
+            name = "gate" if self.profile is None else "paths"
+        if name == "paths":
+            if self.profile is None:
+                raise UserError(
+                    f"{self.fitted.source.path} has no {PROFILE_NAME}, which predict=paths reads; pack the "
+                    "model with --precision edgemoe, or use predict=gate.",
+                    field="predict",
+                    given="paths",
+                    nearest="gate",
+                )
+            return name, Paths(self.profile)
+        return name, GateAhead(self._gate, self._ahead) if name == "gate" else NoGuess()
+
+    @property
+    def _ahead(self) -> int:
+        ahead = self.fitted.method.ahead
+        return self.experts.chosen if ahead < 0 else ahead
+
+    def _load(self, key: Key, leaving: list[Item], going: Going | None) -> _Loaded:
+        """Read an expert; runs in the reading thread. Memory of the right size is used again."""
+        record = self._records[key]
+        staged = any(stored.kind == "int2" for stored in record.tensors)
+        starts, size = places(record)
+        buffer = next((item.value.buffer for item in leaving if len(item.value.buffer) == size), None)
+        leaving.clear()
+        if buffer is None:
+            buffer = aligned_buffer(size - BLOCK)
+        view = self.store.read(record, self._staging if staged else buffer, going)
+        tensors: dict[str, Any] = {}
+        for stored, entry, start in zip(record.tensors, record.entries(), starts, strict=True):
+            part: Any = view[stored.start : stored.start + stored.nbytes]
+            if staged:
+                part = moved(part, stored, np.frombuffer(buffer, np.uint8), start)
+            tensors[stored.name] = part if isinstance(part, Matrix) else tensor(entry, part)
+        assemble(self._forms(key), tensors)
+        return _Loaded(tensors, buffer)
+
+    def _forms(self, key: Key) -> dict[str, Any]:
+        held = forms_of(self.fitted.source)
+        return {name: held[name] for name in self.experts.tensors[key] if name in held}
+
+    def routed(self, routing: Routing) -> None:
+        """See Experts; guesses follow the last token."""
+        layer = self._layers[routing.block]
+        self._predictor.chose(layer, routing.experts[-1].tolist(), routing.x[-1].copy())
+
+    def want(self, block: int, ids: Sequence[int] = (), priority: int = GUESSED) -> None:
+        """See Experts. What a router chose is read first, then what the next layer will likely choose."""
+        if block not in self._layers:
+            return
+        layer = self._layers[block]
+        keys = [(layer, expert) for expert in ids]
+        if priority < CHOSEN:
+            self.buffer.guess(keys)
+            return
+        self.buffer.need(layer, keys)
+        following = (layer + 1) % len(self.experts.blocks)
+        likely = self._predictor.likely(following)[: self._ahead]
+        self.buffer.guess([(following, expert) for expert in likely])
+
+    def _gate(self, layer: int, x: F32) -> F32:
+        """What the router of `layer` says of an input f32 [width] of the layer before."""
+        block = self.experts.blocks[layer]
+        mixture = self.fitted.architecture.blocks[block].mixture
+        assert mixture is not None
+        scores = np.empty((1, self.experts.count), np.float32)
+        with self.weights(block) as weights:
+            multiply(x[None], (mixture.router,), weights, (scores,), "f32")
+        found: F32 = scores[0]
+        return found
+
+    def record(self, seconds: float | None = None) -> dict[str, Any]:
+        """What happened, as `run --json` prints it. With the `seconds` that the run took: how many times the
+        bound they were, which is the slower of reading what no eviction could have kept and computing."""
+        counts = self.buffer.statistics
+        found = {
+            **counts.record(),
+            "bytes_read": self.store.bytes_read,
+            "predict": self.predict,
+            "eviction": self.fitted.method.eviction,
+            "buffer_nbytes": self.budget,
+        }
+        least, busy = self.buffer.least_bytes(), self.buffer.reader.busy_s
+        if seconds is not None and least is not None and busy > 0:
+            rate = self.store.bytes_read / busy
+            bound = max(least / rate, seconds - counts.stall_s)
+            found |= {"bound_s": round(bound, 4), "times_bound": round(seconds / bound, 3)}
+        return found
+
+    def words(self, seconds: float | None = None) -> str:
+        """The same in two lines."""
+        found = self.record(seconds)
+        bound = f"; {found['times_bound']:.2f} times the storage's bound" if "times_bound" in found else ""
+        return (
+            f"experts: {found['asked']} used, {found['hits']} were there, {found['late']} on their way, "
+            f"{found['demands']} loaded when chosen; {found['preloads']} guessed ({found['predict']}), "
+            f"{found['useful']} of them used, {found['wasted']} not\n"
+            f"storage: {found['bytes_read'] / 2**20:.1f} MiB read, {found['stall_s']:.2f} s waited, buffer "
+            f"{found['peak_nbytes'] / 2**20:.1f} of {self.budget / 2**20:.1f} MiB{bound}"
+        )
+
+    def expert(self, block: int, expert: int) -> AbstractContextManager[Weights]:
+        """See Held."""
+        return self.buffer.use((self._layers[block], expert))
+
+    def close(self) -> None:
+        """End the reading thread and close the store."""
+        atexit.unregister(self.close)
+        if self.buffer.close():
+            self.store.close()
+        super().close()
+
+
+def held_nbytes(stored: StoredTensor) -> int:
+    """Bytes of a tensor in memory: int2 becomes int4."""
+    if stored.kind != "int2":
+        return stored.nbytes
+    group = stored.group or 0
+    return stored.nbytes // (4 * group + 32) * (8 * group + 32)
+
+
+def places(record: ExpertRecord) -> tuple[list[int], int]:
+    """Where each tensor of a record begins in memory, and the size of that memory, as `aligned_buffer` makes
+    it.
+    """
+    starts, at = [], 0
+    for stored in record.tensors:
+        starts.append(at)
+        at = -(-(at + held_nbytes(stored)) // TENSOR_STEP) * TENSOR_STEP
+    return starts, (-(-at // BLOCK) + 1) * BLOCK
+
+
+def moved(part: Any, stored: StoredTensor, memory: npt.NDArray[np.uint8], start: int) -> Any:
+    """The bytes `part` of a tensor at `start` of `memory`, or the matrix that int2 becomes there."""
+    place = memory[start : start + held_nbytes(stored)]
+    if stored.kind == "int2":
+        rows, columns = stored.shape
+        return widen_int2(part, rows, columns, stored.group or 0, place)
+    place[:] = np.frombuffer(part, np.uint8)
+    return place

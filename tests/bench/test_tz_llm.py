@@ -1,0 +1,57 @@
+"""The bench of TZ-LLM: every bar has its row, and what is computed of measurements is right."""
+
+from __future__ import annotations
+
+import pytest
+
+from haversack.bench import Run
+from haversack.bench.tz_llm import bench
+from haversack.bench.tz_llm.boards import boards
+from haversack.bench.tz_llm.co_driver import co_driver
+from haversack.bench.tz_llm.latency import Speeds, overlapped, r_squared
+
+BARS = {
+    "first-token": ("<=", 0.70),
+    "in-the-clear": ("<=", 1.3),
+    "overlap": (">=", 0.7),
+    "multiple-equal": ("<=", 0.65),
+    "cache-linear": (">=", 0.9),
+    "same-logits": ("==", 1.0),
+    "co-driver-open": ("==", 0.0),
+    "co-driver-stuck": ("==", 0.0),
+    "board-llama-3-8b": ("in", (0.70, 0.92)),
+}
+
+
+def test_every_bar_has_its_row() -> None:
+    rows = {row.id: row.bar for row in bench.rows}
+    for name, (op, value) in BARS.items():
+        bar = rows[name]
+        assert bar is not None and (bar.op, bar.value) == (op, value)
+    assert {"order", "grain", "cache-falls"} <= set(rows)
+    assert {row.kind for row in bench.rows if row.quick} == {"time", "quality", "memory", "bytes"}
+
+
+def test_simulated_rows_are_measured() -> None:
+    run = Run(quick=True, seed=5, deadline=1e12)
+    found = boards(run) | co_driver(run)
+    assert found["known-schedule"].ours.values == (1.0,)
+    assert found["co-driver-open"].ours.values == (0.0,) and "refused" in found["co-driver-open"].note
+
+
+def test_a_line_and_no_line() -> None:
+    assert r_squared([0, 1, 2, 3], [5.0, 4.0, 3.0, 2.0]) == pytest.approx(1.0)
+    assert r_squared([0, 1, 2, 3], [5.0, 1.0, 5.0, 1.0]) < 0.5
+    assert r_squared([0, 1], [2.0, 1.0]) == 0.0
+
+
+def test_the_prompt_fits_the_restoration() -> None:
+    speed = Speeds({"allocate": 0.1, "read": 0.6, "decrypt": 0.1}, compute=0.4)
+    assert speed.length(1.0) == 512 and speed.length(2.0) == 256
+
+
+def test_overlap_is_measured_against_the_bound() -> None:
+    stages = {"allocate": 0.0, "read": 2.4, "decrypt": 0.0}
+    taken = {"unpipelined": [4.8], "pipelined": [2.5]}
+    outcome = overlapped(taken, stages, compute=2.4, note="")
+    assert outcome.ours.values[0] == pytest.approx(1.0)

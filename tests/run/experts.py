@@ -1,0 +1,105 @@
+"""Packs of mixtures of experts with drawn weights, each expert at bits of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from haversack.core.pack import PackWriter
+from haversack.formats.sealed import Sealer
+from haversack.models import read_architecture
+from haversack.models._experts import Experts, experts_of
+from haversack.run._paths import PROFILE_NAME, Profile
+from haversack.shrink.precision.edgemoe import compressed
+
+OLMOE: dict[str, Any] = {
+    "model_type": "olmoe",
+    "vocab_size": 288,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "norm_topk_prob": False,
+    "tie_word_embeddings": False,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+"""Router after attention, experts by softmax."""
+
+
+def draw(config: dict[str, Any], seed: int = 1) -> dict[str, np.ndarray]:
+    """Weights by the architecture's own names."""
+    rng = np.random.default_rng(seed)
+    found = {}
+    for name, shape in read_architecture(config).tensors().items():
+        spread = 0.3 if len(shape) == 1 else 1.5 / np.sqrt(shape[-1])
+        found[name] = (rng.standard_normal(shape) * spread + (len(shape) == 1)).astype(np.float32)
+    return found
+
+
+def mixed_bits(layer: int, expert: int) -> int:
+    """Every width in turn."""
+    return (4, 2, 8, 32, 16)[(layer + expert) % 5]
+
+
+def write_expert_pack(
+    path: Path,
+    config: dict[str, Any] | None = None,
+    bits: Callable[[int, int], int] = mixed_bits,
+    seed: int = 1,
+    profile: bool = True,
+    identity: str = "drawn",
+    tokenizer: str | None = None,
+    key: bytes | None = None,
+) -> Path:
+    """A pack whose experts lie in a store; with a `key`, sealed with the other weights."""
+    config = OLMOE if config is None else config
+    architecture = read_architecture(config)
+    experts = experts_of(architecture)
+    assert experts is not None
+    inside = {linear.weight for block in architecture.blocks for linear in block.matrices()}
+    sealer = None if key is None else Sealer(key, path.name)
+    with PackWriter(path, sealer=sealer) as writer:
+        writer.keep_experts(identity, experts.owners)
+        for name, values in draw(config, seed).items():
+            if name in experts.owners:
+                block, expert = experts.owners[name]
+                found = compressed(values, bits(experts.blocks.index(block), expert))
+                stored: Any = getattr(found, "stored", None)
+                matrix = found.packed()
+                data = matrix.data if stored is None else stored()
+                writer.add_tensor(
+                    name, found.kind.kind, matrix.shape, [data], found.kind.group, matrix.layout
+                )
+            else:
+                kind = "f16" if name in inside else "f32"
+                values = values.astype("<f2") if kind == "f16" else values
+                writer.add_tensor(name, kind, values.shape, [values])
+        if tokenizer is not None:
+            writer.add_file("tokenizer.json", tokenizer.encode())
+        if profile:
+            writer.add_file(PROFILE_NAME, drawn_profile(experts, identity).to_bytes())
+        writer.finish({"architecture": config, "plan": {"activations": "f32"}})
+    return path
+
+
+def drawn_profile(experts: Experts, identity: str, seed: int = 5) -> Profile:
+    """Paths of a text that never was: some experts are chosen more often than others."""
+    rng = np.random.default_rng(seed)
+    chances = np.arange(1, experts.count + 1) / sum(range(1, experts.count + 1))
+    routes = np.array(
+        [
+            [rng.choice(experts.count, experts.chosen, replace=False, p=chances) for _ in experts.blocks]
+            for _ in range(200)
+        ],
+        np.int32,
+    )
+    return Profile.of_routes(routes, experts.count, identity)
