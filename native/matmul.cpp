@@ -6,6 +6,7 @@
 #include "base/scratch.h"
 #include "matmul_tiles.h"
 #include "quantize.h"
+#include "simd/transpose.h"
 
 namespace haversack::HAVERSACK_TARGET {
 
@@ -15,20 +16,31 @@ namespace {
 
 constexpr int64_t least_work = int64_t(48) << 10;  // bytes of weights times tokens: what is worth handing to a thread
 
+// `tokens` rows of x, at most 16, as units of 16 floats or of 1; zeros behind the last column.
 void interleave(const float *x, int64_t columns, int64_t padded, int tokens, int64_t unit, float *to) {
-    if (unit == 1) {
-        for (int64_t k = 0; k < columns; ++k)
-            for (int t = 0; t < tokens; ++t) to[k * tokens + t] = x[t * columns + k];
-        for (int64_t i = columns * tokens; i < padded * tokens; ++i) to[i] = 0.0f;
+    const auto at = [&](int t, int64_t k) {
+        const float *from = x + t * columns + k;
+        return k + lanes <= columns ? load(from) : load_part(from, larger_of<int64_t>(columns - k, 0));
+    };
+    if (unit == lanes) {
+        for (int t = 0; t < tokens; ++t)
+            for (int64_t k = 0; k < padded; k += lanes) store(to + k * tokens + t * lanes, at(t, k));
         return;
     }
-    for (int t = 0; t < tokens; ++t) {
-        const float *from = x + t * columns;
-        for (int64_t u = 0; u < padded / unit; ++u)
-            for (int64_t i = 0; i < unit; ++i) {
-                const int64_t k = u * unit + i;
-                to[(u * tokens + t) * unit + i] = k < columns ? from[k] : 0.0f;
-            }
+    const int64_t end = padded * tokens;
+    for (int64_t k = 0; k < padded; k += lanes) {
+        Floats rows[lanes];
+#pragma GCC unroll 16
+        for (int t = 0; t < lanes; ++t) rows[t] = t < tokens ? at(t, k) : zero();
+        transpose(rows);
+        // What a whole vector writes too far, the next one writes again.
+        for (int64_t i = 0; i < lanes && k + i < padded; ++i) {
+            const int64_t place = (k + i) * tokens;
+            if (place + lanes <= end)
+                store(to + place, rows[i]);
+            else
+                store_part(to + place, rows[i], tokens);
+        }
     }
 }
 

@@ -2,6 +2,8 @@
 // lanes, and the lanes are added in a fixed tree at the end.
 #include "matmul_tiles.h"
 #include "simd/float_kinds.h"
+#include "simd/sums.h"
+#include "simd/unrolled.h"
 
 namespace haversack::HAVERSACK_TARGET {
 namespace {
@@ -11,35 +13,43 @@ template <typename Type, int Rows, int T, bool First>
 HAVERSACK_INLINE void tile(const Product &product, const float *x, int64_t token, int64_t row) {
     const int64_t columns = product.weights.columns, stride = columns * Type::bytes;
     const uint8_t *w = product.weights.data + row * stride;
-    Floats sums[Rows][T];
-    for (auto &of_row : sums)
-        for (Floats &one : of_row) one = zero();
+    Floats sums[Rows * T];  // of row r and token t at [t * Rows + r]
+    unrolled<Rows * T>([&](auto i) HAVERSACK_ALWAYS { sums[i] = zero(); });
     int64_t k = 0;
     for (; k + lanes <= columns; k += lanes, w += lanes * Type::bytes, x += lanes * T) {
         Floats weights[Rows];
-        for (int r = 0; r < Rows; ++r) {
+        unrolled<Rows>([&](auto r) HAVERSACK_ALWAYS {
             // Few tokens wait for memory: call for the next rows while these are read.
             if constexpr (First && Rows > 1) prefetch_far(w + (r + Rows) * stride);
             weights[r] = Type::whole(w + r * stride);
-        }
-        for (int t = 0; t < T; ++t) {
+        });
+        unrolled<T>([&](auto t) HAVERSACK_ALWAYS {
             const Floats input = load(x + lanes * t);
-            for (int r = 0; r < Rows; ++r) sums[r][t] = fma(weights[r], input, sums[r][t]);
-        }
+            unrolled<Rows>([&](auto r) HAVERSACK_ALWAYS { sums[t * Rows + r] = fma(weights[r], input, sums[t * Rows + r]); });
+        });
     }
-    if (k < columns) {
-        for (int r = 0; r < Rows; ++r) {
+    if (k < columns)
+        unrolled<Rows>([&](auto r) HAVERSACK_ALWAYS {
             const Floats weights = Type::part(w + r * stride, columns - k);
-            for (int t = 0; t < T; ++t) sums[r][t] = fma(weights, load(x + lanes * t), sums[r][t]);
+            unrolled<T>([&](auto t)
+                            HAVERSACK_ALWAYS { sums[t * Rows + r] = fma(weights, load(x + lanes * t), sums[t * Rows + r]); });
+        });
+    float values[Rows * T];
+    add_lanes<Rows * T>(sums, values);
+    for (int t = 0; t < T; ++t) {
+        const int64_t at = (token + t) * product.weights.rows + row;
+        float own[Rows], more[Rows];
+        std::memcpy(own, values + t * Rows, sizeof own);
+        if (product.add) {
+            std::memcpy(more, product.add + at, sizeof more);
+            for (int r = 0; r < Rows; ++r) own[r] += more[r];
         }
+        if (product.bias) {
+            std::memcpy(more, product.bias + row, sizeof more);
+            for (int r = 0; r < Rows; ++r) own[r] += more[r];
+        }
+        std::memcpy(product.out + at, own, sizeof own);
     }
-    for (int t = 0; t < T; ++t)
-        for (int r = 0; r < Rows; ++r) {
-            const int64_t at = (token + t) * product.weights.rows + row + r;
-            float value = sum(sums[r][t]);
-            if (product.add) value += product.add[at];
-            product.out[at] = product.bias ? value + product.bias[row + r] : value;
-        }
 }
 
 template <typename Type>

@@ -1,7 +1,7 @@
-// Row-skipping products: the active inputs are listed once, then the threads take outputs, 128 at a time, and each walks the
-// list. A thread computes whole outputs, never part of a sum: each is one chain over the active inputs in order (int4 with int8
-// activations: over groups of 64 channels, exact inside). Several tokens pass together over the union of their lists, with
-// zeros where one has none, which changes no bit.
+// Row-skipping products: the active inputs are listed once, then the threads take outputs, 128 at a time (int4: as many as
+// there are for each), and each walks the list. A thread computes whole outputs, never part of a sum: each is one chain over
+// the active inputs in order (int4 with int8 activations: over groups of 64 channels, exact inside). Several tokens pass
+// together over the union of their lists, with zeros where one has none, which changes no bit.
 #include "sparse.h"
 
 #include "base/pool.h"
@@ -9,6 +9,7 @@
 #include "simd/float_kinds.h"
 #include "simd/interleave.h"
 #include "simd/simd.h"
+#include "simd/unrolled.h"
 
 namespace haversack::HAVERSACK_TARGET {
 namespace {
@@ -172,73 +173,116 @@ HAVERSACK_INLINE void round_inputs(const uint8_t *const *runs, const float *inpu
         }
 }
 
-// One unit of 128 outputs over the channels of a chunk; `low` and `high` are the groups of its halves.
+// Channels that go through the outputs of a part together are those of up to four chunks: sums are read and written once for
+// all of them, and memory is called for long before it is read.
+constexpr int most_chunks = 4;
 template <int T>
-HAVERSACK_INLINE void unit(const uint8_t *const *runs, const uint8_t *const *next, int64_t count, int64_t place, int64_t low,
-                           int64_t high, const Rounded<T> &rounded, float *sums, int64_t pitch) {
-    Ints own[2][4][T];
-    for (int t = 0; t < T; ++t)
-        for (int r = 0; r < 4; ++r) {
-            own[0][r][t] = set_ints(rounded.starts[t][low]);
-            own[1][r][t] = set_ints(rounded.starts[t][high]);
-        }
-    static_assert(chunk <= 32, "dot_few takes eight times four channels");
-    Few few[2][4][T];
-    for (int h = 0; h < 2; ++h)
-        for (int r = 0; r < 4; ++r)
-            for (int t = 0; t < T; ++t) few[h][r][t] = begin_few(own[h][r][t]);
-    for (int64_t i = 0; i < count; i += 4) {
-        Quads channels[4], quads[4];
-        for (int k = 0; k < 4; ++k) {
-            channels[k] = load_quads(runs[i + k] + place);
-            if constexpr (T == 1) prefetch_far(next[i + k] + place);
-        }
-        interleave_quads(channels, quads);
-        for (int r = 0; r < 4; ++r) {
-            const Quads one = low_nibbles(quads[r]), two = high_nibbles(quads[r]);
-            for (int t = 0; t < T; ++t) {
-                few[0][r][t] = dot_few(few[0][r][t], one, rounded.quads[t][i / 4][low]);
-                few[1][r][t] = dot_few(few[1][r][t], two, rounded.quads[t][i / 4][high]);
-            }
-        }
+struct Chunk {
+    const uint8_t *runs[chunk + 3];
+    int64_t count;
+    Rounded<T> rounded;
+};
+
+// Calls for the numbers that a part will read next, channel by channel: 256 bytes for each step over four channels, which
+// take as many.
+struct Ahead {
+    const Part &part;
+    const List &list;
+    const int64_t steps;  // of a channel
+    int64_t channel = 0, end = 0, left = 0;
+    const uint8_t *at = nullptr;
+
+    // Those up to number `stop` of the list come next; their scales, bytes scales .. scales_end, are called for at once.
+    void begin(int64_t stop, int64_t scales, int64_t scales_end) {
+        for (int64_t i = end; i < stop; ++i)
+            for (int64_t byte = scales; byte < scales_end; byte += 64)
+                prefetch_far(part.data + list.index[i] * part.stride + byte);
+        end = stop;
     }
-    for (int t = 0; t < T; ++t)
-        for (int h = 0; h < 2; ++h)
-            for (int r = 0; r < 4; ++r) {
-                float *to = sums + t * pitch + 64 * h + 16 * r;
-                const Floats whole = to_floats(end_few(few[h][r][t], own[h][r][t]));
-                store(to, fma(whole, set(rounded.scales[t][h ? high : low]), load(to)));
-            }
+    bool step() {
+        if (left == 0) {
+            if (channel == end) return false;
+            at = part.data + list.index[channel++] * part.stride + part.codes + part.from / 2;
+            left = steps;
+        }
+        for (int line = 0; line < 4; ++line) prefetch_far(at + 64 * line);
+        at += 256;
+        --left;
+        return true;
+    }
+};
+
+// One unit of 128 outputs over the channels of some chunks; `low` and `high` are the groups of its halves.
+template <int T>
+HAVERSACK_INLINE void unit(const Chunk<T> *chunks, int64_t count, int64_t place, int64_t low, int64_t high, float *sums,
+                           int64_t pitch, Ahead &ahead) {
+    static_assert(chunk <= 32, "dot_few takes eight times four channels");
+    Floats total[8 * T];  // of half h, sixteen r and token t at [(t * 2 + h) * 4 + r]
+    unrolled<8 * T>([&](auto i) HAVERSACK_ALWAYS { total[i] = load(sums + i / 8 * pitch + i % 8 * lanes); });
+    for (const Chunk<T> *one = chunks; one < chunks + count; ++one) {
+        const Rounded<T> &rounded = one->rounded;
+        Ints starts[2 * T];
+        unrolled<2 * T>([&](auto i) HAVERSACK_ALWAYS { starts[i] = set_ints(rounded.starts[i / 2][i % 2 ? high : low]); });
+        Few few[8 * T];
+        unrolled<8 * T>([&](auto i) HAVERSACK_ALWAYS { few[i] = begin_few(starts[i / 4]); });
+        for (int64_t k = 0; k < one->count; k += 4) {
+            Quads channels[4], quads[4];
+            unrolled<4>([&](auto i) HAVERSACK_ALWAYS { channels[i] = load_quads(one->runs[k + i] + place); });
+            if constexpr (T == 1) ahead.step();
+            interleave_quads(channels, quads);
+            unrolled<4>([&](auto r) HAVERSACK_ALWAYS {
+                const Quads lower = low_nibbles(quads[r]), upper = high_nibbles(quads[r]);
+                unrolled<T>([&](auto t) HAVERSACK_ALWAYS {
+                    few[t * 8 + r] = dot_few(few[t * 8 + r], lower, rounded.quads[t][k / 4][low]);
+                    few[t * 8 + 4 + r] = dot_few(few[t * 8 + 4 + r], upper, rounded.quads[t][k / 4][high]);
+                });
+            });
+        }
+        unrolled<8 * T>([&](auto i) HAVERSACK_ALWAYS {
+            const Floats whole = to_floats(end_few(few[i], starts[i / 4]));
+            total[i] = fma(whole, set(rounded.scales[i / 8][i / 4 % 2 ? high : low]), total[i]);
+        });
+    }
+    unrolled<8 * T>([&](auto i) HAVERSACK_ALWAYS { store(sums + i / 8 * pitch + i % 8 * lanes, total[i]); });
 }
 
 template <int T>
 void accumulate_int4(const Part &part, const List &list, float *sums, int64_t pitch) {
-    const int64_t group = part.of->group, groups = (part.to + group - 1) / group;
-    const uint8_t *runs[2][chunk + 4];
-    const auto gather = [&](int64_t from, const uint8_t **to) {  // the listed channels of the chunk that holds number `from`
-        int64_t i = from;
-        const int64_t of = from < list.count ? list.index[from] / chunk : 0;
-        for (; i < list.count && list.index[i] / chunk == of; ++i) to[i - from] = part.data + list.index[i] * part.stride;
-        return i;
+    const int64_t group = part.of->group, groups = (part.to + group - 1) / group, units = (part.to - part.from) / sparse_unit;
+    const int64_t scales = part.from / group * 2 / 64 * 64;
+    // The listed channels of the chunk that holds number `from` end here.
+    const auto chunk_end = [&](int64_t from) {
+        const int64_t last = (list.index[from] / chunk + 1) * chunk;
+        while (from < list.count && list.index[from] < last) ++from;
+        return from;
     };
-    Rounded<T> rounded;
-    int64_t end = gather(0, runs[0]);
-    for (int64_t begin = 0, turn = 0; begin < list.count; turn = 1 - turn) {
-        const uint8_t **own = runs[turn], **other = runs[1 - turn];
-        const int64_t count = end - begin, after = gather(end, other);
-        round_inputs<T>(own, list.inputs + begin * T, count, part.from / group, groups, rounded);
-        for (int64_t i = count; i % 4; ++i) own[i] = own[count - 1];  // any will do, since its input is 0
-        // What the next chunk will read is called for place by place.
-        const int64_t coming = after - end;
-        for (int64_t i = coming; i < count + 3; ++i) other[i] = coming ? other[coming - 1] : own[0];
+    const auto chunks_end = [&](int64_t from) {
+        for (int i = 0; i < most_chunks && from < list.count; ++i) from = chunk_end(from);
+        return from;
+    };
+    Chunk<T> chunks[most_chunks];
+    Ahead ahead = {part, list, (units + 3) / 4};
+    int64_t next = chunks_end(0);
+    if constexpr (T == 1) ahead.begin(next, scales, groups * 2);
+    for (int64_t begin = 0; begin < list.count;) {
+        const int64_t end = next;
+        next = chunks_end(end);
         if constexpr (T == 1)
-            for (int64_t i = 0; i < coming; ++i)
-                for (int64_t line = 0; line < part.codes; line += 64) prefetch_far(other[i] + line);
+            while (ahead.step()) continue;  // what is left of these channels
+        int64_t count = 0;
+        for (; begin < end; ++count) {
+            Chunk<T> &one = chunks[count];
+            const int64_t stop = chunk_end(begin);
+            for (int64_t i = begin; i < stop; ++i) one.runs[i - begin] = part.data + list.index[i] * part.stride;
+            one.count = stop - begin;
+            round_inputs<T>(one.runs, list.inputs + begin * T, one.count, part.from / group, groups, one.rounded);
+            for (int64_t i = one.count; i % 4; ++i) one.runs[i] = one.runs[0];  // any will do, since its input is 0
+            begin = stop;
+        }
+        if constexpr (T == 1) ahead.begin(next, scales, groups * 2);
+        const int shift = group == 64 ? 6 : 7;
         for (int64_t at = part.from; at < part.to; at += sparse_unit)
-            unit<T>(own, other, count, part.codes + at / 2, at / group, (at + 64) / group, rounded, sums + at - part.from,
-                    pitch);
-        begin = end;
-        end = after;
+            unit<T>(chunks, count, part.codes + at / 2, at >> shift, (at + 64) >> shift, sums + at - part.from, pitch, ahead);
     }
 }
 
@@ -318,7 +362,9 @@ void tile(const SparseProduct &product, SparseCall &call, int64_t first) {
     }
     const int64_t outputs = weights.outputs, units = (outputs + sparse_unit - 1) / sparse_unit;
     const int64_t work = 1 + active.count * weights.run_bytes(sparse_unit) + few.count * sparse_unit * 4;
-    parallel(units, 1 + least_work / work, [&](int64_t begin, int64_t end) {
+    // int4: as few pieces as threads. A channel's numbers are then fetched in long runs, and each piece rounds inputs for itself.
+    const int64_t share = weights.packed() ? ((units + threads() - 1) / threads() + 3) / 4 * 4 : 1;
+    parallel(units, larger_of(1 + least_work / work, share), [&](int64_t begin, int64_t end) {
         float sums[T][sparse_int4_block];
         const int64_t last = smaller_of(end * sparse_unit, outputs);
         for (int64_t at = begin * sparse_unit; at < last;) {

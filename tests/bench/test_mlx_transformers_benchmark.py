@@ -20,6 +20,7 @@ from haversack.bench.mlx_transformers_benchmark._backends import (
     read_checkpoint,
 )
 from haversack.bench.mlx_transformers_benchmark._grid import (
+    Cell,
     ParityError,
     Ready,
     batch_of,
@@ -34,6 +35,7 @@ from haversack.bench.mlx_transformers_benchmark._grid import (
 from haversack.bench.mlx_transformers_benchmark._lazy import Node
 from haversack.bench.mlx_transformers_benchmark._models import BERT_BASE, PARAMETERS
 from haversack.bench.mlx_transformers_benchmark._reference import erf
+from haversack.bench.mlx_transformers_benchmark.grid import furthest
 from haversack.cli import main
 from haversack.cli._records import OUTPUTS
 from haversack.core.errors import DamagedFileError, UserError
@@ -125,6 +127,17 @@ def test_the_trap_is_caught(folder: Path) -> None:
     assert last["lazy"].median_ms > 5 * last["lazy-unsynchronised"].median_ms
     # Its work is done when the result is fetched, outside the timer.
     assert last["lazy-unsynchronised"].copy_ms > 5 * last["lazy-unsynchronised"].median_ms
+
+
+def test_two_runs_are_compared_place_by_place() -> None:
+    def cell(name: str, characters: int, median_ms: float) -> Cell:
+        return Cell(name, characters, 1, 20.0, 24, 0.0, median_ms, 0.0, 0.0, 0.0)
+
+    first = [cell("ours", 50, 10.0), cell("ours", 200, 40.0), cell("other", 200, 80.0)]
+    worst, where = furthest(first, [cell("ours", 200, 44.0), cell("other", 200, 79.0)])
+    assert worst == pytest.approx(4 / 42)
+    assert where == "ours at 200 characters, batch 1"
+    assert furthest(first, [cell("ours", 50, 10.0)]) == (0.0, "")
 
 
 def test_a_backend_that_computes_something_else_is_not_timed(folder: Path, tmp_path: Path) -> None:

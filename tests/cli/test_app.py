@@ -214,6 +214,16 @@ def test_json_writes_what_commands_hold(capsys: pytest.CaptureFixture[str]) -> N
     }
 
 
+def test_a_narrow_table_still_says_what_its_rows_are(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    numbers = [f"n{index}" for index in range(3)]
+    _output.table(("name", *numbers), [("round-to-nearest", *["1234567.8"] * 3)], right=numbers)
+    out = capsys.readouterr().out
+    assert "name" in out and "round-to-nea" in out and "rest" in out
+
+
 def test_a_table_keeps_every_cell_whole_where_no_terminal_is(capsys: pytest.CaptureFixture[str]) -> None:
     long = "x" * 120
     _output.table(("name", "n"), [(long, 3), ("[bold]", 4)], right=("n",))

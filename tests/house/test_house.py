@@ -99,6 +99,31 @@ def test_importing_any_room_starts_nothing() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_a_bench_has_the_rows_of_all_its_files() -> None:
+    """Loading a bench imports every file of its folder that declares rows: those of any other would not
+    exist."""
+    from haversack.bench import bench_names, find_bench
+
+    left_out = []
+    for name in bench_names():
+        functions = {measure.function.__module__ for measure in find_bench(name).measures}
+        for path in (PACKAGE / "bench" / name.replace("-", "_")).glob("*.py"):
+            if "@bench.measure(" in path.read_text(encoding="utf-8"):
+                module = ".".join(("haversack", *path.relative_to(PACKAGE).with_suffix("").parts))
+                if module not in functions:
+                    left_out.append(path)
+    assert not names(left_out)
+
+
+def test_a_full_run_of_a_bench_has_the_time_that_its_rows_take() -> None:
+    """As declared: what is measured last is not left out for what came before."""
+    from haversack.bench import bench_names, find_bench
+    from haversack.bench._harness import FULL_SECONDS
+
+    taken = {name: sum(one.seconds for one in find_bench(name).measures) for name in bench_names()}
+    assert not {name: seconds for name, seconds in taken.items() if seconds > FULL_SECONDS}
+
+
 def test_engines_do_not_import_torch_modules() -> None:
     """run, and the floors below it, know no file NAME_torch.py, not even inside a function."""
     guilty = []

@@ -17,7 +17,7 @@ from haversack.core.errors import DamagedFileError, UserError
 from haversack.formats.gguf import GgufFile, write_gguf_file
 from haversack.models._bundled import model_folder
 from haversack.models._gguf_pre import PRES
-from haversack.models._gguf_tokenizer import merges_of, tokenizer
+from haversack.models._gguf_tokenizer import merges_of, tokenizer, tokenizer_json
 from haversack.models._gguf_tokenizer_out import tokenizer_entries
 
 TEXT = [
@@ -129,6 +129,38 @@ def test_a_pattern_without_a_name_is_told_and_kept_whole(tmp_path: Path) -> None
     assert all(rebuilt.encode(text) == original.encode(text).ids for text in STRINGS)
 
 
+def small_table(tokens: list[str], merges: list[str]) -> dict[str, Any]:
+    return {
+        "tokenizer.ggml.model": ("string", "gpt2"),
+        "tokenizer.ggml.tokens": ("[string]", tokens),
+        "tokenizer.ggml.merges": ("[string]", merges),
+    }
+
+
+@pytest.mark.parametrize(
+    ("merges", "pairs"),
+    [
+        (["a b", 'ab "', "é \\"], [("a", "b"), ("ab", '"'), ("é", "\\")]),
+        (["a b", "  b", "a  b"], [("a", "b"), (" ", "b"), ("a", " b")]),
+    ],
+)
+def test_a_space_may_be_part_of_a_merged_token(tmp_path: Path, merges: list[str], pairs: Any) -> None:
+    """Merges are read as lines where that is safe, and as pairs where a token holds a space."""
+    tokens = ["a", "b", '"', "\\", "é", " ", "", "\u2028", *("".join(pair) for pair in pairs)]
+    file = file_of(tmp_path / "x.gguf", small_table(tokens, merges))
+    assert tokenizer(file).size == len(tokens)
+    model = json.loads(tokenizer_json(file))["model"]
+    assert model["vocab"] == {text or "[EMPTY_6]": index for index, text in enumerate(tokens)}
+    found = [tuple(one.split(" ")) if isinstance(one, str) else tuple(one) for one in model["merges"]]
+    assert found == pairs
+
+
+@pytest.mark.parametrize("merge", ["ab", "a ", " b"])
+def test_a_merge_of_one_token_is_refused_in_words(tmp_path: Path, merge: str) -> None:
+    with pytest.raises(DamagedFileError, match="does not name two tokens"):
+        tokenizer(file_of(tmp_path / "x.gguf", small_table(["a", "b", "ab"], ["a b", merge])))
+
+
 def pieces(folder: Path, prefix: bool) -> Any:
     """A SentencePiece model of scored pieces, trained by its own library."""
     text = folder / "text.txt"
@@ -177,8 +209,6 @@ def test_scored_pieces_are_cut_as_sentencepiece_cuts(tmp_path: Path, prefix: boo
 
 def test_scored_pieces_go_there_and_back(tmp_path: Path) -> None:
     """Metadata -> tokenizer.json -> metadata: the scores' order says the same merges."""
-    from haversack.models._gguf_tokenizer import tokenizer_json
-
     model = pieces(tmp_path, True)
     data = tokenizer_json(file_of(tmp_path / "x.gguf", piece_entries(model, True)))
     written = tokenizer_entries(data, "tokenizer.json", model.get_piece_size(), None, ())

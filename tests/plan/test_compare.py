@@ -22,6 +22,7 @@ from haversack.core.progress import progress
 from haversack.models._calibration import default_text
 from haversack.plan import Job, Policy
 from haversack.plan._compare import SETTINGS, compare, ways
+from haversack.plan._enumerate import create_precision, packing_seconds
 from haversack.plan._sides import side_of
 
 SHORT = ("--calibration-tokens", "2048", "--effort", "600")
@@ -48,7 +49,7 @@ def planned(model, folder, **changes):
 
 def test_every_method_comes_under_every_setting_that_it_has(checkpoint, tmp_path):  # noqa: F811
     found = planned(checkpoint, tmp_path)
-    names = {entry.name for entry in index.methods("shrink", "precision")} - {"keep"}
+    names = {entry.name for entry in index.methods("shrink", "precision")} - {"keep", "mixed"}
     assert {way.plan.precision.partition(":")[0] for way in found} == names | {"keep"}
     assert found[0].setting == "w16a16"
     by_method = {}
@@ -56,7 +57,14 @@ def test_every_method_comes_under_every_setting_that_it_has(checkpoint, tmp_path
         by_method.setdefault(way.plan.precision.partition(":")[0], set()).add(way.setting)
     assert by_method["gptq"] == by_method["awq"] == {one.name for one in SETTINGS}
     assert by_method["smoothquant"] == {"w8a8", "w4a8"}, "smoothing is for integer activations"
+    static = [way for way in found if way.plan.precision.startswith("mobilequant")]
+    assert {way.setting for way in static} == {"w8a8", "w4a8"}
+    assert {way.plan.activations for way in static} == {"int8-static"}, "its ranges are learned to be used"
     for way in found:
+        if way.plan.precision.startswith(("omniquant", "tesseraq")):
+            assert f"activations={way.plan.activations}" in way.plan.precision, (
+                "fitted for what it is run with"
+            )
         integers = way.plan.activations != "f32"
         assert integers == way.setting.endswith("a8")
     assert any(way.plan.structure.startswith("low-rank") for way in found)
@@ -68,10 +76,31 @@ def test_what_is_fixed_stays(checkpoint, tmp_path):  # noqa: F811
     assert {way.plan.activations for way in one} == {"f32"}
 
 
+def test_bits_by_layer_are_a_row_where_they_are_named(checkpoint, tmp_path):  # noqa: F811
+    found = planned(checkpoint, tmp_path, precision="mixed:layers=4444.4444", activations="int8-dynamic")
+    assert [(way.setting, way.plan.precision) for way in found[1:]] == [
+        ("as named", "mixed:layers=4444.4444")
+    ]
+    assert found[1].plan.activations == "int8-dynamic"
+
+
 def test_what_would_take_too_long_or_cannot_be_taken_says_so(checkpoint, tmp_path):  # noqa: F811
     short = planned(checkpoint, tmp_path, effort_s=1e-3)
     reasons = {way.plan.precision.partition(":")[0]: way.reason for way in short}
     assert "more than --effort" in reasons["gptq"] and reasons["round-to-nearest"] is None
+
+
+def test_what_learns_takes_longer_than_what_does_not(checkpoint, tmp_path):  # noqa: F811
+    """Forward and back is three times forward, and again for every epoch or step."""
+    with progress("") as bar:
+        walk = side_of(job(checkpoint, tmp_path / "x.pack"), tmp_path, bar).walk
+    once, awq, omniquant, twice, mobilequant, tesseraq = (
+        packing_seconds(walk, create_precision(name), 32_768)
+        for name in ("gptq", "awq", "omniquant:epochs=5", "omniquant:epochs=10", "mobilequant", "tesseraq")
+    )
+    assert 0 < once < awq < mobilequant < omniquant < tesseraq
+    assert twice - omniquant == pytest.approx(15 * once / 4)
+    assert packing_seconds(walk, create_precision("mobilequant:mode=nearest"), 32_768) < mobilequant
 
 
 def run(capsys, *arguments):

@@ -15,6 +15,7 @@ from haversack.cli import main
 from haversack.cli._records import OUTPUTS
 from haversack.core.pack import Pack
 from haversack.formats.wav import write_wav
+from haversack.plan._speech_job import MEASURE
 from haversack.plan._speech_quality import audio_files, differing, say
 from haversack.run._speech import Speech
 
@@ -87,6 +88,65 @@ def test_a_quarter_of_the_calibration_sound_is_kept_apart(folder: Path) -> None:
     first, second = audio_files(folder / "first", folder / "second")
     assert len(first) == len(second) == 8
     assert audio_files(None, None) == ([], [])
+
+
+def compared(capsys: pytest.CaptureFixture[str], folder: Path, *line: str) -> str:
+    sounds = ["--calibration", str(folder / "first"), "--evaluation", str(folder / "second")]
+    assert main(["pack", str(folder / "whisper"), "--compare", *sounds, *line]) == 0
+    return capsys.readouterr().out
+
+
+def test_methods_are_compared_on_a_speech_model(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Quality, bytes, speed, bit operations, time and peak memory of every setting; nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    said = compared(capsys, folder, "--precision", "gptq", "--json")
+    msgspec.json.decode(said.encode(), type=OUTPUTS["pack-compare"])
+    record = json.loads(said)
+    assert record["quality"] == MEASURE and record["pack"] is None
+    rows = {row["setting"]: row for row in record["rows"]}
+    assert list(rows) == ["w16a16", "w8a8", "w4a16", "w3a16", "w4a8"]
+    plain = rows["w16a16"]
+    for name, share in (("w8a8", 1 / 4), ("w4a16", 1 / 4), ("w3a16", 3 / 16), ("w4a8", 1 / 8)):
+        row = rows[name]
+        operations = row["bit_operations"]
+        assert operations["matrices"] == share * plain["bit_operations"]["matrices"]
+        assert operations["matrices"] < operations["all"] < plain["bit_operations"]["all"]
+        assert row["measured"]["storage_mib"] < plain["measured"]["storage_mib"]
+    for row in rows.values():
+        measured, packing = row["measured"], row["packing"]
+        assert row["reason"] is None and measured["source"] == "measured"
+        assert 0 <= measured["quality"]["loss"] <= 1 and measured["tokens_per_s"]["here"] > 0
+        assert packing["seconds"] > 0
+        assert 20 < packing["ram_mib"]["measured"] <= packing["ram_mib"]["planned"]
+    lost = {name: row["measured"]["quality"]["loss"] for name, row in rows.items()}
+    assert lost["w16a16"] <= lost["w8a8"] <= lost["w3a16"] and lost["w3a16"] > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("columns", [80, 220])
+def test_what_is_for_text_alone_says_so_in_the_table(
+    columns: int,
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One table where it fits, two where it does not: results, then costs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    out = compared(capsys, folder, "--precision", "mobilequant:bits=8")
+    *table, reason = (line for line in out.splitlines() if "a16 " in line or "a8 " in line)
+    assert [line.split()[:2] for line in table[:2]] == [
+        ["w16a16", "keep:kind=f16"],
+        ["w8a8", "mobilequant:bits=8"],
+    ]
+    missing = [line.split()[2:] for line in table[1::2]]
+    assert missing == ([["-"] * 9] if columns == 220 else [["-"] * 5, ["-"] * 4])
+    assert all(len(line) <= columns for line in table)
+    assert reason.startswith("w8a8 mobilequant:bits=8: mobilequant does not know the graph of block 0")
+    assert f"quality: {MEASURE}" in out and "states) a second" in out
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,10 @@ from haversack.formats.safetensors import write_safetensors
 from haversack.kernels import Matrix, unpack
 from haversack.models._gguf import GgufModel
 from haversack.models._gguf_write import write_gguf
+from haversack.models._rearranged import Piece
 from haversack.run import Engine
 from haversack.run._source import open_model
+from haversack.run.residency.copied import GAP, PIECE, together
 
 BASE: dict[str, Any] = {
     "model_type": "llama",
@@ -228,6 +231,24 @@ def test_blocks_are_copied_and_the_plan_says_it(tmp_path: Path) -> None:
         plan = engine.plan
     assert (plan["residency"], plan["activations"]) == ("copied", "int8-dynamic")
     assert plan["precision"] == "as stored (q4_0)"
+
+
+def test_what_lies_together_is_read_together() -> None:
+    def piece(offset: int, count: int) -> Piece:
+        return Piece(offset, count, lambda data: None)
+
+    first, second, far, large = piece(100, 50), piece(150, 50), piece(300 + GAP, 10), piece(310 + GAP, PIECE)
+    assert together([large, far, second, first]) == [[first, second], [far], [large]]
+    assert together([]) == []
+
+
+def test_a_file_that_became_shorter_ends_in_words(tmp_path: Path) -> None:
+    converted(tmp_path / "x.gguf", BASE, lambda name: "Q4_0")
+    model = open_model(tmp_path / "x.gguf")
+    os.truncate(tmp_path / "x.gguf", (tmp_path / "x.gguf").stat().st_size // 2)
+    with pytest.raises(DamagedFileError, match="it ends at byte"):
+        Engine.open(model)
+    assert not [thread for thread in threading.enumerate() if thread.name == "haversack-copy"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -15,12 +15,14 @@ from haversack.shrink.bit_operations import (
     Cost,
     Product,
     attention_products,
-    matrix_products,
+    matrix_product,
     ratio_to_float,
     token_products,
 )
 from haversack.shrink.precision.keep import Keep
+from haversack.shrink.precision.quik import StoredSplit
 from haversack.shrink.precision.round_to_nearest import RoundToNearest
+from haversack.shrink.precision.spqr import StoredWithOutliers
 
 CONFIG = {
     "model_type": "llama",
@@ -105,7 +107,7 @@ def test_ratios_on_quantized_matrices_are_exact(bits: int, activations: str, sha
 def test_float_matrices_take_float_activations_and_windows_bound_attention() -> None:
     architecture = read_architecture(CONFIG | {"model_type": "mistral", "sliding_window": 4})
     linear = architecture.blocks[0].matrices()[0]
-    (one,) = matrix_products(linear, StoredKind("f16"), "int8-dynamic")
+    one = matrix_product(linear, StoredKind("f16"), "int8-dynamic")
     assert one.bit_operations == 64 * 64 * 256
     kinds = stored_kinds(LanguageWalk(architecture), Keep(), Policy())
     others = token_products(architecture, kinds, "f32", 10)[1]
@@ -135,8 +137,25 @@ def test_matrices_in_parts_count_what_their_parts_multiply() -> None:
             return 2 * (rows + columns)
 
     linear: Any = read_architecture(CONFIG).blocks[0].matrices()[0]
-    parts = matrix_products(linear, Outliers(), "int8-dynamic")
-    assert Cost.of(parts).bit_operations == 64 * 62 * 32 + 64 * 2 * 256
-    assert abs(sum(one.weight_nbytes for one in parts) - 64 * 64) <= 1
-    (factors,) = matrix_products(linear, Factors(), "f32")
+    one = matrix_product(linear, Outliers(), "int8-dynamic")
+    assert one.bit_operations == 64 * 62 * 32 + 64 * 2 * 256
+    assert one.weight_nbytes == 64 * 64
+    factors = matrix_product(linear, Factors(), "f32")
     assert factors.bit_operations == 256 * 8 * 16 and factors.weight_nbytes == 256
+
+
+def test_a_matrix_in_parts_is_one_matrix() -> None:
+    """Its input is read once and its result written once, and its float is one matrix of 16 bits."""
+    linear: Any = read_architecture(CONFIG).blocks[0].matrices()[0]  # 64 x 64
+    stored = StoredWithOutliers(StoredKind("int3", 32), 0.01)
+    spqr, outliers = matrix_product(linear, stored, "f32", rows=5), 41
+    assert spqr.bit_operations == 5 * (64 * 64 * 3 * 16 + outliers * 16 * 16)
+    assert spqr.traffic_nbytes == stored.nbytes(64, 64) + 5 * (64 * 2 + 64 * 2)
+    assert spqr.floating().traffic_nbytes == 2 * 64 * 64 + 5 * (64 * 2 + 64 * 2)
+    assert spqr.floating().bit_operations == 5 * 64 * 64 * 256
+    kept = StoredSplit(StoredKind("int4", 32), 8)
+    quik = matrix_product(linear, kept, "int8-dynamic", rows=5)
+    assert quik.bit_operations == 5 * 64 * (56 * 4 * 8 + 8 * 16 * 16)
+    assert quik.traffic_nbytes == kept.nbytes(64, 64) + 5 * (56 * 1 + 8 * 2 + 64 * 2)
+    assert quik.floating() == spqr.floating()
+    assert ratio_to_float([quik]) == (56 * 32 + 8 * 256) / (64 * 256)

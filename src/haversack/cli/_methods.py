@@ -5,11 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from haversack.cli._output import print_json, show_memory, table
+from haversack.cli._output import print_json, show_memory, table, width
 
 if TYPE_CHECKING:
     from haversack.plan import Job
     from haversack.plan._compare import Comparison, Row
+
+RESULTS = ("bits", "quality", "loss", "MiB", "speed")
+COSTS = ("Mbit op", "share", "s", "MiB to pack")
+ONE_TABLE = 110
+"""Characters of a line from which on all columns stand in one table."""
 
 
 def show_comparison(job: Job, *, write: bool, limited: bool, as_json: bool) -> None:
@@ -38,8 +43,16 @@ def _print(found: Comparison) -> None:
     for row in found.rows:
         style = "bold" if row.candidate is not None and row.candidate is found.chosen else ""
         rows.append([Text(cell, style) for cell in _cells(row, plain)])
-    numbers = ("bits", "quality", "loss", "MiB", "speed", "Mbit op", "share", "s", "MiB to pack")
-    table(("setting", "method", *numbers, ""), rows, right=numbers)
+    names, numbers = ("setting", "method"), (*RESULTS, *COSTS)
+    if width() >= ONE_TABLE:
+        table((*names, *numbers), rows, right=numbers)
+    else:
+        first, last = len(names), len(names) + len(RESULTS)
+        table((*names, *RESULTS), [row[:last] for row in rows], right=RESULTS)
+        table((*names, *COSTS), [[*row[:first], *row[last:]] for row in rows], right=COSTS)
+    for row in found.rows:
+        if row.reason is not None:
+            print(f"{row.way.setting} {_method(row)}: {row.reason}")
     print(f"quality: {found.quality}; loss: against the f32 model; speed: tokens (or states) a second here")
     print("Mbit op: million bit operations of a token (or window), floats at 16 bits;")
     print("share: those of the blocks' matrices over the first row's;")
@@ -52,13 +65,12 @@ def _print(found: Comparison) -> None:
 
 
 def _cells(row: Row, plain: float | None) -> list[str]:
-    plan, one = row.way.plan, row.candidate
-    method = plan.precision if plan.structure == "none" else f"{plan.structure} {plan.precision}"
+    one = row.candidate
     if one is None or row.bit_operations is None:
-        return [row.way.setting, method, *[""] * 9, row.reason or ""]
+        return [row.way.setting, _method(row), *["-"] * (len(RESULTS) + len(COSTS))]
     return [
         row.way.setting,
-        method,
+        _method(row),
         f"{one.bits:.2f}",
         "" if one.quality is None else f"{one.quality:.4f}",
         f"{100 * one.loss:+.2f} %",
@@ -68,5 +80,9 @@ def _cells(row: Row, plain: float | None) -> list[str]:
         f"{row.bit_operations[0] / plain:.4g}" if plain else "",
         f"{row.seconds:.1f}",
         f"{row.peak_mib:.0f}",
-        row.reason or "",
     ]
+
+
+def _method(row: Row) -> str:
+    plan = row.way.plan
+    return plan.precision if plan.structure == "none" else f"{plan.structure} {plan.precision}"

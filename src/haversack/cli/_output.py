@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Json = Annotated[bool, typer.Option("--json", help="print one JSON document instead of text")]
 
+LEAST = 12
 _ISSUES = "the project's issue tracker"
 _WORDS = {
     errno.ENOSPC: "the disk is full",
@@ -65,8 +66,8 @@ def table(
     right: Iterable[str] = (),
     title: str | None = None,
 ) -> None:
-    """Print rows for people. Columns named in `right` are set flush right; long cells fold on a terminal and
-    stay whole where the output is read by a program."""
+    """Print rows for people. Columns named in `right` are set flush right; long cells fold on a terminal, no
+    column to less than LEAST characters, and stay whole where the output is read by a program."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -81,17 +82,28 @@ def table(
         pad_edge=False,
         expand=False,
     )
-    for name in columns:
+    listed = [columns, *map(list, rows)]
+    least = [min(LEAST, max(len(str(row[at])) for row in listed)) for at in range(len(columns))]
+    for at, name in enumerate(columns):
         drawn.add_column(
             name,
             justify="right" if name in flush else "left",
             overflow="fold",
             no_wrap=name in flush,
+            min_width=None if name in flush else least[at],
         )
-    for row in rows:
+    for row in listed[1:]:
         drawn.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
-    terminal = sys.stdout.isatty()
-    Console(file=sys.stdout, width=None if terminal or "COLUMNS" in os.environ else 200).print(drawn)
+    Console(file=sys.stdout, width=width()).print(drawn)
+
+
+def width() -> int:
+    """Characters of a line: the terminal's, or many where a program reads."""
+    import shutil
+
+    if sys.stdout.isatty() or "COLUMNS" in os.environ:
+        return shutil.get_terminal_size().columns
+    return 200
 
 
 def show_memory(plan: MemoryPlan | None = None, *, files: Iterable[Path | str] = ()) -> None:

@@ -87,14 +87,27 @@ class LayerRecord(_Record):
     kept: str | None
 
 
+class LayerBitsRecord(_Record):
+    """A layer, the matrices of a block that share an input: its bits in the plan `mixed`, and what the loss
+    rises by when it alone has fewer (bits -> bits per byte)."""
+
+    block: Count
+    matrices: list[str]
+    bits: Count
+    nbytes: Count
+    sensitivity: dict[str, float]
+
+
 class PackOutput(_Record):
-    """`haversack pack`. `layers`: of a pack with a structure, else none. `advice`: a better plan
+    """`haversack pack`. `layers`: of a pack with a structure, else none. `sensitivity`: of each layer, where
+    it was measured. `advice`: a better plan
     without it, where one is predicted."""
 
     pack: str
     plan: dict[str, str]
     candidates: list[CandidateRecord]
     layers: list[LayerRecord]
+    sensitivity: list[LayerBitsRecord]
     advice: str | None
     seconds: float
     ram_mib: Memory

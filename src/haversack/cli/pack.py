@@ -210,6 +210,9 @@ def _show(outcome: Outcome) -> None:
         from haversack.plan._structure import summary
 
         print(summary(outcome.layers))
+    if outcome.sensitivity:
+        bits = " ".join(str(one.bits) for one in outcome.sensitivity)
+        print(f"mixed, bits by layer: {bits}; what each layer loses at fewer: see the report")
     if outcome.advice:
         print(outcome.advice)
     print(f"pack: {outcome.pack}   report: {outcome.pack / 'report.html'}")

@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -69,7 +68,7 @@ class GgufArray:
         if not 0 <= index < self.count:
             raise IndexError(index)
         file = GgufFile(self.path, {"": self}, {}, 0, 3)
-        return next(islice(file.texts(""), index, None))
+        return next(file.texts("", (index,)))
 
 
 class GgufFile:
@@ -129,8 +128,9 @@ class GgufFile:
             return None
         return np.frombuffer(self._read(array), _DTYPES[array.item])
 
-    def texts(self, key: str) -> Iterator[str]:
-        """The texts of the array `key` one by one; none when there is no array of texts under that key.
+    def texts(self, key: str, only: Collection[int] | None = None) -> Iterator[str]:
+        """The texts of the array `key` one by one, or those whose indices are in `only`; none when there is
+        no array of texts under that key.
 
         Raises DamagedFileError for one that is not UTF-8.
         """
@@ -142,10 +142,11 @@ class GgufFile:
         for index in range(array.count):
             (length,) = _LENGTH.unpack_from(data, at)
             at += 8
-            try:
-                yield data[at : at + length].decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise DamagedFileError(self.path, f"entry {index} of {key} is not UTF-8") from error
+            if only is None or index in only:
+                try:
+                    yield data[at : at + length].decode("utf-8")
+                except UnicodeDecodeError as error:
+                    raise DamagedFileError(self.path, f"entry {index} of {key} is not UTF-8") from error
             at += length
 
     def _read(self, array: GgufArray) -> Any:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -21,7 +22,7 @@ from haversack.formats.gguf import GgufArray, GgufFile
 from haversack.models._architecture import Architecture
 from haversack.models._gguf_config import read_config
 from haversack.models._gguf_names import Place, places
-from haversack.models._rearranged import Rearranged, head_order, put_in_order
+from haversack.models._rearranged import Piece, Rearranged, head_order, put_in_order
 from haversack.models.language import read_architecture
 
 if TYPE_CHECKING:
@@ -188,11 +189,13 @@ class GgufModel:
         import numpy as np
 
         out: Any = np.empty(entry.nbytes, np.uint8)
-        self.read_into(name, out)
+        with self.reader() as read:
+            for piece in self.pieces(name, out):
+                piece.put(read(piece.offset, piece.count))
         return memoryview(out).toreadonly()
 
-    def read_into(self, name: str, out: Any) -> None:
-        """See `RearrangingSource`."""
+    def pieces(self, name: str, out: Any) -> Iterator[Piece]:
+        """See `RearrangingSource`. Raises UserError for a type that is not run."""
         import numpy as np
 
         entry = self._known(name)
@@ -208,22 +211,28 @@ class GgufModel:
         if not isinstance(entry, Rearranged):
             for start in range(0, entry.nbytes, PIECE):
                 stop = min(start + PIECE, entry.nbytes)
-                target[start:stop] = np.frombuffer(self._read(entry.offset + start, stop - start), np.uint8)
+                yield Piece(entry.offset + start, stop - start, partial(_put, target[start:stop]))
             return
+        row = entry.stored // rows
         if entry.shift:
-            numbers = self._numbers(name, 0, rows)
-            target[...] = _stored(numbers, entry.kind).view(np.uint8).reshape(-1)
+            yield Piece(entry.offset, entry.stored, partial(self._put_shifted, entry, target))
             return
         unit = 16 if entry.layout == "rows16-1" else 1
         head = rows // entry.heads if entry.heads else 1
         step = math.lcm(unit, head)
-        row = entry.stored // rows
         step = max(step, PIECE // row // step * step)
+        per_unit = entry.nbytes // -(-rows // unit)
         for start in range(0, rows, step):
             stop = min(start + step, rows)
-            data = self._read(entry.offset + start * row, (stop - start) * row)
-            per_unit = entry.nbytes // -(-rows // unit)
-            put_in_order(entry, data, target[start // unit * per_unit : -(-stop // unit) * per_unit])
+            part = target[start // unit * per_unit : -(-stop // unit) * per_unit]
+            put = partial(put_in_order, entry, out=part)
+            yield Piece(entry.offset + start * row, (stop - start) * row, put)
+
+    def _put_shifted(self, entry: Rearranged, target: Any, data: Any) -> None:
+        import numpy as np
+
+        numbers = self._in_our_order(entry.name, data, entry.shape[0])
+        target[...] = _stored(numbers, entry.kind).view(np.uint8).reshape(-1)
 
     def values(self, name: str, start: int = 0, stop: int | None = None) -> F32:
         """Rows `start`..`stop` of a tensor of any type as f32, in our order. Heads are not cut."""
@@ -231,18 +240,26 @@ class GgufModel:
         return self._numbers(name, start, entry.shape[0] if stop is None else stop)
 
     def _numbers(self, name: str, start: int, stop: int) -> F32:
-        from haversack.formats._gguf_blocks import dequantize
-
         entry, place = self.tensors[name], self.places[name]
         held = self.file_format.tensors[place.name]
         row = held.nbytes // place.rows
-        data = self._read(held.offset + (place.first + start) * row, (stop - start) * row)
-        found = dequantize(held.kind, data, (stop - start, *entry.shape[1:]))
+        with self.reader() as read:
+            data = read(held.offset + (place.first + start) * row, (stop - start) * row)
         if place.heads:
             head = entry.shape[0] // place.heads
             if start % head or stop % head:
                 raise ValueError(f"rows {start}..{stop} of {name} cut a head of {head}")
-            found = found[head_order(stop - start, head)]
+        return self._in_our_order(name, data, stop - start)
+
+    def _in_our_order(self, name: str, data: Any, rows: int) -> F32:
+        """Whole rows (whole heads) of a tensor as they lie in the file, as f32 in our order."""
+        from haversack.formats._gguf_blocks import dequantize
+
+        entry, place = self.tensors[name], self.places[name]
+        kind = self.file_format.tensors[place.name].kind
+        found = dequantize(kind, data, (rows, *entry.shape[1:]))
+        if place.heads:
+            found = found[head_order(rows, entry.shape[0] // place.heads)]
         if place.shift:
             import numpy as np
 
@@ -258,17 +275,21 @@ class GgufModel:
             )
         return entry
 
-    def _read(self, offset: int, count: int) -> Any:
-        """Bytes of the file; their pages leave the cache, so that copy and file are not resident together."""
+    @contextmanager
+    def reader(self) -> Iterator[Callable[[int, int], Any]]:
+        """See `RearrangingSource`; copy and file are not resident together."""
         try:
             with self.path.open("rb", buffering=0) as file:
-                data = os.pread(file.fileno(), count, offset)
-                if hasattr(os, "posix_fadvise"):
-                    os.posix_fadvise(file.fileno(), offset, count, os.POSIX_FADV_DONTNEED)
+                yield partial(self._read, file.fileno())
         except OSError as error:
             raise UserError(
                 f"{self.path} cannot be read: {error.strerror}.", field="model", given=str(self.path)
             ) from error
+
+    def _read(self, descriptor: int, offset: int, count: int) -> Any:
+        data = os.pread(descriptor, count, offset)
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(descriptor, offset, count, os.POSIX_FADV_DONTNEED)
         if len(data) != count:
             raise DamagedFileError(self.path, f"it ends at byte {offset + len(data)}")
         return data
@@ -329,6 +350,12 @@ def counted(names: list[str], kinds: Iterable[str]) -> str:
     types = ", ".join(sorted({kind.upper() for kind in kinds}))
     noun = "tensor" if len(names) == 1 else "tensors"
     return f"{len(names)} {noun}{f' of type {types}' if types else ''} ({shown})"
+
+
+def _put(target: Any, data: Any) -> None:
+    import numpy as np
+
+    target[...] = np.frombuffer(data, np.uint8)
 
 
 def _stored(values: F32, kind: str) -> Any:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from itertools import islice, repeat
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from haversack.core.errors import DamagedFileError, UserError, nearest_name
 from haversack.formats.gguf import GgufArray, GgufFile
@@ -26,6 +27,7 @@ SPACE = "▁"
 _PREFIX = "tokenizer.ggml."
 TOKENS_MOST = 1 << 22
 TOGETHER = 4096
+Item = TypeVar("Item")
 
 
 def tokenizer(file: GgufFile) -> Tokenizer:
@@ -98,27 +100,43 @@ def _texts(file: GgufFile) -> Iterator[str]:
         yield text or f"[EMPTY_{index}]"
 
 
+def _some(file: GgufFile, indices: Iterable[int]) -> dict[int, str]:
+    """The tokens at `indices`, those beyond the last left out."""
+    wanted = dict.fromkeys(sorted(indices))
+    found = zip(wanted, file.texts(f"{_PREFIX}tokens", wanted), strict=False)
+    return {index: text or f"[EMPTY_{index}]" for index, text in found}
+
+
 def _vocabulary(file: GgufFile) -> Iterator[str]:
-    return (f"{json.dumps(text)}:{index}" for index, text in enumerate(_texts(file)))
+    start = 0
+    for few in _by_thousands(_texts(file)):
+        yield _json(dict(zip(few, range(start, start + len(few)), strict=True)))
+        start += len(few)
 
 
-def _listed(items: Iterable[str]) -> bytes:
-    """`items` with commas between, as UTF-8. They are joined by thousands: a vocabulary and its merges as so
-    many objects would be most of the memory that a run takes."""
-    parts: list[bytes] = []
-    few: list[str] = []
-    for item in items:
-        few.append(item)
-        if len(few) == TOGETHER:
-            parts.append(",".join(few).encode())
-            few.clear()
-    if few:
-        parts.append(",".join(few).encode())
-    return b",".join(parts)
+def _by_thousands(items: Iterable[Item]) -> Iterator[list[Item]]:
+    """`items` in lists: a vocabulary and its merges as so many objects would be most of the memory that a run
+    takes."""
+    left = iter(items)
+    while few := list(islice(left, TOGETHER)):
+        yield few
+
+
+def _json(few: dict[str, int] | list[str] | list[tuple[str, str]]) -> str:
+    """JSON of the members of a table or list, without its brackets."""
+    return json.dumps(few, ensure_ascii=False, separators=(",", ":"))[1:-1]
+
+
+def _listed(parts: Iterable[str]) -> bytes:
+    """`parts` with commas between, as UTF-8."""
+    return b",".join([part.encode() for part in parts])
 
 
 def _added(file: GgufFile, types: Any) -> list[dict[str, Any]]:
     """Tokens that are found in a text before any merge."""
+    import numpy as np
+
+    chosen = np.flatnonzero(np.isin(types, (UNKNOWN, CONTROL, USER))).tolist()
     return [
         {
             "id": index,
@@ -129,8 +147,7 @@ def _added(file: GgufFile, types: Any) -> list[dict[str, Any]]:
             "normalized": False,
             "special": bool(types[index] != USER),
         }
-        for index, text in enumerate(_texts(file))
-        if types[index] in (UNKNOWN, CONTROL, USER)
+        for index, text in _some(file, chosen).items()
     ]
 
 
@@ -144,7 +161,6 @@ def _byte_level(file: GgufFile, types: Any) -> bytes:
         for pattern in pre.patterns
     ]
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    pairs = (_merge(file, text) for text in file.texts(f"{_PREFIX}merges"))
     return _assembled(
         added=_added(file, types),
         normalizer=None,
@@ -162,17 +178,33 @@ def _byte_level(file: GgufFile, types: Any) -> bytes:
             "ignore_merges": pre.whole,
         },
         vocabulary=_vocabulary(file),
-        merges=pairs,
+        merges=_merges(file),
     )
 
 
-def _merge(file: GgufFile, text: str) -> str:
+def _merges(file: GgufFile) -> list[str]:
+    """The merges as the file has them, which is read soonest; as pairs where a token may hold a space.
+
+    Raises DamagedFileError for one that does not name two tokens."""
+    parts = []
+    for few in _by_thousands(file.texts(f"{_PREFIX}merges")):
+        spaces = set(map(str.count, few, repeat(" ")))
+        if spaces != {1} or any(text[0] == " " or text[-1] == " " for text in few):
+            break
+        parts.append(_json(few))
+    else:
+        return parts
+    pairs = (_pair(file, text) for text in file.texts(f"{_PREFIX}merges"))
+    return [_json(few) for few in _by_thousands(pairs)]
+
+
+def _pair(file: GgufFile, text: str) -> tuple[str, str]:
     first, _, second = text[1:].partition(" ")
     if not second:
         raise DamagedFileError(
             file.path, f"the merge {text[:40]!r} does not name two tokens", field="tokenizer"
         )
-    return json.dumps([text[0] + first, second])
+    return text[0] + first, second
 
 
 def _pre(file: GgufFile) -> Pre:
@@ -229,7 +261,7 @@ def _pieces(file: GgufFile, count: int, types: Any) -> bytes:
             "ignore_merges": False,
         },
         vocabulary=_vocabulary(file),
-        merges=(json.dumps(pair) for pair in merges_of(table, scores)),
+        merges=(_json(few) for few in _by_thousands(merges_of(table, scores))),
     )
 
 
@@ -259,7 +291,7 @@ def _template(file: GgufFile, starts: bool) -> dict[str, Any] | None:
             f"{_PREFIX}{which}_token_id", 1 if which == "bos" and _is_llama(file) else None
         )
         if wanted and isinstance(token, int):
-            text = next((text for index, text in enumerate(_texts(file)) if index == token), None)
+            text = _some(file, (token,)).get(token)
             if text is None:
                 raise DamagedFileError(
                     file.path, f"{_PREFIX}{which}_token_id is {token}, which is no token", field="tokenizer"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from haversack.core.pack import TensorEntry
@@ -21,12 +24,26 @@ class Rearranged(TensorEntry, frozen=True):
     shift: float = 0.0
 
 
+@dataclass(frozen=True)
+class Piece:
+    """A part of a tensor as it lies in the file: `count` bytes from `offset`; `put` takes them, and puts them
+    in order where they belong."""
+
+    offset: int
+    count: int
+    put: Callable[[Any], None]
+
+
 @runtime_checkable
 class RearrangingSource(Protocol):
     """A source that holds `Rearranged` tensors; its `bytes` gives a copy of these, in order."""
 
-    def read_into(self, name: str, out: Any) -> None:
-        """Put any tensor, in order, into `out` u8 [nbytes], in pieces that leave the page cache."""
+    def pieces(self, name: str, out: Any) -> Iterator[Piece]:
+        """What any tensor is read in, to be put in order into `out` u8 [nbytes]."""
+
+    def reader(self) -> AbstractContextManager[Callable[[int, int], Any]]:
+        """(offset, count) -> bytes of the file, whose pages leave the cache; asked for in the file's order,
+        they are read ahead."""
 
 
 def ordered(entry: TensorEntry) -> TensorEntry:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from haversack.core.method import parse_choice
 from haversack.core.progress import progress
 from haversack.plan._candidates import Candidate, Plan, choose, refusal
 from haversack.plan._enumerate import (
+    STATIC,
+    STATIC_TRAIT,
     VARIED,
     create_precision,
     full_name,
@@ -41,6 +43,8 @@ from haversack.shrink.bit_operations import FLOAT_BITS
 
 WORKER = "import sys; from haversack.plan._compare_worker import main; sys.exit(main())"
 PLAIN = "keep:kind=f16"
+AS_NAMED = "as named"
+"""The setting of a method whose bits are not the same everywhere."""
 
 
 @dataclass(frozen=True)
@@ -146,14 +150,24 @@ def ways(job: Job, side: Side) -> Iterator[Way]:
             continue
         given = {} if fixed is None else fixed[1]
         widths = next((one.allowed or () for one in entry.parameters if one.name == "bits"), ())
+        if fixed is not None and not widths:
+            plan = Plan(
+                full_name(index.create("shrink", "precision", str(job.precision)), given), structure, **how
+            )
+            plan = replace(plan, activations=job.activations or "f32")
+            yield Way(plan, AS_NAMED, _refusal(job, side, plan.precision))
         for setting in SETTINGS:
             if setting.bits not in widths or given.get("bits", str(setting.bits)) != str(setting.bits):
                 continue
-            text = ",".join(f"{key}={value}" for key, value in {**given, "bits": setting.bits}.items())
-            choice = full_name(
-                index.create("shrink", "precision", f"{entry.name}:{text}"), dict.fromkeys((*VARIED, *given))
-            )
             types = [one for one in setting.activations if job.activations in (None, one)]
+            if STATIC_TRAIT in entry.provides and job.activations is None:
+                types = [one for one in types if one == STATIC]
+            wanted = {**_fitted(entry, types), **given, "bits": setting.bits}
+            text = ",".join(f"{key}={value}" for key, value in wanted.items())
+            choice = full_name(
+                index.create("shrink", "precision", f"{entry.name}:{text}"),
+                dict.fromkeys((*VARIED, *(name for name in wanted if name != "bits"))),
+            )
             taken = next((one for one in types if not undefined(choice, one)), None)
             if taken is not None:
                 plan = Plan(choice, structure, activations=taken, **how)
@@ -165,6 +179,14 @@ def ways(job: Job, side: Side) -> Iterator[Way]:
             except UserError:  # it makes no packs
                 continue
             yield Way(Plan(PLAIN, named, **how), "w16a16")
+
+
+def _fitted(entry: index.MethodEntry, types: Sequence[str]) -> dict[str, str]:
+    """The parameter of a method that is fitted for a type of activations, where it has one: the first of
+    `types` that it knows."""
+    known = next((one.allowed or () for one in entry.parameters if one.name == "activations"), ())
+    fitting = [one for one in types if one in known]
+    return {"activations": fitting[0]} if fitting else {}
 
 
 def _refusal(job: Job, side: Side, choice: str) -> str | None:

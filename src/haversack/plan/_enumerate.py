@@ -31,6 +31,7 @@ ACTIVATIONS = ("f32", "int8-dynamic")
 STATIC = "int8-static"
 STATIC_TRAIT = f"activation-type:{STATIC}"
 PRODUCTS_PER_S = 4e10  # of two cores that calibrate
+TEXT_LENGTH = 512  # tokens of a calibration text, at most
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,8 @@ def precision_choices(fixed: str | None) -> list[str]:
     for entry in entries:
         if fixed is None and BLOCK in create_precision(entry.name).needs:
             continue
+        if fixed is None and any(parameter.name == "layers" for parameter in entry.parameters):
+            continue  # bits by layer come from what other plans lost: plan/_sensitivity.py
         varied = [
             [f"{parameter.name}={value}" for value in parameter.allowed]
             for parameter in entry.parameters
@@ -161,13 +164,18 @@ def offered(walk: Walk, precision: str, structure: str, tokens: int, effort_s: f
 
 def packing_seconds(walk: Walk, method: Precision, tokens: int) -> float:
     """About how long compressing takes here: the passes of the calibration text through the blocks that the
-    method declares (`passes`; 4 for one that says nothing and is calibrated).
+    method declares (`passes`; 4 for one that says nothing and is calibrated), and three for each time that it
+    learns from a token (`learned(tokens, length)` of texts of `length` tokens): forward, and back.
     """
     if not calibrated(method):
         return 0.0
     inside = (name for block in range(walk.blocks) for group in walk.products(block) for name in group)
     products = 2.0 * sum(math.prod(walk.shape(name)) for name in inside)
-    return float(getattr(method, "passes", 4.0)) * products * tokens / PRODUCTS_PER_S
+    passing = float(getattr(method, "passes", 4.0)) * tokens
+    learned = getattr(method, "learned", None)
+    if learned is not None:
+        passing += 3.0 * float(learned(tokens, TEXT_LENGTH))
+    return passing * products / PRODUCTS_PER_S
 
 
 def predicted(space: Space) -> tuple[list[Candidate], dict[Plan, float]]:

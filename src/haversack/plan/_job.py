@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from haversack.core import index
 from haversack.core._files import explain_write_errors, partial_path, remove, remove_stale_partials
@@ -29,6 +29,9 @@ from haversack.plan._sealing import for_sealing
 from haversack.plan._structure import full_structure
 from haversack.shrink._pipeline import Policy
 from haversack.shrink.structure._packed import Layer
+
+if TYPE_CHECKING:
+    from haversack.plan._sensitivity import LayerBits
 
 CALIBRATION_TOKENS = 32_768
 # Files of a checkpoint folder that belong into its pack, besides the weights.
@@ -108,6 +111,8 @@ class Outcome:
     memory: MemoryPlan
     layers: tuple[Layer, ...] = ()
     """What a structure method did to each matrix of the pack."""
+    sensitivity: tuple[LayerBits, ...] = ()
+    """What layers lose at fewer bits, where that was measured, and the bits of `mixed`."""
     advice: str | None = None
     """Which plan without the structure is better, where one is predicted to be."""
 
@@ -118,6 +123,7 @@ class Outcome:
             "plan": self.chosen.plan.record(),
             "candidates": [candidate.record(self.budget) for candidate in self.candidates],
             "layers": [layer.record() for layer in self.layers],
+            "sensitivity": [layer.record() for layer in self.sensitivity],
             "advice": self.advice,
             "seconds": round(self.seconds, 2),
         }

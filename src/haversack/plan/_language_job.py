@@ -34,6 +34,7 @@ from haversack.plan._job import (
 from haversack.plan._measure import RunFigures, quality, run_figures
 from haversack.plan._sealing import sealed_facts
 from haversack.plan._search import Clock, screened, search
+from haversack.plan._sensitivity import Refined, lines_of, promising, refined
 from haversack.plan._shelf import Shelf
 from haversack.plan._structure import NONE, OFFERED, Structures, advised
 from haversack.run._weights import check_tensors
@@ -43,6 +44,8 @@ from haversack.shrink._pipeline import LISTED, ROUTER, kept_matrices, memory_pla
 CALIBRATION_LENGTH = 512
 FEWEST_CALIBRATION, FEWEST_EVALUATION = 2_048, 1_024
 EVALUATION_TOKENS = 16_384
+SEARCHED = 0.6
+"""Share of the effort for uniform plans, where bits by layer may fit a budget better."""
 WINDOW = 1_024
 PROMPT_CHARACTERS, SPEED_TOKENS = 240, 32
 
@@ -131,8 +134,14 @@ class Bench(Shelf):
         ]
         return run_figures(self.pack(plan), plan, prompt, SPEED_TOKENS)
 
-    def write_best(self, found: Sequence[Candidate], best: Candidate, reference: float) -> None:
-        """`write`, with quality beside that of the model as it came."""
+    def write_best(
+        self,
+        found: Sequence[Candidate],
+        best: Candidate,
+        reference: float,
+        by_layer: Refined | None = None,
+    ) -> None:
+        """`write`, with quality beside that of the model as it came, and what came of bits by layer."""
         assert best.quality is not None
         job, text = self.job, self.evaluation
         self.write(
@@ -149,6 +158,7 @@ class Bench(Shelf):
                 *self._kept(best),
                 *self._experts(best),
                 *sealed_facts(job),
+                *(lines_of(by_layer) if by_layer is not None else ()),
             ],
             provenance={
                 **hub_origin(self.path),
@@ -245,9 +255,20 @@ def pack_language(job: Job, source: Any, gguf: GgufJob | None, tell: Callable[[s
         clock = Clock(job.effort_s)
         tell("quality of the f32 model")
         reference = bench.reference()
-        found, chosen = search(candidates, noises, budget, job.objective, reference, bench, clock, what, tell)
-        bench.write_best(found, chosen, reference)
+        free = job.precision is None and job.structure is None and gguf is None and job.objective == "quality"
+        by_layer = free and promising(candidates, budget)
+        first = Clock(SEARCHED * job.effort_s) if by_layer else clock
+        found, chosen = search(candidates, noises, budget, job.objective, reference, bench, first, what, tell)
+        result = Refined(found, chosen)
+        if by_layer:
+            result = refined(found, chosen, bench, space, budget, reference, clock, tell)
+        found, chosen = result.found, result.chosen
+        bench.write_best(found, chosen, reference, result)
         layers = bench.layers.get(chosen.plan.stored, ())
     seconds = time.monotonic() - begun
     advice = None if kept else advised(space, chosen)
-    return Outcome(job.output, chosen, tuple(found), budget, job.objective, seconds, memory, layers, advice)
+    return Outcome(
+        *(job.output, chosen, tuple(found), budget, job.objective, seconds, memory, layers),
+        sensitivity=result.layers,
+        advice=advice,
+    )

@@ -26,6 +26,16 @@ ACTIVATION_BITS = {"f32": FLOAT_BITS, "int8-dynamic": 8, "int8-static": 8}
 
 
 @dataclass(frozen=True)
+class Part:
+    """One of several parts that a matrix is stored in: `weights` multiplications of a row of input, each of
+    weight bits by activation bits."""
+
+    weights: float
+    weight_bits: float
+    activation_bits: float
+
+
+@dataclass(frozen=True)
 class Product:
     """`rows` rows of `columns` numbers times a matrix of `outputs` rows, all in one run of the model.
 
@@ -33,7 +43,8 @@ class Product:
     rows has another number. `reads`: how often its weights come from memory in that run; a product of two
     activations (attention's scores and mixtures) has none: `weight_nbytes` is 0 and the second operand
     counts as activations. `copies`: so many products of that shape, such as one a head; `outputs` may be a
-    mean.
+    mean. `parts`: those of a matrix stored in several, in place of `weights` and both bits; its input is read
+    and its result written once, whatever the parts.
     """
 
     name: str
@@ -46,23 +57,37 @@ class Product:
     reads: int = 1
     copies: int = 1
     weights: float | None = None
+    parts: tuple[Part, ...] = ()
+
+    @property
+    def all_parts(self) -> tuple[Part, ...]:
+        """`parts`, or the whole as the only one."""
+        weights = self.columns * self.outputs if self.weights is None else self.weights
+        return self.parts or (Part(weights, self.weight_bits, self.activation_bits),)
 
     @property
     def multiplications(self) -> float:
         """Multiply-accumulates."""
-        one = self.columns * self.outputs if self.weights is None else self.weights
-        return self.copies * self.rows * one
+        return self.copies * self.rows * sum(part.weights for part in self.all_parts)
 
     @property
     def bit_operations(self) -> float:
         """Multiplications, each as weight bits times activation bits."""
-        return self.multiplications * self.weight_bits * self.activation_bits
+        one = sum(part.weights * part.weight_bits * part.activation_bits for part in self.all_parts)
+        return self.copies * self.rows * one
+
+    @property
+    def input_bits(self) -> float:
+        """Bits of a number of the input: the mean over the multiplications that it takes part in."""
+        total = sum(part.weights for part in self.all_parts)
+        return sum(part.weights * part.activation_bits for part in self.all_parts) / total
 
     @property
     def traffic_nbytes(self) -> float:
         """Bytes of weights read, activations read and results written (16 bits)."""
-        second = 0.0 if self.weight_nbytes else self.columns * self.outputs * self.activation_bits / 8
-        read = self.rows * self.columns * self.activation_bits / 8 + second
+        bits = self.input_bits
+        second = 0.0 if self.weight_nbytes else self.columns * self.outputs * bits / 8
+        read = self.rows * self.columns * bits / 8 + second
         moved = read + self.rows * self.outputs * FLOAT_BITS / 8
         return self.weight_nbytes * self.reads + self.copies * moved
 
@@ -75,6 +100,7 @@ class Product:
             activation_bits=FLOAT_BITS,
             weight_nbytes=weights,
             weights=None,
+            parts=(),
         )
 
 
@@ -112,10 +138,8 @@ def bits_of(kind: str) -> int:
     return int(kind.removeprefix("int")) if kind.startswith("int") else FLOAT_BITS
 
 
-def matrix_products(
-    linear: Linear, stored: Any, activations: str, rows: int = 1, reads: int = 1
-) -> list[Product]:
-    """The products of `rows` inputs with the matrix of `linear`, whose weights are read `reads` times.
+def matrix_product(linear: Linear, stored: Any, activations: str, rows: int = 1, reads: int = 1) -> Product:
+    """The product of `rows` inputs with the matrix of `linear`, whose weights are read `reads` times.
 
     `stored` has `kind` and `nbytes(rows, columns)`; where it is in parts, `products(rows, columns)` says how
     often these multiply, or `bit_products(rows, columns)` gives (multiplications, kind) of each part. A float
@@ -125,25 +149,15 @@ def matrix_products(
     parted = getattr(stored, "bit_products", None)
     counted = getattr(stored, "products", None)
     if parted is not None:
-        parts = list(parted(outputs, columns))
+        counts = list(parted(outputs, columns))
     else:
-        parts = [(outputs * columns if counted is None else counted(outputs, columns), stored.kind)]
+        counts = [(outputs * columns if counted is None else counted(outputs, columns), stored.kind)]
+    parts = tuple(
+        Part(count, bits_of(kind), ACTIVATION_BITS[activations] if kind.startswith("int") else FLOAT_BITS)
+        for count, kind in counts
+    )
     nbytes = stored.nbytes(outputs, columns)
-    whole = sum(count * bits_of(kind) for count, kind in parts)
-    return [
-        Product(
-            linear.weight,
-            rows,
-            columns,
-            outputs,
-            weight_bits=bits_of(kind),
-            activation_bits=ACTIVATION_BITS[activations] if kind.startswith("int") else FLOAT_BITS,
-            weight_nbytes=round(nbytes * count * bits_of(kind) / whole),
-            reads=reads,
-            weights=count,
-        )
-        for count, kind in parts
-    ]
+    return Product(linear.weight, rows, columns, outputs, weight_nbytes=nbytes, reads=reads, parts=parts)
 
 
 def attention_products(
@@ -177,11 +191,7 @@ def token_products(
     outside = [linear for linear in architecture.matrices() if linear.weight not in inside]
 
     def of(linears: Iterable[Linear]) -> list[Product]:
-        return [
-            product
-            for linear in linears
-            for product in matrix_products(linear, stored[linear.weight], activations)
-        ]
+        return [matrix_product(linear, stored[linear.weight], activations) for linear in linears]
 
     others = of(outside)
     for block in architecture.blocks:
@@ -201,16 +211,16 @@ def window_products(
     """
     encoder, decoder = speech.encoder, speech.decoder
 
-    def of(linear: Linear, rows: int, reads: int = 1) -> list[Product]:
-        return matrix_products(linear, stored[linear.weight], activations, rows, reads)
+    def of(linear: Linear, rows: int, reads: int = 1) -> Product:
+        return matrix_product(linear, stored[linear.weight], activations, rows, reads)
 
     blocks: list[Product] = []
     others: list[Product] = []
     for convolution in encoder.stem:
         rows = convolution.length(rows)
-        others += of(convolution.matrix, rows)
+        others.append(of(convolution.matrix, rows))
     for block in encoder.blocks:
-        blocks += [product for linear in block.matrices() for product in of(linear, rows)]
+        blocks += [of(linear, rows) for linear in block.matrices()]
         layer = block.attention
         if layer is not None:
             seen = _seen(layer, rows)
@@ -219,9 +229,9 @@ def window_products(
         own, cross, name = block.attention, block.cross_attention, f"decoder.{block.index}"
         once = () if cross is None else (cross.key, cross.value)
         for linear in block.matrices():
-            blocks += of(linear, rows) if linear in once else of(linear, tokens, tokens)
+            blocks.append(of(linear, rows) if linear in once else of(linear, tokens, tokens))
         if own is not None:
             others += attention_products(name, tokens, tokens, own.heads, own.head_width, causal=True)
         if cross is not None:
             others += attention_products(f"{name}.cross", tokens, rows, cross.heads, cross.head_width)
-    return blocks, others + of(decoder.head, tokens, tokens)
+    return blocks, [*others, of(decoder.head, tokens, tokens)]

@@ -13,7 +13,7 @@ import numpy as np
 from haversack.bench._cache import cached
 from haversack.bench._rows import Outcome, Unavailable
 from haversack.bench._store import content_hash
-from haversack.bench.edge_asr._bench import FILES, MODELS, Setting
+from haversack.bench.edge_asr._bench import MAKING_FILES, MODELS, Setting
 from haversack.bench.edge_asr._strings import (
     EACH_SPEAKER,
     SEED,
@@ -51,7 +51,7 @@ def pack_of(size: str, choice: str) -> Path:
     inputs = {
         "model": _identity(size),
         "precision": choice,
-        "program": content_hash(FILES),
+        "program": content_hash(MAKING_FILES),
         "sound": [one.name for one in calibration_strings()],
     }
 
@@ -79,7 +79,11 @@ def _measured(model: Path, activations: str, each: int, seed: int) -> SetErrors:
 def float_errors(size: str, each: int | None = None, seed: int | None = None) -> SetErrors:
     """The errors of the model as it came, its f16 weights computed with in f32."""
     each, seed = each or EACH_SPEAKER, SEED if seed is None else seed
-    inputs = {"model": _identity(size), "program": content_hash(FILES), "strings": [each, seed, _speakers()]}
+    inputs = {
+        "model": _identity(size),
+        "program": content_hash(MAKING_FILES),
+        "strings": [each, seed, _speakers()],
+    }
 
     def make(goal: Path) -> None:
         _write(goal, _measured(folder_of(size), "f32", each, seed))

@@ -2,13 +2,30 @@
 costs.
 
 exactness.py and parity.py: kernels, packed weights and whole models compute what they should. quality.py:
-losses of compression and of the reference models. footprint.py: memory, install size, start of the command.
-against_llama_cpp.py and bandwidth.py: speed.
+losses of compression and of the reference models. three_bits.py: what 3 bits a weight cost and keep.
+footprint.py: memory, install size, start of the command. against_llama_cpp.py and bandwidth.py: speed.
 """
 
 from __future__ import annotations
 
-from haversack.bench.engine import against_llama_cpp, bandwidth, exactness, footprint, parity, quality
+from haversack.bench.engine import (
+    against_llama_cpp,
+    bandwidth,
+    exactness,
+    footprint,
+    parity,
+    quality,
+    three_bits,
+)
 from haversack.bench.engine._bench import bench
 
-__all__ = ["against_llama_cpp", "bandwidth", "bench", "exactness", "footprint", "parity", "quality"]
+__all__ = [
+    "against_llama_cpp",
+    "bandwidth",
+    "bench",
+    "exactness",
+    "footprint",
+    "parity",
+    "quality",
+    "three_bits",
+]

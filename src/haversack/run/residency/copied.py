@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import mmap
 import os
+import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from haversack.core.method import Method
 from haversack.core.pack import TensorEntry, TensorSource
 from haversack.models._architecture import Architecture
 from haversack.models._checkpoint import Turned
-from haversack.models._rearranged import RearrangingSource
+from haversack.models._rearranged import Piece, RearrangingSource
 from haversack.run._forms import stored_names
 from haversack.run._residency import AllHeld, Lines
 
@@ -71,15 +72,72 @@ class Copied(Method):
 
 
 def in_order(source: RearrangingSource, entries: list[TensorEntry]) -> dict[str, memoryview]:
-    """Tensors that are put in order while they are read, one after the other in huge pages."""
+    """Tensors that are put in order while they are read, one after the other in huge pages.
+
+    What lies together in the file is read together, in the file's order, each PIECE while the one before is
+    put in order: two are held.
+    """
     view = huge_pages(sum(-(-entry.nbytes // LINE) * LINE for entry in entries))
     found: dict[str, memoryview] = {}
+    pieces: list[Piece] = []
     at = 0
     for entry in entries:
         found[entry.name] = view[at : at + entry.nbytes]
-        source.read_into(entry.name, found[entry.name])
+        pieces += source.pieces(entry.name, found[entry.name])
         at += -(-entry.nbytes // LINE) * LINE
+    groups = together(pieces)
+    with source.reader() as read:
+        for group, data in zip(groups, _ahead(read, groups), strict=True):
+            whole = memoryview(data)
+            for piece in group:
+                start = piece.offset - group[0].offset
+                piece.put(whole[start : start + piece.count])
     return found
+
+
+def together(pieces: list[Piece]) -> list[list[Piece]]:
+    """`pieces` in order of their place, in groups that lie within PIECE bytes without a gap of GAP."""
+    groups: list[list[Piece]] = []
+    stop = 0
+    for piece in sorted(pieces, key=lambda piece: piece.offset):
+        last = groups[-1] if groups else None
+        end = piece.offset + piece.count
+        if last is not None and piece.offset - stop <= GAP and end - last[0].offset <= PIECE:
+            last.append(piece)
+        else:
+            groups.append([piece])
+        stop = end
+    return groups
+
+
+def _ahead(read: Callable[[int, int], Any], groups: Sequence[list[Piece]]) -> Iterator[Any]:
+    """The bytes of each group; a thread reads the next while this one's are in use."""
+    asked: queue.SimpleQueue[list[Piece] | None] = queue.SimpleQueue()
+    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def answer() -> None:
+        while (group := asked.get()) is not None:
+            start, last = group[0].offset, group[-1]
+            try:
+                answers.put(read(start, last.offset + last.count - start))
+            except Exception as error:
+                answers.put(error)
+
+    thread = threading.Thread(target=answer, name="haversack-copy", daemon=True)
+    thread.start()
+    try:
+        for group in groups[:1]:
+            asked.put(group)
+        for following in (*groups[1:], None)[: len(groups)]:
+            data = answers.get()
+            if isinstance(data, Exception):
+                raise data
+            if following is not None:
+                asked.put(following)
+            yield data
+    finally:
+        asked.put(None)
+        thread.join()
 
 
 def huge_pages(size: int) -> memoryview:

@@ -254,6 +254,10 @@ class MobileQuant(Method):
 
         return StoredStatic(self.stored(rows, columns))
 
+    def learned(self, tokens: int, length: int) -> float:
+        """Tokens that pass forward and back through all blocks, of `tokens` in texts of `length`."""
+        return float(self.epochs * tokens) if self.mode in ("e2e", "layerwise") else 0.0
+
     def noise(self) -> float:
         """Expected squared weight error over the weights' mean square: a row, or all rows, share a scale."""
         return expected_noise(8, 1024, "largest") * (1 if self.bits == 8 else (127 / 7) ** 2)

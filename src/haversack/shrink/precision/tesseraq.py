@@ -78,6 +78,10 @@ class TesseraQ(Method):
         """Kind and group in which a matrix [rows, columns] is stored."""
         return StoredKind.of_bits(self.bits, self.group)
 
+    def learned(self, tokens: int, length: int) -> float:
+        """Tokens that pass forward and back through all blocks, of `tokens` in texts of `length`."""
+        return 11.0 * self.steps * self.batch * length
+
     def noise(self) -> float:
         """Expected squared weight error over the weights' mean square, less what learning makes good."""
         return 0.5 * expected_noise(self.bits, self.group, "searched")
