@@ -156,9 +156,9 @@ class Bench(Shelf):
                 ("evaluation", f"{text.source}: {len(text.tokens):,} tokens, {text.byte_count:,} bytes"),
                 ("calibration", f"{self.calibration_source}, seed {job.seed}"),
                 *self._kept(best),
-                *(lines_of(by_layer) if by_layer is not None else ()),
                 *self._experts(best),
                 *sealed_facts(job),
+                *(lines_of(by_layer) if by_layer is not None else ()),
             ],
             provenance={
                 **hub_origin(self.path),

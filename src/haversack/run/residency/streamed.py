@@ -212,7 +212,11 @@ class StreamedHeld:
     @contextmanager
     def _block(self, block: int) -> Iterator[Weights]:
         with self._unit(block) as slot:
-            yield {**self._resident, **slot.tensors}
+            weights = {**self._resident, **slot.tensors}
+            try:
+                yield weights
+            finally:
+                weights.clear()  # who still has it must not keep copies alive while the buffer is filled again
 
     def weights(self, block: int, names: Sequence[str] = ()) -> Any:
         """See Held."""

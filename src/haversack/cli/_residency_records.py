@@ -1,4 +1,4 @@
-"""What `run --json` says of streamed experts."""
+"""What `run --json` says of streamed experts and of sealed weights."""
 
 from __future__ import annotations
 
@@ -35,3 +35,14 @@ class ExpertsRecord(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     eviction: Literal["intent", "printed", "frequency", "lru", "fifo", "none"]
     bound_s: Share | msgspec.UnsetType = msgspec.UNSET
     times_bound: Share | msgspec.UnsetType = msgspec.UNSET
+
+
+class RestorationRecord(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """What restoring sealed weights took; the stages run beside one another and beside the computation, which
+    waited for `waited_s`."""
+
+    restored_mib: float
+    allocate_s: float
+    read_s: float
+    decrypt_s: float
+    waited_s: float
