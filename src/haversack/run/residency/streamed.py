@@ -216,7 +216,7 @@ class StreamedHeld:
             try:
                 yield weights
             finally:
-                weights.clear()  # who still has it must not keep copies alive while the buffer is filled again
+                weights.clear()  # whoever still has it keeps no copy alive while the buffer is filled again
 
     def weights(self, block: int, names: Sequence[str] = ()) -> Any:
         """See Held."""
