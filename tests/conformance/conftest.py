@@ -120,6 +120,17 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def mixture_pack(mixture: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same in a pack, whose experts lie in a store."""
+    return packed_mixture(mixture, tmp_path_factory.mktemp("conformance"), matrices=False)
+
+
+@pytest.fixture(scope="session")
+def matrices_pack(mixture: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, with every matrix of an expert in a record of its own."""
+    return packed_mixture(mixture, tmp_path_factory.mktemp("conformance"), matrices=True)
+
+
+def packed_mixture(mixture: Path, folder: Path, *, matrices: bool) -> Path:
+    """The mixture of experts as a pack in f32."""
     from haversack.core import index
     from haversack.core.pack import PackWriter
     from haversack.formats.safetensors import HubFolder
@@ -127,13 +138,13 @@ def mixture_pack(mixture: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     from haversack.shrink._language import LanguageWalk
     from haversack.shrink._pipeline import Policy, compress
 
-    goal = tmp_path_factory.mktemp("conformance") / "mixture.pack"
+    goal = folder / "mixture.pack"
     source = HubFolder.open(mixture)
     walk = LanguageWalk(read_architecture(source.config))
     method = index.create("shrink", "precision", "keep:kind=f32")
     with PackWriter(goal) as writer:
         kept = {"texts": None, "policy": Policy(embedding="f32"), "folder": goal.parent}
-        compress(source, walk, method, writer, **kept)  # type: ignore[arg-type]
+        compress(source, walk, method, writer, matrices=matrices, **kept)  # type: ignore[arg-type]
         writer.add_file("tokenizer.json", mixture / "tokenizer.json")
         writer.finish({"architecture": source.config, "plan": {"activations": "f32"}})
     return goal

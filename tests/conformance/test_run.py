@@ -47,15 +47,17 @@ def choice(entry: MethodEntry, draft: Path) -> str:
     return f"{entry.name}:{','.join(given)}" if given else entry.name
 
 
-STORE = "expert-store"
+STORES = ("expert-store:experts", "expert-store:matrices")
 
 
 @pytest.fixture(scope="module")
-def model_of(checkpoint: Path, mixture_pack: Path) -> Callable[..., Path]:
+def model_of(checkpoint: Path, mixture_pack: Path, matrices_pack: Path) -> Callable[..., Path]:
     """What the methods are tried on: a mixture of experts where one of them needs its store."""
+    stored = dict(zip(STORES, (mixture_pack, matrices_pack), strict=True))
 
     def choose(*entries: MethodEntry) -> Path:
-        return mixture_pack if any(STORE in entry.requires for entry in entries) else checkpoint
+        needed = [trait for entry in entries for trait in STORES if trait in entry.requires]
+        return stored[needed[0]] if needed else checkpoint
 
     return choose
 
@@ -108,7 +110,7 @@ def test_in_pairs_it_gives_the_plain_tokens_or_refuses(
     one: MethodEntry, two: MethodEntry, answer: Callable[..., Answer]
 ) -> None:
     needed = one.requires | two.requires
-    given = {*GIVEN, *({"draft-model", STORE} & needed)}
+    given = {*GIVEN, *({"draft-model", *STORES} & needed)}
     plain = [
         index.find("run", slot, name)
         for slot, name in (

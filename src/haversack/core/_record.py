@@ -19,6 +19,9 @@ PACK_KINDS = ("language", "speech", "vision", "signal", "delta", "mcu", "split",
 RECORD_NAME = "pack.json"
 WEIGHTS_NAME = "weights.safetensors"
 STORE_NAME = "experts.store"
+STORE_RECORDS = "store_records"
+"""The field of a pack's provenance that says what a record of its store is, where it is no whole expert:
+`parts`, the matrices of experts."""
 RECORD_MOST = 64 * 2**20
 PIECE = 2**20
 """Bytes under one checksum."""

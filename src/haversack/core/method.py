@@ -55,7 +55,7 @@ TRAITS: dict[str, tuple[str, ...]] = {
     "batch": (),
     "tree-mask": (),
     "mapped-weights": (),
-    "expert-store": (),
+    "expert-store": ("experts", "matrices"),
     "static-shapes": (),
     "router-position": ("before-attention", "after-attention"),
     "context-limit": (),

@@ -34,17 +34,18 @@ from haversack.models.audio import is_speech
 from haversack.models.language import is_encoder
 from haversack.models.tokenizers import can_be_made, tokenizer_json
 from haversack.plan._candidates import OBJECTIVES, Candidate, Plan
-from haversack.plan._enumerate import Space, predicted
+from haversack.plan._enumerate import Space, predicted, wants_matrices
 from haversack.plan._gguf_job import GgufJob, Origin
 from haversack.plan._measure import RunFigures, quality, run_figures
 from haversack.plan._predict import MIB
 from haversack.plan._report import report_html
 from haversack.plan._search import Clock, screened, search
 from haversack.plan._structure import NONE, OFFERED, Structures, advised, full_structure, layers_of
+from haversack.run._source import traits_of
 from haversack.run._weights import check_tensors
 from haversack.shrink._language import LanguageWalk
 from haversack.shrink._pipeline import LISTED, ROUTER, Policy, compress, kept_matrices, memory_plan
-from haversack.shrink._precision import calibrated
+from haversack.shrink._precision import MATRICES, calibrated
 from haversack.shrink.structure._packed import Layer
 
 CALIBRATION_TOKENS = 32_768
@@ -231,6 +232,7 @@ class Bench:
                     seed=self.job.seed,
                     bar=self.bar,
                     unreached=self.unreached.setdefault(key, []),
+                    matrices=wants_matrices(self.job.residency),
                 )
                 add_files(writer, self.source.path)
                 writer.finish({"architecture": self.source.config, "plan": Plan(*key).record()})
@@ -403,7 +405,9 @@ def write_pack(
     )
     with PackWriter(job.output, expected_bytes=pack.nbytes) as writer:
         if bench.walk.all_experts is not None:
-            writer.keep_experts(identity(pack, bench.architecture), bench.walk.all_experts.owners)
+            owned = bench.walk.all_experts
+            records = owned.records(MATRICES in traits_of(pack))
+            writer.keep_experts(identity(pack, bench.architecture), records)
         for name, entry in pack.tensors.items():
             writer.add_tensor(name, entry.kind, entry.shape, [pack.bytes(name)], entry.group, entry.layout)
         for name, form in pack.forms.items():

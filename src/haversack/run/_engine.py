@@ -299,7 +299,7 @@ class Engine:
         forward, held = self.forward, self.held
         cache.place(positions, ids)
         hidden = self._embed(ids, positions)
-        parts = split(cache, positions, mask, ROWS)
+        parts = split(cache, positions, mask, getattr(held, "rows_at_once", ROWS))
         if self.tally and cache.sparse_from:
             for part, step in parts:
                 step.reads = positions[part] < cache.sparse_from

@@ -19,7 +19,10 @@ NAMES = ("residency", "attention", "context", "prefill", "decode")
 GIVEN = ("batch", "tree-mask")
 """Traits of the engine itself, whatever is chosen."""
 ADVICE = {
-    "expert-store": "Packs of mixture-of-experts models have one: haversack pack MODEL --device DEVICE."
+    "expert-store:experts": "Packs of mixture-of-experts models have one: haversack pack MODEL --device "
+    "DEVICE.",
+    "expert-store:matrices": "Packs of mixture-of-experts models that are made with --precision q4_0 or "
+    "--residency streamed:smallthinker have one: haversack pack MODEL --device DEVICE --precision q4_0.",
 }
 """What to do where a trait is missing."""
 
