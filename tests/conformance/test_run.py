@@ -47,17 +47,18 @@ def choice(entry: MethodEntry, draft: Path) -> str:
     return f"{entry.name}:{','.join(given)}" if given else entry.name
 
 
-STORES = ("expert-store:experts", "expert-store:matrices")
+GIVEN_BY_PACKS = ("expert-store:experts", "expert-store:matrices", "head-predictor")
 
 
 @pytest.fixture(scope="module")
 def model_of(checkpoint: Path, mixture_pack: Path, matrices_pack: Path) -> Callable[..., Path]:
-    """What the methods are tried on: a mixture of experts where one of them needs its store."""
-    stored = dict(zip(STORES, (mixture_pack, matrices_pack), strict=True))
+    """What the methods are tried on: a mixture of experts where one of them needs what its pack has."""
 
     def choose(*entries: MethodEntry) -> Path:
-        needed = [trait for entry in entries for trait in STORES if trait in entry.requires]
-        return stored[needed[0]] if needed else checkpoint
+        needed = {trait for entry in entries for trait in entry.requires}
+        if "expert-store:experts" in needed:
+            return mixture_pack
+        return matrices_pack if needed & set(GIVEN_BY_PACKS) else checkpoint
 
     return choose
 
@@ -110,7 +111,7 @@ def test_in_pairs_it_gives_the_plain_tokens_or_refuses(
     one: MethodEntry, two: MethodEntry, answer: Callable[..., Answer]
 ) -> None:
     needed = one.requires | two.requires
-    given = {*GIVEN, *({"draft-model", *STORES} & needed)}
+    given = {*GIVEN, *({"draft-model", *GIVEN_BY_PACKS} & needed)}
     plain = [
         index.find("run", slot, name)
         for slot, name in (

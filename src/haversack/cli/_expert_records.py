@@ -17,6 +17,13 @@ class NeuronsRecord(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     activated: Count
 
 
+class HeadRecord(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """`rows` of the output matrix over all tokens after the prompt, and how many were `computed`."""
+
+    rows: Count
+    computed: Count
+
+
 class ExpertsRecord(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """Experts were `asked` for; `hits` were there, `late` on their way, `demands` absent. `preloads` were
     begun on a guess: `useful` ones were chosen, `wasted` ones not, `stopped` ones called off. `nbytes`

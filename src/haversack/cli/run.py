@@ -80,7 +80,8 @@ def command(
     context: Annotated[str, typer.Option(help="what of the prompt is read: tokens")] = "tokens",
     prefill: Annotated[str, typer.Option(help="whole, or chunked:tokens=N")] = "whole",
     decode: Annotated[
-        str | None, typer.Option(help="one-by-one, or linear-draft:length=N (default with --draft)")
+        str | None,
+        typer.Option(help="one-by-one, linear-draft:length=N (default with --draft), or sparse-head"),
     ] = None,
     draft: Annotated[str | None, typer.Option(help="the small model that drafts, such as code-draft")] = None,
     activations: Annotated[
@@ -323,6 +324,8 @@ def _print_text(answer: Generation, size: tuple[int, int], text: str, log_probab
     )
     if engine.tally:
         print(engine.tally.words(), file=sys.stderr)
+    if engine.head_predictor is not None:
+        print(engine.head_predictor.words(), file=sys.stderr)
     if hasattr(engine.held, "words"):
         print(engine.held.words(answer.seconds), file=sys.stderr)
 
@@ -364,6 +367,8 @@ def _print_record(
         record["text"], record["tool_calls"] = talk.calls(answer.text)
     if engine.tally:
         record["sparsity"] = {key: value for key, value in engine.tally.stats().items() if key != "layers"}
+    if engine.head_predictor is not None:
+        record["head"] = engine.head_predictor.record()
     if hasattr(engine.held, "record"):
         record["experts"] = engine.held.record(answer.seconds)
     if constraint is not None:

@@ -60,6 +60,7 @@ TRAITS: dict[str, tuple[str, ...]] = {
     "router-position": ("before-attention", "after-attention"),
     "context-limit": (),
     "draft-model": (),
+    "head-predictor": (),
 }
 
 

@@ -21,6 +21,7 @@ GIVEN = ("batch", "tree-mask")
 ADVICE = {
     "expert-store:experts": "Packs of mixture-of-experts models have one: haversack pack MODEL --device "
     "DEVICE.",
+    "head-predictor": "Packs made with --precision q4_0:predictor=64 have one.",
     "expert-store:matrices": "Packs of mixture-of-experts models that are made with --precision q4_0 or "
     "--residency streamed:smallthinker have one: haversack pack MODEL --device DEVICE --precision q4_0.",
 }

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from haversack.core._record import STORE_NAME, STORE_RECORDS
+from haversack.core._record import PREDICTOR_NAME, STORE_NAME, STORE_RECORDS
 from haversack.core.errors import DamagedFileError, UserError
 from haversack.core.pack import Pack, TensorSource, is_pack
 from haversack.models._architecture import Architecture
@@ -90,10 +90,13 @@ def encodes(source: TensorSource) -> bool:
 
 def traits_of(source: TensorSource) -> tuple[str, ...]:
     """What an opened source provides to the methods of a run."""
-    if not isinstance(source, Pack) or STORE_NAME not in source.record.files:
+    if not isinstance(source, Pack):
         return ()
+    found = ("head-predictor",) if PREDICTOR_NAME in source.record.files else ()
+    if STORE_NAME not in source.record.files:
+        return found
     parts = source.record.provenance.get(STORE_RECORDS) == "parts"
-    return ("expert-store:matrices" if parts else "expert-store:experts",)
+    return (*found, "expert-store:matrices" if parts else "expert-store:experts")
 
 
 def hears(source: TensorSource) -> bool:

@@ -8,7 +8,9 @@ f16; a weight's code is floor(w / d + 8.5) - 8, at most 7. 18 bytes a block. Eve
 record of its own in the pack's expert store, padded to 4096 bytes, in order of use: gate, up, down.
 What we changed: the codes of a matrix lie 16 rows interleaved (docs/format.md), in as many bytes as ggml's
 blocks; the down matrix is not turned.
-Cost: one pass over the weights; no calibration data.
+`predictor` adds two small matrices that say which rows of the output matrix matter (run/_head_predictor.py).
+Cost: one pass over the weights; no calibration data. A predictor takes a pass of the calibration text, with
+the model in memory in f32, and a minute of training.
 Limits: rows of a multiple of 32 inputs, models with experts. To leave out neurons that a ReLU made 0 take
 --precision round-to-nearest:bits=4,group=64 --structure reglu --residency streamed:smallthinker, whose
 layouts have no blocks of 32.
@@ -22,7 +24,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from haversack.core.method import Method
+from haversack.core._record import PREDICTOR_NAME
+from haversack.core.method import Method, parameter
 from haversack.shrink._precision import InputStatistics, Quantized, StoredKind, expected_noise
 from haversack.shrink._rounding import F32, I8, storable
 
@@ -79,6 +82,24 @@ class Q40(Method):
     )
     needs: ClassVar[frozenset[str]] = frozenset()
 
+    predictor: int = parameter(
+        0,
+        allowed=(0, 32, 64, 96, 128, 256),
+        help="rank of a predictor of output rows, for run --decode sparse-head; 0: none (extra workshop)",
+    )
+
+    @property
+    def learn(self) -> Any:
+        """See shrink/_precision.py: what trains the predictor, where one is wanted."""
+        if not self.predictor:
+            raise AttributeError("learn")
+        return self._learn
+
+    def _learn(self, source: Any, walk: Any, texts: Any) -> WithPredictor:
+        from haversack.shrink._head_predictor import learned
+
+        return WithPredictor(self, learned(source, walk, texts, self.predictor).to_bytes())
+
     def stored(self, rows: int, columns: int) -> StoredKind:
         """How a matrix [rows, columns] is stored."""
         return StoredKind("int4", BLOCK)
@@ -102,3 +123,38 @@ class Q40(Method):
     def quantize(self, weights: Mapping[str, F32], inputs: InputStatistics | None) -> dict[str, Quantized]:
         """Every matrix of `weights` as codes and scales."""
         return {name: Quantized(self.stored(*one.shape), *round_blocks(one)) for name, one in weights.items()}
+
+
+@dataclass(frozen=True)
+class WithPredictor:
+    """The method, and the file of the predictor that it trained for one model."""
+
+    method: Q40
+    data: bytes
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    provides: ClassVar[frozenset[str]] = Q40.provides
+
+    @property
+    def name(self) -> str:
+        """As the method's."""
+        return self.method.name
+
+    def __str__(self) -> str:
+        return str(self.method)
+
+    def stored(self, rows: int, columns: int) -> StoredKind:
+        """See Q40."""
+        return self.method.stored(rows, columns)
+
+    def noise(self) -> float:
+        """See Q40."""
+        return self.method.noise()
+
+    def quantize(self, weights: Mapping[str, F32], inputs: InputStatistics | None) -> dict[str, Quantized]:
+        """See Q40."""
+        return self.method.quantize(weights, inputs)
+
+    def files(self) -> dict[str, bytes]:
+        """What the pack holds beside the tensors."""
+        return {PREDICTOR_NAME: self.data}
