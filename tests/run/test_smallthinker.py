@@ -4,18 +4,19 @@ allowed, or a clear refusal."""
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from tests.run.conftest import tokenizer_json
 from tests.run.experts import OLMOE, SMALLTHINKER, write_expert_pack
 from tests.run.test_edgemoe import run_in_fresh_process
 
+from haversack.cli._records import RunOutput
 from haversack.core._record import STORE_NAME
 from haversack.core.errors import DamagedFileError, UserError
 from haversack.core.expert_store import ExpertStore
@@ -283,4 +284,4 @@ def test_the_process_stays_inside_its_budget_as_the_system_measures_it(tmp_path:
     assert refused["field"] == "ram_mib" and 60 < refused["nearest"] < 80
     again, peak = run_in_fresh_process(goal, *way, str(refused["nearest"]))
     assert again["tokens"] == 12 and peak <= refused["nearest"]
-    assert json.dumps(again["experts"])
+    assert msgspec.convert(again, RunOutput).experts.unit == "matrix"  # as the schema says
