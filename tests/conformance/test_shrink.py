@@ -44,7 +44,7 @@ def test_every_slot_of_the_stage_that_has_methods_is_tested() -> None:
     assert {entry.slot for entry in index.methods("shrink")} <= {"precision", "structure"}
 
 
-WITH_EXPERTS = ("edgemoe",)
+WITH_EXPERTS = ("edgemoe", "q4_0")
 """Methods for mixtures of experts, which are tried on one."""
 
 
@@ -163,7 +163,8 @@ def test_what_the_planner_believes_of_its_loss_orders_what_happens(
     """More bits, less noise, by the method's own word and in fact."""
     bits = next((parameter for parameter in entry.parameters if parameter.name == "bits"), None)
     if bits is None or not bits.allowed:
-        assert index.create("shrink", "precision", entry.name).noise() < 1e-3  # type: ignore[attr-defined]
+        most = 1e-2 if "weight-type:int4" in entry.provides else 1e-3  # four bits, or none lost
+        assert index.create("shrink", "precision", entry.name).noise() < most  # type: ignore[attr-defined]
         return
     exact = logits(checkpoint)
     believed, happened = [], []

@@ -48,6 +48,23 @@ def test_what_is_predicted_is_what_the_engine_plans(tmp_path: Path) -> None:
     assert one == pytest.approx(there + rest, abs=0.6)
 
 
+def test_matrices_are_planned_for_the_precision_that_stores_them_so(tmp_path: Path) -> None:
+    candidates, _ = predicted(space(precision="q4_0", activations="f32", cache_type="f32"))
+    found = {one.plan.residency: one for one in candidates}
+    assert set(found) == {"mapped", "copied", "streamed", "streamed:smallthinker"}
+    assert found["streamed:smallthinker"].ram_mib < 0.9 * found["mapped"].ram_mib
+    assert found["streamed:smallthinker"].device < found["mapped"].device
+    pack = write_expert_pack(tmp_path / "a.pack", LARGE, lambda layer, expert: 32, matrices=True)
+    way = "streamed:smallthinker"
+    candidates, _ = predicted(space(precision="keep:kind=f32", residency=way, cache_type="f32"))
+    (one,) = {candidate.ram_mib for candidate in candidates}
+    with Engine.open(pack, residency=way, context_length=64) as engine:
+        planned = engine.memory_plan().record()["lines"]
+    experts = planned["weights, experts in memory"]
+    assert experts == pytest.approx(30 * (256 * 512 * 4 + 4096) / 2**20, abs=0.01)  # thirty matrices
+    assert one > experts / 2**20
+
+
 def test_the_planner_s_own_bits_are_refused_for_models_without_experts() -> None:
     dense = {key: value for key, value in LARGE.items() if "expert" not in key} | {"model_type": "llama"}
     with pytest.raises(UserError, match="the model has no experts"):

@@ -33,6 +33,20 @@ OLMOE: dict[str, Any] = {
     "eos_token_id": 0,
 }
 """Router after attention, experts by softmax."""
+SMALLTHINKER: dict[str, Any] = {
+    **{name: value for name, value in OLMOE.items() if name not in ("num_experts", "num_experts_per_tok")},
+    "model_type": "smallthinker",
+    "norm_topk_prob": True,
+    "head_dim": 16,
+    "moe_ffn_hidden_size": 96,
+    "moe_num_primary_experts": 6,
+    "moe_num_active_primary_experts": 2,
+    "rope_theta": 1e4,
+    "rope_layout": [0, 1, 1],
+    "sliding_window_layout": [0, 1, 1],
+    "sliding_window_size": 16,
+}
+"""Router before attention, experts with a ReLU."""
 
 
 def draw(config: dict[str, Any], seed: int = 1) -> dict[str, np.ndarray]:
@@ -58,9 +72,12 @@ def write_expert_pack(
     profile: bool = True,
     identity: str = "drawn",
     tokenizer: str | None = None,
+    matrices: bool = False,
     key: bytes | None = None,
 ) -> Path:
-    """A pack whose experts lie in a store; with a `key`, sealed with the other weights."""
+    """A pack whose experts lie in a store, whole or with every matrix in a record of its own; with a `key`,
+    sealed with the other weights.
+    """
     config = OLMOE if config is None else config
     architecture = read_architecture(config)
     experts = experts_of(architecture)
@@ -68,7 +85,7 @@ def write_expert_pack(
     inside = {linear.weight for block in architecture.blocks for linear in block.matrices()}
     sealer = None if key is None else Sealer(key, path.name)
     with PackWriter(path, sealer=sealer) as writer:
-        writer.keep_experts(identity, experts.owners)
+        writer.keep_experts(identity, experts.part_owners if matrices else experts.owners)
         for name, values in draw(config, seed).items():
             if name in experts.owners:
                 block, expert = experts.owners[name]

@@ -10,11 +10,27 @@ Count = Annotated[int, msgspec.Meta(ge=0)]
 Share = Annotated[float, msgspec.Meta(ge=0)]
 
 
+class NeuronsRecord(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """Neurons of chosen experts whose gate was `examined`, and those whose gate was above zero."""
+
+    examined: Count
+    activated: Count
+
+
+class HeadRecord(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """`rows` of the output matrix over all tokens after the prompt, and how many were `computed`."""
+
+    rows: Count
+    computed: Count
+
+
 class ExpertsRecord(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """Experts were `asked` for; `hits` were there, `late` on their way, `demands` absent. `preloads` were
     begun on a guess: `useful` ones were chosen, `wasted` ones not, `stopped` ones called off. `nbytes`
     arrived, `bytes_read` left the storage. `stall_s` was waited. `bound_s`: reading what no eviction could
-    have kept, or computing, whichever is slower; `times_bound`: the run's seconds over it."""
+    have kept, or computing, whichever is slower; `times_bound`: the run's seconds over it. `unit`: what
+    comes and goes, where it is no whole expert; of matrices also how many were `prefetched`, that is begun
+    before attention, and the `neurons`."""
 
     asked: Count
     hits: Count
@@ -35,3 +51,6 @@ class ExpertsRecord(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     eviction: Literal["intent", "printed", "frequency", "lru", "fifo", "none"]
     bound_s: Share | msgspec.UnsetType = msgspec.UNSET
     times_bound: Share | msgspec.UnsetType = msgspec.UNSET
+    unit: Literal["matrix"] | msgspec.UnsetType = msgspec.UNSET
+    prefetched: Count | msgspec.UnsetType = msgspec.UNSET
+    neurons: NeuronsRecord | msgspec.UnsetType = msgspec.UNSET

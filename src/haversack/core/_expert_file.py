@@ -12,12 +12,13 @@ from haversack.core.expert_store import Given, StoreBody
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-Owner = tuple[int, int]
-"""(block, expert)."""
+Owner = tuple[int, int] | tuple[int, int, str]
+"""(block, expert), or (block, expert, part) where the expert's parts are records of their own."""
 
 
 class ExpertFile:
-    """The store at `path` while a pack is written; `names` are the tensors that it has taken."""
+    """The store at `path` while a pack is written; `names` are the tensors that it has taken. `parts`: its
+    records are parts of experts."""
 
     def __init__(self, path: Path, model: str, owners: Mapping[str, Owner]) -> None:
         self.model = model
@@ -28,6 +29,7 @@ class ExpertFile:
             self._missing.setdefault(owner, set()).add(name)
         self._waiting: dict[Owner, list[Given]] = {}
         self.names: dict[str, None] = {}
+        self.parts = any(len(owner) == 3 for owner in owners.values())
 
     def takes(
         self,
@@ -41,7 +43,7 @@ class ExpertFile:
         """Take the tensor `name` if it is an expert's, or a part of an expert's matrix; False if not."""
         whole = name if name in self._owners else name.rpartition(".")[0]
         owner = self._owners.get(whole)
-        for other in [each for each in self._waiting if owner is None or each[0] != owner[0]]:
+        for other in [each for each in self._waiting if self._is_over(each, owner)]:
             self._write(other)
         if owner is None:
             return False
@@ -70,8 +72,14 @@ class ExpertFile:
         """Close the file as it is."""
         self._body.abandon()
 
+    def _is_over(self, waiting: Owner, owner: Owner | None) -> bool:
+        """Nothing more comes of `waiting` once the next tensor is `owner`'s: of another block, or, since the
+        tensors of a part follow one another, of anything else."""
+        return owner is None or waiting[0] != owner[0] or (self.parts and waiting != owner)
+
     def _write(self, owner: Owner) -> None:
         if self._missing[owner]:
             left = sorted(self._missing[owner])
             raise ValueError(f"the tensor {left[0]} belongs to an expert of which the rest was given before")
-        self._body.add(*owner, self._waiting.pop(owner))
+        part = owner[2] if len(owner) == 3 else ""
+        self._body.add(owner[0], owner[1], self._waiting.pop(owner), part)

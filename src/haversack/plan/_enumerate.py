@@ -21,7 +21,14 @@ from haversack.plan._predict import LOSS_PER_NOISE, MIB, Sizes, bits_a_weight, n
 from haversack.run._memory import planned_memory
 from haversack.shrink._language import LanguageWalk
 from haversack.shrink._pipeline import Policy, Walk, stored_kinds
-from haversack.shrink._precision import Precision, Stored, calibrated, refused_by
+from haversack.shrink._precision import (
+    MATRICES,
+    Precision,
+    Stored,
+    calibrated,
+    refused_by,
+    stores_matrices,
+)
 from haversack.shrink._reconstruction import BLOCK
 
 # Parameters that change a pack's size or type and are worth a plan each; others stay at their defaults.
@@ -117,16 +124,39 @@ def create_precision(choice: str) -> Precision:
     return found
 
 
-def residencies(kinds: Iterable[str], fixed: str | None, experts: bool = False) -> list[str]:
-    """The ways of holding weights stored in `kinds`, with `experts` or without, that need nothing beside a
-    pack; only `fixed` when given.
+def residencies(kinds: Iterable[str], fixed: str | None, experts: str | None = None) -> list[str]:
+    """The ways of holding weights stored in `kinds` that need nothing beside a pack, whose expert store,
+    where it has one, has `experts` (experts or matrices) as its records; only `fixed` when given.
     """
     if fixed is not None:
-        index.create("run", "residency", fixed)
+        wanted = index.find("run", "residency", index.create("run", "residency", fixed).name)
+        if experts == "matrices" and "expert-store:experts" in wanted.requires:
+            raise UserError(
+                f"{fixed} reads whole experts, and this precision stores them matrix by matrix; use "
+                "streamed:smallthinker, or another precision.",
+                field="residency",
+                given=fixed,
+                nearest="streamed:smallthinker",
+            )
         return [fixed]
     given = {f"weight-type:{kind}" for kind in kinds} | {"weight-layout:rows-1", "weight-layout:rows16-1"}
-    given |= {"expert-store"} if experts else set()
+    given |= set() if experts is None else {f"expert-store:{experts}"}
     return [entry.name for entry in index.methods("run", "residency") if not index.conflicts([entry], given)]
+
+
+def store_records(walk: LanguageWalk, method: Precision) -> str | None:
+    """What the records of the expert store are that `method` makes: experts, matrices, or none."""
+    if walk.all_experts is None:
+        return None
+    return "matrices" if stores_matrices(method) else "experts"
+
+
+def wants_matrices(residency: str | None) -> bool:
+    """True for a residency, as a user named it, that reads experts matrix by matrix."""
+    if residency is None:
+        return False
+    name = index.create("run", "residency", residency).name
+    return MATRICES in index.find("run", "residency", name).requires
 
 
 def activation_types(kinds: Iterable[str], fixed: str | None, precision: str | None = None) -> list[str]:
@@ -194,7 +224,7 @@ def predicted(space: Space) -> tuple[list[Candidate], dict[Plan, float]]:
         types = {kind.kind for kind in kinds.values()}
         for activations, residency, cache_type in itertools.product(
             activation_types(types, space.activations, choice),
-            residencies(types, space.residency, space.expert_store and walk.all_experts is not None),
+            residencies(types, space.residency, store_records(walk, method) if space.expert_store else None),
             [one for one in CACHE_TYPES if space.cache_type in (None, one)],
         ):
             plan = Plan(

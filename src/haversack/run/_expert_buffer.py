@@ -163,6 +163,12 @@ class ExpertBuffer:
                 elif key not in self.shelf.items:
                     self._read(key, LIKELY + rank)
 
+    def there(self, key: Key) -> bool:
+        """Whether `key` has arrived and can be used without waiting, now."""
+        with self.reader.changed:
+            item = self.shelf.items.get(key)
+            return item is not None and not item.loading
+
     @contextmanager
     def use(self, key: Key) -> Iterator[Mapping[str, Any]]:
         """The tensors of `key`, valid inside the `with`. Raises what reading it raised, and UserError when

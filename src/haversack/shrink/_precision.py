@@ -32,6 +32,7 @@ from haversack.shrink._rounding import F32, I8
 # and every channel's range, mean and mean magnitude. "block" gives it whole blocks instead, with their inputs
 # and outputs (see shrink/_reconstruction.py).
 STATISTICS = ("hessian", "inputs", "ranges", "block")
+MATRICES = "expert-store:matrices"
 SAMPLE_ROWS = 512  # inputs that are kept where a method needs them
 
 
@@ -263,6 +264,13 @@ def refused_by(precision: Precision, walk: Any) -> Mapping[str, str]:
     asked = getattr(precision, "refused", None)
     found: Mapping[str, str] = {} if asked is None else asked(walk)
     return found
+
+
+def stores_matrices(precision: Any) -> bool:
+    """True for a method (or one that a structure was put on) whose packs keep every matrix of an expert in a
+    record of its own."""
+    inner = getattr(precision, "inner", precision)
+    return MATRICES in getattr(inner, "provides", ())
 
 
 def calibrated(precision: Precision) -> bool:

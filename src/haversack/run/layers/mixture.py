@@ -24,6 +24,7 @@ from haversack.kernels import gate, route
 from haversack.run._products import F32, multiply, multiply_add
 from haversack.run._residency import CHOSEN
 from haversack.run._sparsity import Reading, of_rows
+from haversack.run.layers._by_matrix import by_matrix
 from haversack.run.layers.feed_forward import activated
 
 if TYPE_CHECKING:
@@ -99,7 +100,9 @@ def forward(layer: Mixture, x: F32, weights: Any, call: Call, hidden: F32 | None
     if to is None:
         to = call.scratch.get("branch", len(x), x.shape[1])
         to[...] = 0
-    if len(x) == 1:
+    if hasattr(call.experts, "arriving"):
+        by_matrix(layer, x, choice, weights, call, to)
+    elif len(x) == 1:
         _one_token(layer, x, choice, weights, call, to)
     else:
         _many_tokens(layer, x, choice, weights, call, to)
