@@ -120,6 +120,16 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def mixture_pack(mixture: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same in a pack, whose experts lie in a store."""
+    return pack_mixture(mixture, tmp_path_factory.mktemp("conformance") / "mixture.pack", "keep:kind=f32")
+
+
+@pytest.fixture(scope="session")
+def nested_pack(mixture: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with nested bits."""
+    return pack_mixture(mixture, tmp_path_factory.mktemp("conformance") / "nested.pack", "d2moe:group=32")
+
+
+def pack_mixture(mixture: Path, goal: Path, precision: str) -> Path:
     from haversack.core import index
     from haversack.core.pack import PackWriter
     from haversack.formats.safetensors import HubFolder
@@ -127,12 +137,12 @@ def mixture_pack(mixture: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     from haversack.shrink._language import LanguageWalk
     from haversack.shrink._pipeline import Policy, compress
 
-    goal = tmp_path_factory.mktemp("conformance") / "mixture.pack"
     source = HubFolder.open(mixture)
     walk = LanguageWalk(read_architecture(source.config))
-    method = index.create("shrink", "precision", "keep:kind=f32")
+    method = index.create("shrink", "precision", precision)
+    texts = np.random.default_rng(8).integers(0, 256, (2, 64)).astype(np.int32)
     with PackWriter(goal) as writer:
-        kept = {"texts": None, "policy": Policy(embedding="f32"), "folder": goal.parent}
+        kept = {"texts": texts, "policy": Policy(embedding="f32"), "folder": goal.parent}
         compress(source, walk, method, writer, **kept)  # type: ignore[arg-type]
         writer.add_file("tokenizer.json", mixture / "tokenizer.json")
         writer.finish({"architecture": source.config, "plan": {"activations": "f32"}})

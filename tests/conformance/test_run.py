@@ -47,14 +47,16 @@ def choice(entry: MethodEntry, draft: Path) -> str:
     return f"{entry.name}:{','.join(given)}" if given else entry.name
 
 
-STORE = "expert-store"
+STORE, NESTED = "expert-store", "weight-type:nested"
 
 
 @pytest.fixture(scope="module")
-def model_of(checkpoint: Path, mixture_pack: Path) -> Callable[..., Path]:
+def model_of(checkpoint: Path, mixture_pack: Path, nested_pack: Path) -> Callable[..., Path]:
     """What the methods are tried on: a mixture of experts where one of them needs its store."""
 
     def choose(*entries: MethodEntry) -> Path:
+        if any(NESTED in entry.requires for entry in entries):
+            return nested_pack
         return mixture_pack if any(STORE in entry.requires for entry in entries) else checkpoint
 
     return choose
@@ -108,7 +110,7 @@ def test_in_pairs_it_gives_the_plain_tokens_or_refuses(
     one: MethodEntry, two: MethodEntry, answer: Callable[..., Answer]
 ) -> None:
     needed = one.requires | two.requires
-    given = {*GIVEN, *({"draft-model", STORE} & needed)}
+    given = {*GIVEN, *({"draft-model", STORE, NESTED} & needed)}
     plain = [
         index.find("run", slot, name)
         for slot, name in (

@@ -14,7 +14,9 @@ class ExpertsRecord(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """Experts were `asked` for; `hits` were there, `late` on their way, `demands` absent. `preloads` were
     begun on a guess: `useful` ones were chosen, `wasted` ones not, `stopped` ones called off. `nbytes`
     arrived, `bytes_read` left the storage. `stall_s` was waited. `bound_s`: reading what no eviction could
-    have kept, or computing, whichever is slower; `times_bound`: the run's seconds over it."""
+    have kept, or computing, whichever is slower; `times_bound`: the run's seconds over it. Where bits are
+    nested, planes are what is counted: `plane_nbytes` were read of each, in the `schedule`'s order, and
+    tokens read `mean_bits`."""
 
     asked: Count
     hits: Count
@@ -32,6 +34,9 @@ class ExpertsRecord(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     bytes_read: Count
     buffer_nbytes: Count
     predict: Literal["paths", "gate", "none"]
-    eviction: Literal["intent", "printed", "frequency", "lru", "fifo", "none"]
+    eviction: Literal["planes", "intent", "printed", "frequency", "lru", "fifo", "none"]
     bound_s: Share | msgspec.UnsetType = msgspec.UNSET
     times_bound: Share | msgspec.UnsetType = msgspec.UNSET
+    schedule: Literal["hebf", "id-order"] | msgspec.UnsetType = msgspec.UNSET
+    plane_nbytes: list[Count] | msgspec.UnsetType = msgspec.UNSET
+    mean_bits: Share | msgspec.UnsetType = msgspec.UNSET

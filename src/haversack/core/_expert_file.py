@@ -1,4 +1,8 @@
-"""Sorting a pack's tensors into its expert store while they stream by."""
+"""Sorting a pack's tensors into its expert store while they stream by.
+
+An expert is a record. Planes of bits, tensors NAME.planeN of its matrices, are a record each, of the part
+planeN, behind that of everything else: each is one read.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,13 @@ if TYPE_CHECKING:
 
 Owner = tuple[int, int]
 """(block, expert)."""
+PLANE = "plane"
+
+
+def part_of(name: str) -> str:
+    """The part of its expert that the tensor `name` is stored in: the plane that it is of, or ""."""
+    last = name.rpartition(".")[2]
+    return last if last.startswith(PLANE) and last[len(PLANE) :].isdigit() else ""
 
 
 class ExpertFile:
@@ -74,4 +85,9 @@ class ExpertFile:
         if self._missing[owner]:
             left = sorted(self._missing[owner])
             raise ValueError(f"the tensor {left[0]} belongs to an expert of which the rest was given before")
-        self._body.add(*owner, self._waiting.pop(owner))
+        parts: dict[str, list[Given]] = {"": []}
+        for given in self._waiting.pop(owner):
+            parts.setdefault(part_of(given[0]), []).append(given)
+        for part, tensors in parts.items():
+            if tensors:
+                self._body.add(*owner, tensors, part)

@@ -19,7 +19,8 @@ NAMES = ("residency", "attention", "context", "prefill", "decode")
 GIVEN = ("batch", "tree-mask")
 """Traits of the engine itself, whatever is chosen."""
 ADVICE = {
-    "expert-store": "Packs of mixture-of-experts models have one: haversack pack MODEL --device DEVICE."
+    "expert-store": "Packs of mixture-of-experts models have one: haversack pack MODEL --device DEVICE.",
+    "weight-type:nested": "Such packs come from haversack pack MODEL --device DEVICE --precision d2moe.",
 }
 """What to do where a trait is missing."""
 

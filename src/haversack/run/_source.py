@@ -21,7 +21,7 @@ from haversack.models._gguf import GgufModel, is_gguf
 from haversack.models._tokenizer import Tokenizer
 from haversack.models.audio import is_speech
 from haversack.models.language import is_encoder, read_architecture
-from haversack.run._forms import require_whole
+from haversack.run._forms import forms_of, require_whole
 
 ADVICE = "give a pack, a checkpoint folder or a bundled model"
 
@@ -91,7 +91,8 @@ def encodes(source: TensorSource) -> bool:
 def traits_of(source: TensorSource) -> tuple[str, ...]:
     """What an opened source provides to the methods of a run."""
     stored = isinstance(source, Pack) and STORE_NAME in source.record.files
-    return ("expert-store",) if stored else ()
+    nested = any(form["form"] == "nested" for form in forms_of(source).values())
+    return (*(("expert-store",) if stored else ()), *(("weight-type:nested",) if nested else ()))
 
 
 def hears(source: TensorSource) -> bool:

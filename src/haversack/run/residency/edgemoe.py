@@ -92,7 +92,7 @@ class EdgeMoE(Method):
     summary = "Experts are guessed and read from storage while the layer before computes; the same tokens."
     system = 4
     requires = frozenset({"expert-store"})
-    excludes = frozenset({"mapped-weights"})
+    excludes = frozenset({"mapped-weights", "weight-type:nested"})
     checks: ClassVar[tuple[str, ...]] = (STORE_NAME,)
     """Files whose every read is checked, so that they are not summed before."""
 
