@@ -70,7 +70,7 @@ def test_a_bit_more_halves_the_error_of_normal_weights() -> None:
     weight = rng.standard_normal((128, 512)).astype(F32)
     x = np.eye(512, dtype=F32)
     two, three, four = errors(mwq_quantize(weight), weight, x)
-    assert two < 0.503 and 0.4 < three / two < 0.6 and 0.5 < four / three < 0.68
+    assert two < 0.503 and 0.4 < three / two < 0.6 and 0.4 < four / three < 0.6
 
 
 def test_widths_are_nested_and_planes_hold_what_was_computed() -> None:

@@ -323,7 +323,7 @@ def compress(
             f"{precision.name} needs calibration text and got none.", field="calibration", given=None
         )
     kinds, kept = stored_kinds(walk, precision, policy), kept_matrices(walk, precision, policy)
-    given = texts
+    seen = texts
     if texts is not None and hasattr(precision, "learn"):
         precision, texts = precision.learn(source, walk, texts), None
         reads = False
@@ -369,10 +369,8 @@ def compress(
             _write_vector(writer, name, read_tensor(source, name))
     if walk.output != walk.embedding:
         _write_rows(source, writer, walk.output, kinds[walk.output])
-    beside = dict(getattr(precision, "files", dict)())
-    if hasattr(precision, "finish"):
-        beside |= precision.finish(source, walk, given, seed)
-    for name, data in beside.items():
+    learned = getattr(precision, "finish", lambda *_: {})(source, walk, seen, seed)
+    for name, data in {**getattr(precision, "files", dict)(), **learned}.items():
         writer.add_file(name, data)
 
 

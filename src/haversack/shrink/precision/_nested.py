@@ -39,56 +39,50 @@ def base_codes(values: F32, scales: F32, zeros: F32, bits: int) -> F32:
     return codes.clip(0, (1 << bits) - 1).astype(np.float32)
 
 
-def base_level(values: F32, bits: int, metric: F64 | None = None) -> tuple[F32, F32, F32]:
-    """Codes, scales and zeros of the base of one group: of several clipped grids the one whose error e costs
-    least, e^2 times the diagonal of `metric` f64 [group, group] (None: all columns alike).
-    """
-    importance = np.ones(values.shape[1]) if metric is None else np.diagonal(metric)
-    best: tuple[F32, F32, F32] | None = None
-    least = np.full(len(values), np.inf)
-    for share in CLIPPING:
-        scales, zeros = base_grid(values, bits, share)
-        codes = base_codes(values, scales, zeros, bits)
-        error = np.square(values - (codes - zeros[:, None]) * scales[:, None]) @ importance
-        if best is None:
-            best, least = (codes, scales, zeros), error
-            continue
-        better = error < least
-        for kept, found in zip(best, (codes, scales, zeros), strict=True):
-            kept[better] = found[better]
-        least = np.minimum(least, error)
-    assert best is not None
-    return best
-
-
-def residual_level(residual: F32, metric: F64 | None = None) -> tuple[NDArray[np.bool_], F32]:
+def residual_level(residual: F32, costs: F64 | None = None) -> tuple[NDArray[np.bool_], F32]:
     """Signs (True: plus) bool [rows, group] and scales f32 [rows] of one more bit for `residual` f32 [rows,
-    group]: Q = sign(R), s the minimum of |(R - s Q) X|, which is the mean |R| where inputs are alike.
+    group]: Q = sign(R), s the minimum of the squared R - s Q times the columns' `costs` f64 [group], which is
+    the mean |R| where all cost alike.
 
     >>> residual_level(np.array([[0.4, -0.2, 0.1, -0.5]], np.float32))[1].round(3)
     array([0.3], dtype=float32)
     """
-    plus = residual >= 0
-    signs = np.where(plus, np.float32(1), np.float32(-1))
-    if metric is None:
-        return plus, storable(np.abs(residual).mean(axis=1), half=True)
-    turned = signs @ metric
-    along = np.einsum("rk,rk->r", turned, residual)
-    own = np.einsum("rk,rk->r", turned, signs)
-    scales = np.where(own > 0, along / np.where(own > 0, own, 1), 0).clip(0)
-    return plus, storable(scales.astype(np.float32), half=True)
+    size = np.abs(residual)
+    scales = size.mean(axis=1) if costs is None else size @ costs / costs.sum()
+    return residual >= 0, storable(scales.astype(np.float32), half=True)
 
 
-def group_scales(values: F32, bits: Sequence[int], metric: F64 | None) -> F32:
+def upper_of_inverse(hessian: F64, damping: float) -> F64:
+    """U, upper triangular, with (H + damping of its mean diagonal)^-1 = U^T U; `hessian` is overwritten."""
+    inverse = np.linalg.inv(damped(hessian, damping))
+    return np.asarray(np.linalg.cholesky((inverse + inverse.T) / 2).T, np.float64)
+
+
+def group_scales(values: F32, bits: Sequence[int], level: int, costs: F64 | None) -> F32:
     """What the numbers of one group `values` f32 [rows, group] are scaled by: of the base, its zeros, and of
-    each plane, f32 [levels + 1, rows]."""
-    codes, scales, zeros = base_level(values, bits[0], metric)
-    found, residual = [scales, zeros], values - (codes - zeros[:, None]) * scales[:, None]
-    for _ in bits[1:]:
-        plus, scales = residual_level(residual, metric)
-        found.append(scales)
-        residual = residual - np.where(plus, scales[:, None], -scales[:, None])
-    return np.stack(found)
+    each plane, f32 [levels + 1, rows].
+
+    Of several clipped grids of the base each row takes the one whose level number `level` misses it least, by
+    the columns' `costs` f64 [group].
+    """
+    best = np.zeros((len(bits) + 1, len(values)), np.float32)
+    least = np.full(len(values), np.inf)
+    for share in CLIPPING:
+        scales, zeros = base_grid(values, bits[0], share)
+        codes = base_codes(values, scales, zeros, bits[0])
+        found, residual = [scales, zeros], values - (codes - zeros[:, None]) * scales[:, None]
+        reached = residual
+        for number in range(1, len(bits)):
+            plus, scales = residual_level(residual, costs)
+            found.append(scales)
+            residual = residual - np.where(plus, scales[:, None], -scales[:, None])
+            reached = residual if number <= level else reached
+        missed = np.square(reached)
+        error = missed.sum(axis=1) if costs is None else missed @ costs
+        better = error < least
+        best[:, better] = np.stack(found)[:, better]
+        least = np.minimum(least, error)
+    return best
 
 
 def nest(values: F32, scales: F32, bits: int, level: int) -> tuple[F32, NDArray[np.bool_], F32]:
@@ -103,12 +97,6 @@ def nest(values: F32, scales: F32, bits: int, level: int) -> tuple[F32, NDArray[
         signs.append(plus)
         reached = value if number <= level else reached
     return codes, np.array(signs, np.bool_).reshape(len(signs), *values.shape), reached
-
-
-def upper_of_inverse(hessian: F64, damping: float) -> F64:
-    """U, upper triangular, with (H + damping of its mean diagonal)^-1 = U^T U; `hessian` is overwritten."""
-    inverse = np.linalg.inv(damped(hessian, damping))
-    return np.linalg.cholesky((inverse + inverse.T) / 2).T
 
 
 @dataclass(frozen=True)
@@ -198,10 +186,10 @@ def mwq_quantize(
     if hessian is None and inputs is not None:
         wide = inputs.astype(np.float64)
         hessian = wide.T @ wide / max(1, len(wide))
-    metric = None if hessian is None else hessian.copy()
-    upper = None
+    upper, costs = None, None if hessian is None else np.diagonal(hessian).copy()
     if hessian is not None and compensate != "none":
         upper = upper_of_inverse(hessian, damp)
+        costs = 1 / np.square(np.diagonal(upper))  # what is left of an error once later inputs made good
     spread = {"none": 0, "bottom": 0, "middle": (len(bits) - 1) // 2, "top": len(bits) - 1}[compensate]
     rows, columns = weight.shape
     groups = -(-columns // group)
@@ -211,8 +199,8 @@ def mwq_quantize(
     scales = np.zeros((len(bits) + 1, rows, groups), np.float32)  # of the base, its zeros, of the planes
     for g in range(groups):
         inside = slice(g * group, min((g + 1) * group, columns))
-        own = None if metric is None else metric[inside, inside]
-        scales[:, :, g] = group_scales(left[:, inside], bits, own)
+        own = None if costs is None else costs[inside]
+        scales[:, :, g] = group_scales(left[:, inside], bits, spread, own)
         step = group if upper is None else min(block, group)
         errors = np.zeros((rows, inside.stop - inside.start))
         for start in range(inside.start, inside.stop, step):

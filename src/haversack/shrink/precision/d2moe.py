@@ -5,15 +5,16 @@ Paper: Wang et al., "D2MoE: Dual Routing and Dynamic Scheduling for Efficient On
 (2025).
 What is here: Matryoshka weight quantization. The base of an expert's matrix has `base` bits, asymmetric, with
 a scale and a zero for each group of inputs; each of `planes` more bits is the sign of what is left, times a
-scale: W_k = W_(k-1) + s_k sign(W - W_(k-1)). Scales are the minima of |W X - W_k X| on calibration text, and
-the error of one level is spread over the inputs that are not rounded yet, as in GPTQ. Planes lie apart in the
-expert store, each one aligned read. With `target_bits` a bit router is trained for every expert
+scale: W_k = W_(k-1) + s_k sign(W - W_(k-1)). Scales are the minima of what errors cost on calibration text,
+and the error of one level is spread over the inputs that are not rounded yet, as in GPTQ. Planes lie apart in
+the expert store, each one aligned read. With `target_bits` a bit router is trained for every expert
 (shrink/_bit_routers.py) and kept beside the pack: it chooses the level for each token and expert, to a mean
 of so many bits. What is no expert stays in f16.
 What we changed: all levels of a group are rounded together and the error of the widest is spread
 (`compensate=top`); the paper's listing runs level by level, which spreads the narrowest's and makes wider
 levels worse than none [inferred]. The error is spread after each input, the paper spreads it after a block
-without corrections inside. The base's grid is the best of several clipped ones.
+without corrections inside. The base's grid is, of several clipped ones, the one that suits the level whose
+error is spread; an input's error counts by what is left of it once later inputs made good.
 Cost: as GPTQ, with a Hessian for each expert. Training bit routers needs PyTorch and all experts in f32.
 Limits: 2 + 1 + 1 bits in groups of 128 take 4.5 bits a weight; f32 activations.
 """
