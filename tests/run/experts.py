@@ -33,6 +33,15 @@ OLMOE: dict[str, Any] = {
 }
 """Router after attention, experts by softmax."""
 
+LARGE_NESTED: dict[str, Any] = {
+    **OLMOE,
+    "hidden_size": 256,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 4,
+    "num_experts": 12,
+}
+"""42 MiB of nested experts."""
+
 
 def draw(config: dict[str, Any], seed: int = 1) -> dict[str, np.ndarray]:
     """Weights by the architecture's own names."""

@@ -7,15 +7,21 @@ import os
 import shutil
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.run.conftest import tokenizer_json
-from tests.run.experts import OLMOE, drawn_routers, with_router, write_expert_pack, write_nested_pack
-from tests.run.test_edgemoe import LARGE, logits_of, run_in_fresh_process
+from tests.run.experts import (
+    LARGE_NESTED,
+    OLMOE,
+    drawn_routers,
+    with_router,
+    write_expert_pack,
+    write_nested_pack,
+)
+from tests.run.test_edgemoe import logits_of, run_in_fresh_process
 
 from haversack.core._record import STORE_NAME
 from haversack.core.errors import DamagedFileError, UserError
@@ -318,9 +324,8 @@ def test_the_name_reads_back() -> None:
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config: dict[str, Any] = {**LARGE, "intermediate_size": 2048, "num_experts": 12}
     path = tmp_path_factory.mktemp("large") / "large.pack"
-    return write_nested_pack(path, config, tokenizer=tokenizer_json(), alike=True)
+    return write_nested_pack(path, LARGE_NESTED, tokenizer=tokenizer_json(), alike=True)
 
 
 def test_the_process_stays_inside_its_budget_as_the_system_measures_it(large: Path) -> None:

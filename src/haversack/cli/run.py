@@ -72,8 +72,8 @@ def command(
     residency: Annotated[
         str | None,
         typer.Option(
-            help="where weights live: mapped, copied, streamed, or experts alone: streamed:edgemoe "
-            "(default: the pack's plan)"
+            help="where weights live: mapped, copied, streamed, or experts alone: streamed:edgemoe, "
+            "streamed:d2moe (default: the pack's plan)"
         ),
     ] = None,
     attention: Annotated[str, typer.Option(help="dense, or sliding:window=N,sink=N")] = "dense",

@@ -53,7 +53,10 @@ def command(
     max_connections: Annotated[int, typer.Option(help="most open connections", min=1)] = 256,
     residency: Annotated[
         str | None,
-        typer.Option(help="where weights live: mapped, copied or streamed (default: the pack's plan)"),
+        typer.Option(
+            help="where weights live: mapped, copied, streamed, or experts alone: streamed:edgemoe, "
+            "streamed:d2moe (default: the pack's plan)"
+        ),
     ] = None,
     attention: Annotated[str, typer.Option(help="dense, or sliding:window=N,sink=N")] = "dense",
     activations: Annotated[

@@ -369,7 +369,8 @@ def compress(
             _write_vector(writer, name, read_tensor(source, name))
     if walk.output != walk.embedding:
         _write_rows(source, writer, walk.output, kinds[walk.output])
-    learned = getattr(precision, "finish", lambda *_: {})(source, walk, seen, seed)
+    learn: Any = getattr(precision, "finish", dict)
+    learned = learn(source, walk, seen, seed) if learn is not dict else {}
     for name, data in {**getattr(precision, "files", dict)(), **learned}.items():
         writer.add_file(name, data)
 

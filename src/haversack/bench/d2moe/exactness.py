@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import sys
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -174,7 +175,7 @@ def router_time(run: Run) -> Outcome:
             decode(engine, prompts, STEPS)
             return perf_counter() - began
 
-        taken = run.interleave({name: lambda name=name: side(name) for name in choices}, MIN_PAIRS)
+        taken = run.interleave({name: partial(side, name) for name in choices}, MIN_PAIRS)
     return Outcome(Side("routers", tuple(taken["routers"])), Side("none", tuple(taken["none"])))
 
 

@@ -33,7 +33,7 @@ def decoded(data: Any, rows: int, columns: int, group: int, bits: int, base: boo
                 at += 2 * count
             scales = np.frombuffer(data[at : at + 32].tobytes(), "<f2").astype(np.float32)[:, None]
             at += 32
-            zeros = np.float32(0.5)
+            zeros = np.full((1, 1), 0.5, np.float32)
             if base:
                 zeros = np.frombuffer(data[at : at + 32].tobytes(), "<f2").astype(np.float32)[:, None]
                 at += 32

@@ -157,7 +157,8 @@ def orders(run: Run) -> Outcomes:
 
 def optimum(run: Run) -> Outcome:
     """HEBF beside the best of all orders of small layers."""
-    rng, ratios = np.random.default_rng(run.seed), []
+    ratios: list[float] = []
+    rng = np.random.default_rng(run.seed)
     while len(ratios) < SMALL:
         needs, _ = layer(rng, 3, 6)
         if np.count_nonzero(needs) > MOST_TRIED:
