@@ -189,21 +189,29 @@ def test_many_texts_at_once_get_their_own_bits(residency: str, nested: Path) -> 
         assert np.array_equal(np.stack([row[slot] for row in rows]), alone[slot])
 
 
-def test_a_router_before_attention_begins_to_read_while_attention_computes(tmp_path: Path) -> None:
-    config = {
-        **OLMOE,
-        "model_type": "smallthinker",
-        "norm_topk_prob": True,
-        "head_dim": 16,
-        "moe_ffn_hidden_size": 96,
-        "moe_num_primary_experts": 6,
-        "moe_num_active_primary_experts": 2,
-        "rope_theta": 1e4,
-        "rope_layout": [0, 1, 1],
-        "sliding_window_layout": [0, 1, 1],
-        "sliding_window_size": 16,
-    }
-    pack = write_nested_pack(tmp_path / "ahead.pack", config)
+AHEAD = {
+    "model_type": "smallthinker",
+    "norm_topk_prob": True,
+    "head_dim": 16,
+    "moe_ffn_hidden_size": 96,
+    "moe_num_primary_experts": 6,
+    "moe_num_active_primary_experts": 2,
+    "rope_theta": 1e4,
+    "rope_layout": [0, 1, 1],
+    "sliding_window_layout": [0, 1, 1],
+    "sliding_window_size": 16,
+}
+SHARED = {
+    "model_type": "qwen2_moe",
+    "moe_intermediate_size": 96,
+    "shared_expert_intermediate_size": 80,
+    "decoder_sparse_step": 1,
+}
+
+
+@pytest.mark.parametrize("changes", [AHEAD, SHARED], ids=["router before attention", "shared expert"])
+def test_other_families_of_experts(changes: dict[str, object], tmp_path: Path) -> None:
+    pack = write_nested_pack(tmp_path / "other.pack", {**OLMOE, **changes})
     with Engine.open(pack) as engine:
         plain = logits_of(engine)
     with Engine.open(pack, residency="streamed:d2moe,buffer_kib=90") as engine:
@@ -278,6 +286,14 @@ def test_a_flipped_bit_in_one_plane_is_found_before_use(nested: Path, tmp_path: 
         pytest.raises(DamagedFileError, match="expert 2 of layer 1, plane3 was altered"),
     ):
         logits_of(engine)
+
+
+def test_another_model_s_store_is_refused(nested: Path, tmp_path: Path) -> None:
+    other = write_nested_pack(tmp_path / "other.pack", identity="other", router=False)
+    mixed = Path(shutil.copytree(nested, tmp_path / "mixed.pack"))
+    shutil.copy(other / STORE_NAME, mixed / STORE_NAME)
+    with pytest.raises(DamagedFileError, match=r"of another model|is not the one"):
+        Engine.open(mixed, residency="streamed:d2moe")
 
 
 def test_a_store_truncated_while_running_ends_clearly(nested: Path, tmp_path: Path) -> None:

@@ -189,7 +189,7 @@ def test_every_plane_is_one_aligned_record(source: Any, choice: str, tmp_path: P
     pack = packed(source, tmp_path / "a.pack", choice)
     assert check_pack(pack.path) == []
     method: Any = index.create("shrink", "precision", choice)
-    parts = ["", *(f"plane{bits}" for bits in method.bits[1:])]
+    parts = ["", *(f"plane{bits}" for bits in method.widths[1:])]
     with ExpertStore.open(pack.path / STORE_NAME) as store:
         assert {key[2] for key in store.records} == set(parts)
         assert len(store.records) == 3 * 6 * len(parts)

@@ -39,22 +39,24 @@ class Pending:
         self._up = np.zeros((len(rows), expert.width), np.float32)
         self._gate = None if expert.gate is None else np.zeros_like(self._up)
         self._down: list[Any] = []
+        # how many tokens want each level or more
+        wanted = np.arange(int(self.levels[0]) + 1)
+        self._until = np.searchsorted(-self.levels, -wanted, side="right").tolist()
 
-    def _reads(self, level: int) -> slice:
-        """The tokens that read the plane of `level`."""
-        stop = int(np.searchsorted(-self.levels, -level, side="right"))
-        return slice(0 if self.nested else int(np.searchsorted(-self.levels, -level)), stop)
+    def _from(self, level: int) -> int:
+        """How many tokens want `level` or more; they come first."""
+        return self._until[level] if level < len(self._until) else 0
 
     def take(self, level: int, planes: Mapping[str, Any]) -> None:
         """The plane of `level` is there: matrix name -> Plane."""
-        part = self._reads(level)
+        done = slice(self._from(level + 1), self._from(level))
+        part = slice(0, done.stop) if self.nested else done
         if part.start == part.stop:
             return
         planes[self.expert.up.weight].add(self.x[part], self._up[part])
         if self._gate is not None and self.expert.gate is not None:
             planes[self.expert.gate.weight].add(self.x[part], self._gate[part])
         self._down.append(planes[self.expert.down.weight])
-        done = slice(int(np.searchsorted(-self.levels, -level)), part.stop)
         if done.start < done.stop:
             self._finish(done)
 

@@ -150,7 +150,7 @@ class D2Moe(Method):
         self.capacities()
 
     @property
-    def bits(self) -> tuple[int, ...]:
+    def widths(self) -> tuple[int, ...]:
         """The widths."""
         return tuple(range(self.base, self.base + self.planes + 1))
 
@@ -164,7 +164,7 @@ class D2Moe(Method):
             shares = tuple(float(part) for part in self.capacity.split("/"))
         except ValueError:
             shares = ()
-        return checked_capacity(shares, self.capacity, len(self.bits))
+        return checked_capacity(shares, self.capacity, len(self.widths))
 
     def for_walk(self, walk: Any) -> D2Moe | ForModel:
         """The method for a model that has experts."""
@@ -234,7 +234,7 @@ class ForModel:
         """How the matrix `name` is stored."""
         if name not in self._owners:
             return self.stored(rows, columns)
-        bits, copies = self.method.bits, self.method.layout == "copies"
+        bits, copies = self.method.widths, self.method.layout == "copies"
         return StoredNested(bits[0], bits[-1], self.method.group, copies)
 
     def noise(self) -> float:
@@ -260,8 +260,8 @@ class ForModel:
         method = self.method
         own = None if hessian is None else hessian.copy()
         if method.layout == "copies":
-            return copies_quantize(weight, method.bits, method.group, method.damping, hessian=own)
-        given = (method.bits, method.group, method.compensate, method.damping)
+            return copies_quantize(weight, method.widths, method.group, method.damping, hessian=own)
+        given = (method.widths, method.group, method.compensate, method.damping)
         return mwq_quantize(weight, None, *given, hessian=own, pad=True)
 
     def finish(self, source: Any, walk: Any, texts: I32, seed: int) -> dict[str, bytes]:
