@@ -27,7 +27,8 @@ NAME = "d2moe-toy"
 INPUTS = {**edgemoe.INPUTS, "config": CONFIG}
 TARGET_BITS = 3.0
 NESTED = "d2moe"
-ROUTED = f"d2moe:target_bits={TARGET_BITS},capacity=.3/.4/.3,steps=200"
+ROUTED = f"d2moe:compensate=middle,target_bits={TARGET_BITS},capacity=.3/.4/.3,steps=100"
+"""The error of the level that most tokens read is spread."""
 COPIES = "d2moe:layout=copies"
 INT4 = "edgemoe:bits=4"
 INT8 = "edgemoe:bits=8"

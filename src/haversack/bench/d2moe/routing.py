@@ -6,20 +6,25 @@ through the engine in memory; only who chooses the levels differs.
 
 from __future__ import annotations
 
+import json
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from haversack.bench._cache import cached
 from haversack.bench._harness import Run
 from haversack.bench._rows import Bar, Outcome, Outcomes, Row, Side
 from haversack.bench.d2moe import _toy
 from haversack.bench.d2moe._bench import bench
 from haversack.bench.edgemoe import _toy as edgemoe
+from haversack.bench.edgemoe.quality import MAX_LOSS
 
 I32 = NDArray[np.int32]
 PIECES, QUICK_PIECES, PIECE = 32, 6, 512
+SHIFT, HALVINGS = 8.0, 10
 
 
 @cache
@@ -76,9 +81,46 @@ class Static:
         return self._levels[block][experts]
 
 
-def counted(texts: list[I32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """What the routers choose on `texts`: levels i64 [levels], and tokens of each expert i64 [layers,
-    experts]."""
+def shifted(routers: Any, amount: float) -> Any:
+    """The routers with `amount` for each bit added to what they make for a level: more bits for more."""
+    from haversack.run._levels import BitRouters
+
+    widths = routers.first + np.arange(routers.biases.shape[2], dtype=np.float32)
+    biases = routers.biases + np.float32(amount) * widths
+    return BitRouters(routers.weights, biases, routers.identity, routers.blocks, routers.first)
+
+
+def shift_of_equal_quality(routers: Any) -> float:
+    """What `equal_quality` shifts routers by, found by halves."""
+    seen = list(edgemoe.calibration())
+    most = (1 + MAX_LOSS) * float(np.mean(losses(_toy.EXACT, seen)))
+    low, high = -SHIFT, SHIFT
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        if float(np.mean(losses(_toy.ROUTED, seen, shifted(routers, middle)))) <= most:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+@cache
+def equal_quality() -> Any:
+    """The routers shifted to the fewest bits at which the loss of calibration text grows by no more than
+    EdgeMoE's widths are allowed to; the shift is kept by content."""
+    routers = engine(_toy.ROUTED).forward.levels
+    packs = [_toy.pack(precision).parent.name for precision in (_toy.ROUTED, _toy.EXACT)]
+
+    def make(goal: Path) -> None:
+        (goal / "shift.json").write_text(json.dumps(shift_of_equal_quality(routers)))
+
+    found = cached("d2moe-shift", {"packs": packs, "loss": MAX_LOSS}, make)
+    return shifted(routers, json.loads((found / "shift.json").read_text()))
+
+
+def counted(texts: list[I32], levels_by: Any = None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """What the pack's routers, or `levels_by`, choose on `texts`: levels i64 [levels], and tokens of each
+    expert i64 [layers, experts]."""
     levels, tokens = np.zeros(3, np.int64), np.zeros((_toy.LAYERS, _toy.EXPERTS), np.int64)
 
     def observe(routing: Any) -> None:
@@ -86,12 +128,15 @@ def counted(texts: list[I32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         np.add.at(tokens[routing.block], routing.experts.reshape(-1), 1)
 
     running = engine(_toy.ROUTED)
+    kept = running.forward.levels
+    running.forward.levels = kept if levels_by is None else levels_by
     running.observe(observe)
     try:
         for text in texts:
             running.step(text, cache=running.cache(len(text)), want="none")
     finally:
         running.observe(None)
+        running.forward.levels = kept
     return levels, tokens
 
 
@@ -139,6 +184,20 @@ def static_levels(bits: float, texts: list[I32]) -> I32:
         quick=True,
     ),
     Row("router-bits", "mean bits that routers choose on later text", "bits", "quality", judged="ours"),
+    Row(
+        "equal-loss",
+        "loss with bit routers at the quality of the timings, beside EdgeMoE's bits",
+        "nats/byte",
+        "quality",
+        published="perplexity 4.28 to 4.38 (Mixtral)",
+    ),
+    Row(
+        "equal-bits",
+        "mean bits that tokens read at the quality of the timings",
+        "bits",
+        "quality",
+        judged="ours",
+    ),
     *(
         Row(f"loss-{name}", f"loss {words} beside f32", "nats/byte", "quality", published=published)
         for name, words, published in (
@@ -181,6 +240,12 @@ def chosen(run: Run) -> Outcomes:
     for level in range(3):
         side = Side(f"{level + 2} bits", losses(_toy.ROUTED, texts, Uniform(level)))
         found[f"loss-{level + 2}"] = Outcome(side, exact)
+    equal = equal_quality()
+    levels, _ = counted(texts, equal)
+    found["equal-bits"] = Outcome.single(float(levels @ np.arange(2, 5) / levels.sum()), name="routed")
+    found["equal-loss"] = Outcome(
+        Side("routed", losses(_toy.ROUTED, texts, equal)), Side("EdgeMoE", losses(_toy.STATIC, texts))
+    )
     for name, precision in (("edgemoe", _toy.STATIC), ("int4", _toy.INT4), ("int8", _toy.INT8)):
         found[f"loss-{name}"] = Outcome(Side(name, losses(precision, texts)), exact)
     return found

@@ -2,7 +2,8 @@
 demand, EdgeMoE's static bits, and the models in memory.
 
 By the clock: real reads of the store, slowed to 50 and 550 MB/s, one thread computing; sides take turns. All
-that stream have a buffer of the same bytes, ten 4-bit experts. Copies are chosen by the same bit routers.
+that stream have a buffer of the same bytes, ten 4-bit experts. Bit routers are shifted to as few bits as cost
+calibration text what EdgeMoE's widths may cost it; copies are chosen by the same routers.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from haversack.bench._harness import Run
 from haversack.bench._rows import MIN_PAIRS, Bar, Outcome, Outcomes, Row, Side
 from haversack.bench.d2moe import _toy
 from haversack.bench.d2moe._bench import bench
+from haversack.bench.d2moe.routing import equal_quality
 from haversack.bench.edgemoe import _toy as edgemoe
 
 I32 = NDArray[np.int32]
@@ -84,16 +86,13 @@ def fast_storage() -> Iterator[Callable[[str], Path]]:
 def opened(side: str, mb_s: int, pack: Callable[[str], Path], kib: int) -> Any:
     """An engine for one side."""
     from haversack.run import Engine
-    from haversack.run._levels import router_of
 
     precision, residency = SIDES[side]
     if residency != "copied":
         residency += f",buffer_kib={kib},mb_s={mb_s}"
     engine = Engine.open(pack(precision), residency=residency, activations="f32")
-    if precision == _toy.COPIES:
-        from haversack.core.pack import Pack
-
-        engine.forward.levels = router_of(Pack.open(pack(_toy.ROUTED)), engine.architecture)
+    if precision in (_toy.ROUTED, _toy.COPIES):
+        engine.forward.levels = equal_quality()
     return engine
 
 
@@ -152,6 +151,7 @@ def timed(run: Run, mb_s: int) -> Outcomes:
     from haversack.kernels import set_threads, threads
 
     _toy.trained(run)
+    equal_quality()
     kib, before = buffer_kib(), threads()
     names = [name for name in SIDES if not run.quick or name == OURS or BARS[name][1] is not None]
     with fast_storage() as pack:
