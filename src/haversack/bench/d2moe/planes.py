@@ -1,5 +1,5 @@
-"""What nesting bits costs: planes read back bit for bit, bytes beside copies, each level's error, and the time
-of products.
+"""What nesting bits costs: planes read back bit for bit, bytes beside copies, each level's error, the time of
+products.
 """
 
 from __future__ import annotations
