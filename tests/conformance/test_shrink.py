@@ -94,7 +94,7 @@ def nested(pack: Pack, name: str) -> bool:
 def bits_of(pack: Pack, kind: str) -> int:
     """Of a number stored in `kind`; of nested matrices those of the widest level."""
     if kind == "nested":
-        return 8 if (last := max(entry["last"] for entry in pack.forms.values())) > 5 else min(last, 4)
+        return min(4, *(int(entry["last"]) for entry in pack.forms.values()))
     return 32 if kind.startswith(("f", "bf")) else int(kind[3:])
 
 
