@@ -230,6 +230,26 @@ def test_an_observer_is_told_the_levels(nested: Path) -> None:
     assert trace.blocks == [0, 1, 2]
 
 
+def test_no_plane_outlives_its_place(nested: Path) -> None:
+    """What left the buffer is held by nobody: planes alive never exceed those in it by more than one read."""
+    import gc
+
+    from haversack.kernels.nested import Plane
+
+    with Engine.open(nested, residency="streamed:d2moe,buffer_kib=0") as engine:
+        held, alive = engine.held, []
+        load = held.buffer._load
+
+        def loading(*given: object) -> object:
+            gc.collect()
+            alive.append(sum(one.nbytes for one in gc.get_objects() if isinstance(one, Plane)))
+            return load(*given)
+
+        held.buffer._load = loading
+        engine.step(np.arange(3, 23), cache=engine.cache(20))
+        assert len(alive) > 30 and max(alive) <= held.budget
+
+
 def test_slow_storage_makes_bubbles_that_are_counted(nested: Path, plain: np.ndarray) -> None:
     with Engine.open(nested, residency="streamed:d2moe,buffer_kib=60,mb_s=200") as engine:
         assert np.array_equal(logits_of(engine), plain)

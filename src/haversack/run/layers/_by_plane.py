@@ -59,6 +59,8 @@ class Pending:
         self._down.append(planes[self.expert.down.weight])
         if done.start < done.stop:
             self._finish(done)
+        if level + 1 == len(self._until):
+            self._down.clear()  # whose memory is the buffer's again
 
     def _finish(self, part: slice) -> None:
         inner, up = self._up[part], None
