@@ -124,7 +124,7 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def mixture_pack(mixture: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same in a pack, whose experts lie in a store."""
-    return packed_mixture(mixture, tmp_path_factory.mktemp("conformance"), matrices=False)
+    return packed_mixture(mixture, tmp_path_factory.mktemp("conformance"))
 
 
 @pytest.fixture(scope="session")
@@ -133,8 +133,16 @@ def matrices_pack(mixture: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return packed_mixture(mixture, tmp_path_factory.mktemp("conformance"), matrices=True)
 
 
-def packed_mixture(mixture: Path, folder: Path, *, matrices: bool) -> Path:
-    """The mixture of experts as a pack in f32, with a predictor of output rows that leaves none out."""
+@pytest.fixture(scope="session")
+def nested_pack(mixture: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with nested bits."""
+    return packed_mixture(mixture, tmp_path_factory.mktemp("conformance"), "d2moe:group=32")
+
+
+def packed_mixture(
+    mixture: Path, folder: Path, precision: str = "keep:kind=f32", *, matrices: bool = False
+) -> Path:
+    """The mixture of experts as a pack, with a predictor of output rows that leaves none out."""
     from haversack.core import index
     from haversack.core._record import PREDICTOR_NAME
     from haversack.core.pack import PackWriter
@@ -147,9 +155,10 @@ def packed_mixture(mixture: Path, folder: Path, *, matrices: bool) -> Path:
     goal = folder / "mixture.pack"
     source = HubFolder.open(mixture)
     walk = LanguageWalk(read_architecture(source.config))
-    method = index.create("shrink", "precision", "keep:kind=f32")
+    method = index.create("shrink", "precision", precision)
+    texts = np.random.default_rng(8).integers(0, 256, (2, 64)).astype(np.int32)
     with PackWriter(goal) as writer:
-        kept = {"texts": None, "policy": Policy(embedding="f32"), "folder": goal.parent}
+        kept = {"texts": texts, "policy": Policy(embedding="f32"), "folder": goal.parent}
         compress(source, walk, method, writer, matrices=matrices, **kept)  # type: ignore[arg-type]
         writer.add_file("tokenizer.json", mixture / "tokenizer.json")
         every_row = predictor(identity(source, walk.architecture), walk.architecture.vocabulary)

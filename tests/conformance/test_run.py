@@ -40,7 +40,7 @@ def test_every_slot_of_the_stage_that_has_methods_is_tested() -> None:
     assert {entry.slot for entry in index.methods("run")} <= set(NAMES)
 
 
-SEALED = "sealed-weights"
+SEALED, NESTED = "sealed-weights", "weight-type:nested"
 GIVEN_BY_PACKS = ("expert-store:experts", "expert-store:matrices", "head-predictor")
 
 
@@ -56,7 +56,9 @@ def choice(entry: MethodEntry, draft: Path, sealed: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def model_of(checkpoint: Path, mixture_pack: Path, matrices_pack: Path, sealed: Path) -> Callable[..., Path]:
+def model_of(
+    checkpoint: Path, mixture_pack: Path, matrices_pack: Path, nested_pack: Path, sealed: Path
+) -> Callable[..., Path]:
     """What the methods are tried on: a mixture of experts where one of them needs what its pack has, a sealed
     pack where one needs that. `plain`: the same model as it is run without them.
     """
@@ -65,6 +67,8 @@ def model_of(checkpoint: Path, mixture_pack: Path, matrices_pack: Path, sealed: 
         needed = {trait for entry in entries for trait in entry.requires}
         if SEALED in needed and not plain:
             return sealed / "small.pack"
+        if NESTED in needed:
+            return nested_pack
         if "expert-store:experts" in needed:
             return mixture_pack
         return matrices_pack if needed & set(GIVEN_BY_PACKS) else checkpoint

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.run.experts import OLMOE, write_expert_pack
+from tests.run.experts import OLMOE, write_expert_pack, write_nested_pack
 
 from haversack.core.device import device
 from haversack.core.errors import UserError
@@ -35,6 +35,19 @@ def test_streamed_experts_are_planned_for_models_that_have_them() -> None:
     dense = {key: value for key, value in LARGE.items() if "expert" not in key} | {"model_type": "llama"}
     candidates, _ = predicted(space(dense))
     assert not any("edgemoe" in f"{one.plan.residency} {one.plan.precision}" for one in candidates)
+
+
+def test_nested_bits_have_a_residency_of_their_own(tmp_path: Path) -> None:
+    candidates, _ = predicted(space(precision="d2moe:group=32", cache_type="f32"))
+    found = {one.plan.residency: one for one in candidates}
+    assert set(found) == {"mapped", "copied", "streamed", "streamed:d2moe"}
+    assert {one.plan.activations for one in candidates} == {"f32"}
+    pack = write_nested_pack(tmp_path / "a.pack", LARGE, alike=True, router=False)
+    with Engine.open(pack, residency="streamed:d2moe", context_length=64) as engine:
+        planned = engine.memory_plan().record()["lines"]
+    there = sum(count for label, count in planned.items() if label.startswith(("weights", "KV", "buffers")))
+    rest = device("raspberry-pi-zero-2w").base_ram_mib + planned["tokenizer"]
+    assert found["streamed:d2moe"].ram_mib == pytest.approx(there + rest, abs=1.5)
 
 
 def test_what_is_predicted_is_what_the_engine_plans(tmp_path: Path) -> None:

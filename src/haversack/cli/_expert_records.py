@@ -30,7 +30,8 @@ class ExpertsRecord(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     arrived, `bytes_read` left the storage. `stall_s` was waited. `bound_s`: reading what no eviction could
     have kept, or computing, whichever is slower; `times_bound`: the run's seconds over it. `unit`: what
     comes and goes, where it is no whole expert; of matrices also how many were `prefetched`, that is begun
-    before attention, and the `neurons`."""
+    before attention, and the `neurons`. Where bits are nested, planes are what is counted: `plane_nbytes`
+    were read of each, in the `schedule`'s order, and tokens read `mean_bits`."""
 
     asked: Count
     hits: Count
@@ -48,9 +49,12 @@ class ExpertsRecord(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     bytes_read: Count
     buffer_nbytes: Count
     predict: Literal["paths", "gate", "none"]
-    eviction: Literal["intent", "printed", "frequency", "lru", "fifo", "none"]
+    eviction: Literal["planes", "intent", "printed", "frequency", "lru", "fifo", "none"]
     bound_s: Share | msgspec.UnsetType = msgspec.UNSET
     times_bound: Share | msgspec.UnsetType = msgspec.UNSET
     unit: Literal["matrix"] | msgspec.UnsetType = msgspec.UNSET
     prefetched: Count | msgspec.UnsetType = msgspec.UNSET
     neurons: NeuronsRecord | msgspec.UnsetType = msgspec.UNSET
+    schedule: Literal["hebf", "id-order"] | msgspec.UnsetType = msgspec.UNSET
+    plane_nbytes: list[Count] | msgspec.UnsetType = msgspec.UNSET
+    mean_bits: Share | msgspec.UnsetType = msgspec.UNSET

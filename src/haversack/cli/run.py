@@ -73,7 +73,7 @@ def command(
         str | None,
         typer.Option(
             help="where weights live: mapped, copied, streamed, experts alone: streamed:edgemoe, "
-            "streamed:smallthinker, or sealed (default: the pack's plan)"
+            "streamed:smallthinker, streamed:d2moe, or sealed (default: the pack's plan)"
         ),
     ] = None,
     key: Annotated[

@@ -1,4 +1,8 @@
-"""Sorting a pack's tensors into its expert store while they stream by."""
+"""Sorting a pack's tensors into its expert store while they stream by.
+
+An expert is a record. Planes of bits, tensors NAME.planeN of its matrices, are a record each, of the part
+planeN, behind that of everything else: each is one read.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,13 @@ if TYPE_CHECKING:
 
 Owner = tuple[int, int] | tuple[int, int, str]
 """(block, expert), or (block, expert, part) where the expert's parts are records of their own."""
+PLANE = "plane"
+
+
+def part_of(name: str) -> str:
+    """The part of its expert that the tensor `name` is stored in: the plane that it is of, or ""."""
+    last = name.rpartition(".")[2]
+    return last if last.startswith(PLANE) and last[len(PLANE) :].isdigit() else ""
 
 
 class ExpertFile:
@@ -81,5 +92,8 @@ class ExpertFile:
         if self._missing[owner]:
             left = sorted(self._missing[owner])
             raise ValueError(f"the tensor {left[0]} belongs to an expert of which the rest was given before")
-        part = owner[2] if len(owner) == 3 else ""
-        self._body.add(owner[0], owner[1], self._waiting.pop(owner), part)
+        parts: dict[str, list[Given]] = {}
+        for given in self._waiting.pop(owner):
+            parts.setdefault(owner[2] if len(owner) == 3 else part_of(given[0]), []).append(given)
+        for part in sorted(parts, key=lambda each: each != ""):  # what is of no plane stands first
+            self._body.add(owner[0], owner[1], parts[part], part)

@@ -145,6 +145,11 @@ class Engine:
             source.verify_once(keep_cached=residency.name == "mapped", without=checked)
         self.held = self.slots.residency.open(source, self.architecture, self._weights_limit(tokens))
         self.forward.experts = experts_of(self.held)
+        if "weight-type:nested" in traits_of(source):
+            from haversack.run._levels import router_of
+
+            chosen = getattr(self.held, "levels", None)
+            self.forward.levels = chosen or router_of(source, self.architecture)
         if self.draft_model is not None:
             self.draft = Engine.open(self.draft_model, cache_type=self.cache_type)
 

@@ -21,7 +21,7 @@ from haversack.models._gguf import GgufModel, is_gguf
 from haversack.models._tokenizer import Tokenizer
 from haversack.models.audio import is_speech
 from haversack.models.language import is_encoder, read_architecture
-from haversack.run._forms import require_whole
+from haversack.run._forms import forms_of, require_whole
 
 ADVICE = "give a pack, a checkpoint folder or a bundled model"
 
@@ -98,6 +98,8 @@ def traits_of(source: TensorSource) -> tuple[str, ...]:
     if STORE_NAME in source.record.files:
         parts = source.record.provenance.get(STORE_RECORDS) == "parts"
         found.append("expert-store:matrices" if parts else "expert-store:experts")
+    if any(form["form"] == "nested" for form in forms_of(source).values()):
+        found.append("weight-type:nested")
     return tuple(found)
 
 

@@ -325,6 +325,7 @@ def compress(
             f"{precision.name} needs calibration text and got none.", field="calibration", given=None
         )
     kinds, kept = stored_kinds(walk, precision, policy), kept_matrices(walk, precision, policy)
+    seen = texts
     if texts is not None and hasattr(precision, "learn"):
         precision, texts = precision.learn(source, walk, texts), None
         reads = False
@@ -371,7 +372,9 @@ def compress(
             _write_vector(writer, name, read_tensor(source, name))
     if walk.output != walk.embedding:
         _write_rows(source, writer, walk.output, kinds[walk.output])
-    for name, data in getattr(precision, "files", dict)().items():
+    learn: Any = getattr(precision, "finish", dict)
+    learned = learn(source, walk, seen, seed) if learn is not dict else {}
+    for name, data in {**getattr(precision, "files", dict)(), **learned}.items():
         writer.add_file(name, data)
 
 

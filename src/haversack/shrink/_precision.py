@@ -9,7 +9,8 @@ block before its matrices are quantized, to move scales from activations into we
 
 A method that learns all blocks together has `learn(source, walk, texts) -> Precision`, which is called first
 and gives what the blocks are then asked of; its `files()` are names and bytes that the pack holds beside
-them.
+them. One that learns from what was made of all blocks has `finish(source, walk, texts, seed)`, which is
+called last and gives such files too.
 """
 
 from __future__ import annotations

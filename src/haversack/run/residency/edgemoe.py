@@ -92,7 +92,7 @@ class EdgeMoE(Method):
     summary = "Experts are guessed and read from storage while the layer before computes; the same tokens."
     system = 4
     requires = frozenset({"expert-store:experts"})
-    excludes = frozenset({"mapped-weights", "sealed-weights"})
+    excludes = frozenset({"mapped-weights", "sealed-weights", "weight-type:nested"})
     checks: ClassVar[tuple[str, ...]] = (STORE_NAME,)
     """Files whose every read is checked, so that they are not summed before."""
 
