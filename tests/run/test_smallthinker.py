@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,13 @@ def test_slow_storage_is_waited_for_and_reading_early_waits_less(
             assert engine.held.record()["stall_s"] > 0
 
 
+def test_the_interpreter_changes_hands_faster_while_it_is_open(pack: Path) -> None:
+    before = sys.getswitchinterval()
+    with Engine.open(pack, residency="streamed:smallthinker"):
+        assert sys.getswitchinterval() == pytest.approx(2e-4)
+    assert sys.getswitchinterval() == before
+
+
 def test_answers_in_a_batch_and_with_a_draft_are_the_plain_ones(pack: Path) -> None:
     def answer(**slots: Any) -> list[int]:
         with Engine.open(pack, **slots) as engine:
@@ -182,6 +190,21 @@ def test_whole_experts_are_refused_and_so_are_matrices_by_others(pack: Path, tmp
         Engine.open(whole, residency="streamed:smallthinker")
     with pytest.raises(UserError, match=r"streamed:edgemoe needs expert-store:experts"):
         Engine.open(pack, residency="streamed:edgemoe")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("rope_layout", [0, 1], "rope_layout.* is not a list of 3 zeros and ones"),
+        ("sliding_window_layout", [0, 1, 1, 1], "sliding_window_layout.* is not a list of 3 zeros and ones"),
+        ("moe_num_active_primary_experts", 7, "is more than moe_num_primary_experts=6"),
+        ("moe_layer_layout", [1, 0, 1], "has dense blocks"),
+        ("norm_topk_prob", False, "norm_topk_prob"),
+    ],
+)
+def test_configs_that_cannot_be_are_refused(field: str, value: Any, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        read_architecture({**SMALLTHINKER, field: value})
 
 
 def copy_of(pack: Path, goal: Path) -> Path:

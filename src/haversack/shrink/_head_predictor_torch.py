@@ -26,14 +26,15 @@ I64 = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Training:
-    """How a predictor is trained: `top` true logits are positives, `steps` of `batch` hidden states."""
+    """How a predictor is trained: `top` true logits are positives (0: one row in 160, 8 to 64), in `steps` of
+    `batch` hidden states; `recall` sets the limit on the share `held_out` of the text."""
 
-    top: int = 16
-    steps: int = 400
+    top: int = 0
+    steps: int = 300
     batch: int = 128
     rate: float = 3e-3
     weight: float = 8.0
-    recall: float = 0.997
+    recall: float = 0.999
     held_out: float = 0.2
 
 
@@ -69,7 +70,7 @@ def trained(
     optimizer = torch.optim.Adam([down, up, shift], lr=how.rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, how.rate, total_steps=how.steps)
     generator = torch.Generator().manual_seed(seed)
-    top = min(how.top, len(head) - 1)
+    top = min(how.top or min(64, max(8, len(head) // 160)), len(head) - 1)
     weight = torch.tensor(how.weight)
     for _ in range(how.steps):
         rows = x[torch.randint(len(x), (how.batch,), generator=generator)]

@@ -40,7 +40,7 @@ SHAPE: dict[str, Any] = {
 }
 TRAINING: dict[str, Any] = {"steps": 400, "batch": (16, 128), "rate": 3e-3, "balance": 0.01, "seed": 7}
 TWINS = ("early", "late")
-PIECE, CALIBRATION_PIECES = 512, 8
+PIECE, CALIBRATION_PIECES = 512, 32
 
 
 def inputs(name: str) -> dict[str, Any]:

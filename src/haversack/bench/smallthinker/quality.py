@@ -296,7 +296,7 @@ def code_head(run: Run) -> dict[str, Outcome]:
         later, logits = states_of(default_text("evaluation"), 4_096)
         (_, table), *_ = engine.held.head()
         output = unpack(table)
-    predictor = trained("code", seen, output, CODE_RANK, how=Training(top=32, steps=500))
+    predictor = trained("code", seen, output, CODE_RANK, how=Training(steps=200))
     skipped, agrees = judged(predictor, later, logits)
     matrix = Matrix.from_array(output, "f16")
     one = later[:1].copy()

@@ -3,6 +3,7 @@ it."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 GATE, UP, DOWN = range(3)
 """Numbers of the parts of an expert, as keys have them (models/_experts.py, PARTS)."""
 DEFAULT_MATRICES = 3 * DEFAULT_EXPERTS
+SWITCH_S = 2e-4
+"""How long a thread may keep the interpreter while a model is open: by Python's own 5 ms the computing thread
+would keep the reading one from beginning its next read until it waits for it."""
 
 
 class SizedMatrices(Sized):
@@ -65,6 +69,8 @@ class MatricesHeld(ExpertsHeld):
     `matrix`. `rows_at_once` bounds how many tokens it asks for together.
     """
 
+    _interval: float | None = None
+
     def __init__(self, fitted: FittedMatrices, budget: int) -> None:
         super().__init__(fitted, budget)
         method = fitted.method
@@ -77,6 +83,15 @@ class MatricesHeld(ExpertsHeld):
         mixtures = (fitted.architecture.blocks[block].mixture for block in self.experts.blocks)
         self._ahead_of_attention = all(one is not None and one.tap == "residual" for one in mixtures)
         self.buffer.shelf.keeps = method.keeps
+        self._interval = sys.getswitchinterval()
+        sys.setswitchinterval(min(self._interval, SWITCH_S))
+
+    def close(self) -> None:
+        """See ExpertsHeld."""
+        if self._interval is not None:
+            sys.setswitchinterval(self._interval)
+            self._interval = None
+        super().close()
 
     def _guesser(self) -> tuple[str, Predictor]:
         return "none", NoGuess()
