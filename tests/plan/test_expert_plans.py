@@ -82,3 +82,16 @@ def test_the_planner_s_own_bits_are_refused_for_models_without_experts() -> None
     dense = {key: value for key, value in LARGE.items() if "expert" not in key} | {"model_type": "llama"}
     with pytest.raises(UserError, match="the model has no experts"):
         predicted(space(dense, precision="edgemoe"))
+
+
+@pytest.mark.parametrize(
+    "residency, precision",
+    [("streamed:edgemoe", "q4_0"), ("streamed:smallthinker", "d2moe"), ("streamed:d2moe", "edgemoe")],
+)
+def test_a_residency_is_planned_with_the_precisions_that_it_reads(residency: str, precision: str) -> None:
+    with pytest.raises(UserError, match=f"{residency} reads .*; use streamed:"):
+        predicted(space(residency=residency, precision=precision))
+    candidates, _ = predicted(space(residency=residency, activations="f32", cache_type="f32"))
+    found = {one.plan.precision.partition(":")[0] for one in candidates}
+    assert found and precision not in found
+    assert (residency == "streamed:d2moe") == ("d2moe" in found)

@@ -37,6 +37,7 @@ CACHE_TYPES = ("f32", "f16", "int8")
 ACTIVATIONS = ("f32", "int8-dynamic")
 STATIC = "int8-static"
 STATIC_TRAIT = f"activation-type:{STATIC}"
+NESTED_TRAIT = "weight-type:nested"
 PRODUCTS_PER_S = 4e10  # of two cores that calibrate
 TEXT_LENGTH = 512  # tokens of a calibration text, at most
 
@@ -126,22 +127,39 @@ def create_precision(choice: str) -> Precision:
 
 def residencies(kinds: Iterable[str], fixed: str | None, experts: str | None = None) -> list[str]:
     """The ways of holding weights stored in `kinds` that need nothing beside a pack, whose expert store,
-    where it has one, has `experts` (experts or matrices) as its records; only `fixed` when given.
+    where it has one, has `experts` (experts or matrices) as its records; only `fixed` when given. Raises
+    UserError for a fixed one that cannot read them.
     """
     if fixed is not None:
-        wanted = index.find("run", "residency", index.create("run", "residency", fixed).name)
-        if experts == "matrices" and "expert-store:experts" in wanted.requires:
-            raise UserError(
-                f"{fixed} reads whole experts, and this precision stores them matrix by matrix; use "
-                "streamed:smallthinker, or another precision.",
-                field="residency",
-                given=fixed,
-                nearest="streamed:smallthinker",
-            )
+        if experts is not None:
+            _require_readable(fixed, set(kinds), experts)
         return [fixed]
     given = {f"weight-type:{kind}" for kind in kinds} | {"weight-layout:rows-1", "weight-layout:rows16-1"}
     given |= set() if experts is None else {f"expert-store:{experts}"}
     return [entry.name for entry in index.methods("run", "residency") if not index.conflicts([entry], given)]
+
+
+def _require_readable(residency: str, kinds: set[str], experts: str) -> None:
+    wanted = index.find("run", "residency", index.create("run", "residency", residency).name)
+    nested = "nested" in kinds
+    if nested and NESTED_TRAIT in wanted.excludes:
+        said, other = "reads no nested bits, which this precision stores", "streamed:d2moe"
+    elif not nested and NESTED_TRAIT in wanted.requires:
+        said, other = (
+            "reads nested bits, which precision d2moe alone stores",
+            "streamed:edgemoe",
+        )
+    elif experts == "matrices" and "expert-store:experts" in wanted.requires:
+        said = "reads whole experts, and this precision stores them matrix by matrix"
+        other = "streamed:smallthinker"
+    else:
+        return
+    raise UserError(
+        f"{residency} {said}; use {other}, or another precision.",
+        field="residency",
+        given=residency,
+        nearest=other,
+    )
 
 
 def store_records(walk: LanguageWalk, method: Precision) -> str | None:
@@ -212,6 +230,7 @@ def predicted(space: Space) -> tuple[list[Candidate], dict[Plan, float]]:
     """Every plan of `space` as a predicted candidate, and the noise each is expected to add."""
     candidates: list[Candidate] = []
     noises: dict[Plan, float] = {}
+    refused: UserError | None = None
     for structure, choice in itertools.product(space.structures, precision_choices(space.precision)):
         walk = LanguageWalk(space.architecture)
         if space.precision is None and not offered(
@@ -222,9 +241,15 @@ def predicted(space: Space) -> tuple[list[Candidate], dict[Plan, float]]:
         kinds = stored_kinds(walk, method, space.policy)
         found = Sizes.of(space.architecture, kinds)
         types = {kind.kind for kind in kinds.values()}
+        records = store_records(walk, method) if space.expert_store else None
+        try:
+            ways = residencies(types, space.residency, records)
+        except UserError as error:
+            refused = error  # other precisions may be what this residency reads
+            continue
         for activations, residency, cache_type in itertools.product(
             activation_types(types, space.activations, choice),
-            residencies(types, space.residency, store_records(walk, method) if space.expert_store else None),
+            ways,
             [one for one in CACHE_TYPES if space.cache_type in (None, one)],
         ):
             plan = Plan(
@@ -238,7 +263,7 @@ def predicted(space: Space) -> tuple[list[Candidate], dict[Plan, float]]:
             candidate = predict(space, plan, found, noises[plan], held_as(space, plan, kinds))
             candidates.append(replace(candidate, calibrated=calibrated(method)))
     if not candidates:
-        raise no_plan(space.precision, space.activations)
+        raise refused or no_plan(space.precision, space.activations)
     return candidates, noises
 
 
