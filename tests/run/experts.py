@@ -146,8 +146,8 @@ def write_nested_pack(
     """A pack whose experts have nested bits, in groups of 32; `router`: with drawn bit routers, `alike`: all
     experts are the same."""
     from haversack.run._levels import ROUTER_NAME
-    from haversack.shrink.precision._nested import NestedTensor, copies_quantize, mwq_quantize
-    from haversack.shrink.precision.d2moe import FormedNested
+    from haversack.shrink.precision._nested import FormedNested, NestedTensor
+    from haversack.shrink.precision.d2moe import copies_quantize, mwq_quantize
 
     config = OLMOE if config is None else config
     architecture = read_architecture(config)

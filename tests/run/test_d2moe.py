@@ -231,7 +231,7 @@ def test_an_observer_is_told_the_levels(nested: Path) -> None:
 
 
 def test_no_plane_outlives_its_place(nested: Path) -> None:
-    """What left the buffer is held by nobody: planes alive never exceed those in it by more than one read."""
+    """What left the buffer is held by nobody: whenever a read begins, all planes alive fit the buffer."""
     import gc
 
     from haversack.kernels.nested import Plane

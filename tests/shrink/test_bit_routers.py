@@ -18,7 +18,8 @@ from haversack.run._levels import ROUTER_NAME, BitRouters
 from haversack.shrink._bit_routers import train_bit_router
 from haversack.shrink._language import LanguageWalk
 from haversack.shrink._pipeline import Policy, compress
-from haversack.shrink.precision.d2moe import D2Moe, ForModel
+from haversack.shrink.precision._nested import ForModel
+from haversack.shrink.precision.d2moe import D2Moe
 
 torch = pytest.importorskip("torch")
 TEXTS = np.random.default_rng(7).integers(3, 280, (8, 64)).astype(np.int32)

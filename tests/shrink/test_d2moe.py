@@ -18,7 +18,8 @@ from haversack.models import read_architecture
 from haversack.run import Engine
 from haversack.shrink._language import LanguageWalk
 from haversack.shrink._pipeline import Policy, compress, stored_kinds, stored_nbytes
-from haversack.shrink.precision._nested import (
+from haversack.shrink.precision._nested import StoredNested
+from haversack.shrink.precision.d2moe import (
     COMPENSATIONS,
     base_codes,
     base_grid,
@@ -26,7 +27,6 @@ from haversack.shrink.precision._nested import (
     mwq_quantize,
     residual_level,
 )
-from haversack.shrink.precision.d2moe import StoredNested
 from haversack.shrink.precision.gptq import Feedback, gptq
 
 F32 = np.float32

@@ -4,6 +4,7 @@ products.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from time import perf_counter
@@ -121,7 +122,7 @@ def expert_inputs(layer: int) -> tuple[dict[int, F32], dict[int, F32]]:
 
     with Engine.open(_toy.folder(), residency="copied") as engine:
         engine.observe(observe)
-        for text in edgemoe.calibration()[:4]:
+        for text in edgemoe.calibration():
             engine.step(text, cache=engine.cache(len(text)), want="none")
         with engine.held.weights(layer) as held:
             from haversack.kernels import unpack
@@ -168,7 +169,7 @@ def relative(x: F32, weight: F32, found: F32) -> float:
 )
 def errors(run: Run) -> Outcomes:
     _toy.trained(run)
-    from haversack.shrink.precision._nested import mwq_quantize
+    from haversack.shrink.precision.d2moe import mwq_quantize
     from haversack.shrink.precision.gptq import Feedback, gptq
 
     falls: list[float] = []
@@ -222,7 +223,7 @@ def errors(run: Run) -> Outcomes:
 )
 def products(run: Run) -> Outcomes:
     from haversack.kernels import matmul, pack_int4, set_threads, threads
-    from haversack.shrink.precision._nested import mwq_quantize
+    from haversack.shrink.precision.d2moe import mwq_quantize
 
     rng, before = np.random.default_rng(run.seed), threads()
     rows, columns = edgemoe.INNER, edgemoe.WIDTH
@@ -249,7 +250,7 @@ def products(run: Run) -> Outcomes:
                     matmul(x, plain, out=out)
                 return 1e6 * (perf_counter() - began) / CALLS
 
-            sides = {"int4": int4, "2": partial(of, 2), "4": partial(of, 4)}
+            sides: dict[str, Callable[[], float]] = {"int4": int4, "2": partial(of, 2), "4": partial(of, 4)}
             taken = run.interleave(sides, 3 * MIN_PAIRS)
             for bits in ("2", "4"):
                 found[f"product-{bits}-{tokens}"] = Outcome.of(taken, ours=bits, baseline="int4")

@@ -21,62 +21,208 @@ Limits: 2 + 1 + 1 bits in groups of 128 take 4.5 bits a weight; f32 activations.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from haversack.core.errors import UserError
+from haversack.core.errors import UserError, not_allowed
 from haversack.core.method import Method, parameter
-from haversack.kernels.nested import MOST_BITS, plane_nbytes
-from haversack.models._experts import Expert, Experts
-from haversack.shrink._precision import Compressed, InputStatistics, Kept, StoredKind, expected_noise
-from haversack.shrink._rounding import F32
-from haversack.shrink.precision._nested import NestedTensor, copies_quantize, mwq_quantize
+from haversack.kernels.nested import MOST_BITS, pack_base, pack_signs
+from haversack.shrink._precision import Compressed, InputStatistics, StoredKind, expected_noise
+from haversack.shrink._rounding import CLIPPING, F32, divide, storable
+from haversack.shrink.precision._nested import NestedTensor
+from haversack.shrink.precision.gptq import damped
 
-I32 = NDArray[np.int32]
+F64 = NDArray[np.float64]
+COMPENSATIONS = ("none", "bottom", "middle", "top")
+BLOCK = 1
+"""Columns that are rounded together before their error is spread."""
 
 
-@dataclass(frozen=True)
-class StoredNested:
-    """How an expert's matrix is stored: planes of widths `first` to `last`, or a copy for each width."""
+def base_grid(values: F32, bits: int, share: float = 1.0) -> tuple[F32, F32]:
+    """Scales and zeros f32 [rows] of groups `values` f32 [rows, group]: 2^bits levels over `share` of the
+    span from the smallest value to the largest, zero included; exact in f16.
 
-    first: int
-    last: int
-    group: int
-    copies: bool
-    kind: ClassVar[str] = "nested"
+    >>> base_grid(np.array([[0, 1, 2, 3]], np.float32), 2)
+    (array([1.], dtype=float32), array([-0.], dtype=float32))
+    """
+    low = np.minimum(values.min(axis=1), 0) * np.float32(share)
+    high = np.maximum(values.max(axis=1), 0) * np.float32(share)
+    scales = storable((high - low) / ((1 << bits) - 1), half=True)
+    return scales, storable(divide(-low, scales), half=True)
 
-    def nbytes(self, rows: int, columns: int) -> int:
-        """Bytes of a stored matrix [rows, columns], scales and padding included."""
-        widths = range(self.first, self.last + 1)
-        return sum(
-            plane_nbytes(rows, columns, self.group, bits if base else 1, base)
-            for bits in widths
-            for base in (self.copies or bits == self.first,)
+
+def base_codes(values: F32, scales: F32, zeros: F32, bits: int) -> F32:
+    """Q = round(w / s + z) within 0 to 2^bits - 1, still as f32 [rows, group]."""
+    codes = np.rint(divide(values, scales[:, None]) + zeros[:, None])
+    return codes.clip(0, (1 << bits) - 1).astype(np.float32)
+
+
+def residual_level(residual: F32, costs: F64 | None = None) -> tuple[NDArray[np.bool_], F32]:
+    """Signs (True: plus) bool [rows, group] and scales f32 [rows] of one more bit for `residual` f32 [rows,
+    group]: Q = sign(R), s the minimum of the squared R - s Q times the columns' `costs` f64 [group], which is
+    the mean |R| where all cost alike.
+
+    >>> residual_level(np.array([[0.4, -0.2, 0.1, -0.5]], np.float32))[1].round(3)
+    array([0.3], dtype=float32)
+    """
+    size = np.abs(residual)
+    scales = size.mean(axis=1) if costs is None else size @ costs / costs.sum()
+    return residual >= 0, storable(scales.astype(np.float32), half=True)
+
+
+def upper_of_inverse(hessian: F64, damping: float) -> F64:
+    """U, upper triangular, with (H + damping of its mean diagonal)^-1 = U^T U; `hessian` is overwritten."""
+    inverse = np.linalg.inv(damped(hessian, damping))
+    return np.asarray(np.linalg.cholesky((inverse + inverse.T) / 2).T, np.float64)
+
+
+def group_scales(values: F32, bits: Sequence[int], level: int, costs: F64 | None) -> F32:
+    """What the numbers of one group `values` f32 [rows, group] are scaled by: of the base, its zeros, and of
+    each plane, f32 [levels + 1, rows].
+
+    Of several clipped grids of the base each row takes the one whose level number `level` misses it least, by
+    the columns' `costs` f64 [group].
+    """
+    best = np.zeros((len(bits) + 1, len(values)), np.float32)
+    least = np.full(len(values), np.inf)
+    for share in CLIPPING:
+        scales, zeros = base_grid(values, bits[0], share)
+        codes = base_codes(values, scales, zeros, bits[0])
+        found, residual = [scales, zeros], values - (codes - zeros[:, None]) * scales[:, None]
+        reached = residual
+        for number in range(1, len(bits)):
+            plus, scales = residual_level(residual, costs)
+            found.append(scales)
+            residual = residual - np.where(plus, scales[:, None], -scales[:, None])
+            reached = residual if number <= level else reached
+        missed = np.square(reached)
+        error = missed.sum(axis=1) if costs is None else missed @ costs
+        better = error < least
+        best[:, better] = np.stack(found)[:, better]
+        least = np.minimum(least, error)
+    return best
+
+
+def nest(values: F32, scales: F32, bits: int, level: int) -> tuple[F32, NDArray[np.bool_], F32]:
+    """Columns `values` f32 [rows, n] under the `scales` of their group (see `group_scales`): codes of the
+    base of `bits` bits, the planes' signs bool [planes, rows, n], and the values of level number `level`."""
+    codes = base_codes(values, scales[0], scales[1], bits)
+    value = (codes - scales[1][:, None]) * scales[0][:, None]
+    reached, signs = value, []
+    for number, step in enumerate(scales[2:], 1):
+        plus = values >= value
+        value = value + np.where(plus, step[:, None], -step[:, None])
+        signs.append(plus)
+        reached = value if number <= level else reached
+    return codes, np.array(signs, np.bool_).reshape(len(signs), *values.shape), reached
+
+
+def check_widths(bits: Sequence[int]) -> None:
+    """Raises UserError for widths that do not follow one another."""
+    ascending = list(range(bits[0], bits[0] + len(bits))) if bits else [0]
+    if list(bits) != ascending or not 1 <= bits[0] <= bits[-1] <= MOST_BITS:
+        raise UserError(
+            f"bits={tuple(bits)} cannot be nested: each width is one more than the one before, within 1 to "
+            f"{MOST_BITS}; use (2, 3, 4).",
+            field="bits",
+            given=list(bits),
+            nearest=[2, 3, 4],
         )
 
 
-@dataclass(frozen=True)
-class FormedNested:
-    """A nested matrix as the pipeline stores it: see Formed."""
+def mwq_quantize(
+    weight: F32,
+    inputs: F32 | None = None,
+    bits: Sequence[int] = (2, 3, 4),
+    group: int = 128,
+    compensate: str = "top",
+    damp: float = 0.01,
+    *,
+    hessian: F64 | None = None,
+    block: int = BLOCK,
+    pad: bool = False,
+) -> NestedTensor:
+    """`weight` f32 [rows, columns] as nested planes of widths `bits`, a scale for each `group` of columns.
 
-    tensor: NestedTensor
+    `inputs` f32 [n, columns], or their mean x x^T `hessian` f64 [columns, columns], say what errors cost
+    (neither: all columns alike, and nothing is compensated). Columns are taken group by group; each group
+    gets its base and all its planes, and the error of the level `compensate` names is spread over the groups
+    after it (none; bottom, middle, top: of the narrowest, the middle and the widest width). `pad`: the last
+    group may be shorter. Raises UserError for widths that are not consecutive, a group that does not divide
+    the columns, weights that are not finite.
+    """
+    check_widths(bits)
+    if compensate not in COMPENSATIONS:
+        raise not_allowed("compensate", compensate, COMPENSATIONS)
+    if weight.shape[1] % group and not pad:
+        raise UserError(
+            f"group={group} does not divide the {weight.shape[1]} inputs of the matrix; choose one that "
+            "does, or pad=True, which makes the last group shorter.",
+            field="group",
+            given=group,
+        )
+    if not np.isfinite(weight).all():
+        raise UserError("the weights hold numbers that are not finite; the checkpoint is damaged.", field="W")
+    if hessian is None and inputs is not None:
+        wide = inputs.astype(np.float64)
+        hessian = wide.T @ wide / max(1, len(wide))
+    upper, costs = None, None if hessian is None else np.diagonal(hessian).copy()
+    if hessian is not None and compensate != "none":
+        upper = upper_of_inverse(hessian, damp)
+        costs = 1 / np.square(np.diagonal(upper))  # what is left of an error once later inputs made good
+    spread = {"none": 0, "bottom": 0, "middle": (len(bits) - 1) // 2, "top": len(bits) - 1}[compensate]
+    rows, columns = weight.shape
+    groups = -(-columns // group)
+    left = np.array(weight, np.float32)
+    codes = np.zeros((rows, columns), np.uint8)
+    plus = np.zeros((len(bits) - 1, rows, columns), np.bool_)
+    scales = np.zeros((len(bits) + 1, rows, groups), np.float32)  # of the base, its zeros, of the planes
+    for g in range(groups):
+        inside = slice(g * group, min((g + 1) * group, columns))
+        own = None if costs is None else costs[inside]
+        scales[:, :, g] = group_scales(left[:, inside], bits, spread, own)
+        step = group if upper is None else min(block, group)
+        errors = np.zeros((rows, inside.stop - inside.start))
+        for start in range(inside.start, inside.stop, step):
+            part = slice(start, min(start + step, inside.stop))
+            codes[:, part], plus[:, :, part], value = nest(left[:, part], scales[:, :, g], bits[0], spread)
+            if upper is not None:
+                miss = (left[:, part] - value).astype(np.float64)
+                error = np.linalg.solve(upper[part, part].T, miss.T).T
+                errors[:, start - inside.start : part.stop - inside.start] = error
+                left[:, part.stop : inside.stop] -= error @ upper[part, part.stop : inside.stop]
+        if upper is not None and inside.stop < columns:
+            left[:, inside.stop :] -= errors @ upper[inside, inside.stop :]
+    base = pack_base(codes, scales[0], scales[1], bits[0], group)
+    planes = (pack_signs(plus[k], scales[k + 2], group) for k in range(len(bits) - 1))
+    return NestedTensor((base, *planes), tuple(bits))
 
-    @property
-    def form(self) -> Mapping[str, Any]:
-        """What pack.json says of it (run/forms/nested.py)."""
-        bits, plane = self.tensor.bits, self.tensor.planes[0]
-        copies = {"copies": True} if self.tensor.copies else {}
-        return {"form": "nested", "first": bits[0], "last": bits[-1], "group": plane.group, **copies}
 
-    def parts(self) -> Mapping[str, NDArray[Any]]:
-        """The planes' bytes."""
-        names = ["base", *(f"plane{bits}" for bits in self.tensor.bits[1:])]
-        return {name: plane.data for name, plane in zip(names, self.tensor.planes, strict=True)}
+def copies_quantize(
+    weight: F32,
+    bits: Sequence[int] = (2, 3, 4),
+    group: int = 128,
+    damp: float = 0.01,
+    *,
+    hessian: F64 | None = None,
+) -> NestedTensor:
+    """A matrix of its own for every width, each compensated by itself: what nesting is compared with."""
+    check_widths(bits)
+    bases = [
+        mwq_quantize(weight, bits=(width,), group=group, damp=damp, hessian=_copy(hessian), pad=True).planes[
+            0
+        ]
+        for width in bits
+    ]
+    return NestedTensor(tuple(bases), tuple(bits), copies=True)
+
+
+def _copy(hessian: F64 | None) -> F64 | None:
+    return None if hessian is None else hessian.copy()
 
 
 @dataclass(frozen=True)
@@ -166,8 +312,10 @@ class D2Moe(Method):
             shares = ()
         return checked_capacity(shares, self.capacity, len(self.widths))
 
-    def for_walk(self, walk: Any) -> D2Moe | ForModel:
+    def for_walk(self, walk: Any) -> Any:
         """The method for a model that has experts."""
+        from haversack.shrink.precision._nested import ForModel
+
         experts = getattr(walk, "all_experts", None)
         return self if experts is None else ForModel(self, experts)
 
@@ -197,90 +345,3 @@ class D2Moe(Method):
             given=self.name,
             nearest="round-to-nearest",
         )
-
-
-@dataclass(frozen=True)
-class ForModel:
-    """The method for one model's `experts`. `made` keeps what it made of them while bit routers are to be
-    trained on that."""
-
-    method: D2Moe
-    experts: Experts
-    made: dict[str, NestedTensor] = field(default_factory=dict)
-
-    needs: ClassVar[frozenset[str]] = D2Moe.needs
-
-    @property
-    def name(self) -> str:
-        """As the method's."""
-        return self.method.name
-
-    def __str__(self) -> str:
-        return str(self.method)
-
-    def for_walk(self, walk: Any) -> ForModel:
-        """Itself: it was made for the model."""
-        return self
-
-    @cached_property
-    def _owners(self) -> dict[str, Expert]:
-        return {name: key for key, names in self.experts.tensors.items() for name in names}
-
-    def stored(self, rows: int, columns: int) -> StoredKind:
-        """See D2Moe."""
-        return self.method.stored(rows, columns)
-
-    def stored_as(self, name: str, rows: int, columns: int) -> StoredKind | StoredNested:
-        """How the matrix `name` is stored."""
-        if name not in self._owners:
-            return self.stored(rows, columns)
-        bits, copies = self.method.widths, self.method.layout == "copies"
-        return StoredNested(bits[0], bits[-1], self.method.group, copies)
-
-    def noise(self) -> float:
-        """See D2Moe."""
-        return self.method.noise()
-
-    def quantize(
-        self, weights: Mapping[str, F32], inputs: InputStatistics | None
-    ) -> Mapping[str, Compressed | FormedNested]:
-        """Every matrix of `weights` in nested planes; what is no expert's in the method's `rest`."""
-        found: dict[str, Compressed | FormedNested] = {}
-        for name, weight in weights.items():
-            if name not in self._owners:
-                found[name] = Kept(StoredKind(self.method.rest), weight)
-                continue
-            tensor = self._nested(weight, None if inputs is None else inputs.hessian)
-            found[name] = FormedNested(tensor)
-            if self.method.target_bits:
-                self.made[name] = tensor
-        return found
-
-    def _nested(self, weight: F32, hessian: NDArray[np.float64] | None) -> NestedTensor:
-        method = self.method
-        own = None if hessian is None else hessian.copy()
-        if method.layout == "copies":
-            return copies_quantize(weight, method.widths, method.group, method.damping, hessian=own)
-        given = (method.widths, method.group, method.compensate, method.damping)
-        return mwq_quantize(weight, None, *given, hessian=own, pad=True)
-
-    def finish(self, source: Any, walk: Any, texts: I32, seed: int) -> dict[str, bytes]:
-        """Files beside the pack, once every expert is nested: the bit routers, where they are wanted."""
-        if not self.method.target_bits:
-            return {}
-        from haversack.run._levels import ROUTER_NAME
-        from haversack.shrink._bit_routers import train_bit_router
-
-        routers = train_bit_router(
-            source,
-            walk,
-            self.experts,
-            self.made,
-            texts,
-            target_bits=self.method.target_bits,
-            capacity=self.method.capacities() or None,
-            alpha=self.method.alpha or None,
-            steps=self.method.steps,
-            seed=seed,
-        )
-        return {ROUTER_NAME: routers.to_bytes()}
