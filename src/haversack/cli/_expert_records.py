@@ -1,4 +1,4 @@
-"""What `run --json` says of streamed experts."""
+"""What `run --json` says of weights that come while a model runs, and of an output matrix in parts."""
 
 from __future__ import annotations
 
@@ -15,6 +15,17 @@ class NeuronsRecord(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
     examined: Count
     activated: Count
+
+
+class RestorationRecord(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """What restoring sealed weights took; the stages run beside one another and beside the computation, which
+    waited for `waited_s`."""
+
+    restored_mib: float
+    allocate_s: float
+    read_s: float
+    decrypt_s: float
+    waited_s: float
 
 
 class HeadRecord(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from haversack.cli._expert_records import ExpertsRecord, HeadRecord
+from haversack.cli._expert_records import ExpertsRecord, HeadRecord, RestorationRecord
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Share = Annotated[float, msgspec.Meta(ge=0)]
@@ -187,17 +187,6 @@ class SparsityRecord(_Record):
     sparsity: float | None
     asked: float | None
     drift: str | None
-
-
-class RestorationRecord(_Record):
-    """What restoring sealed weights took; the stages run beside one another and beside the computation, which
-    waited for `waited_s`."""
-
-    restored_mib: float
-    allocate_s: float
-    read_s: float
-    decrypt_s: float
-    waited_s: float
 
 
 class RunOutput(_Record):

@@ -327,13 +327,11 @@ def compress(
     kinds, kept = stored_kinds(walk, precision, policy), kept_matrices(walk, precision, policy)
     seen = texts
     if texts is not None and hasattr(precision, "learn"):
-        precision, texts = precision.learn(source, walk, texts), None
-        reads = False
+        precision, texts, reads = precision.learn(source, walk, texts), None, False
     owned = getattr(walk, "all_experts", None)
     if owned is not None:
-        architecture = walk.architecture  # type: ignore[attr-defined]
         owners = owned.records(matrices or stores_matrices(precision))
-        writer.keep_experts(identity(source, architecture), owners)
+        writer.keep_experts(identity(source, walk.architecture), owners)  # type: ignore[attr-defined]
     count, length = texts.shape if reads and texts is not None else (0, 0)
     learns = BLOCK in precision.needs
     share_mib = activations_mib / sets_of(walk, precision)
@@ -372,8 +370,7 @@ def compress(
             _write_vector(writer, name, read_tensor(source, name))
     if walk.output != walk.embedding:
         _write_rows(source, writer, walk.output, kinds[walk.output])
-    learn: Any = getattr(precision, "finish", dict)
-    learned = learn(source, walk, seen, seed) if learn is not dict else {}
+    learned: Any = getattr(precision, "finish", lambda *_: {})(source, walk, seen, seed)
     for name, data in {**getattr(precision, "files", dict)(), **learned}.items():
         writer.add_file(name, data)
 

@@ -107,7 +107,7 @@ class Fitted(SizedPlanes):
             for plane, part in enumerate(self.parts):
                 entries = [source.tensors[f"{name}.{part}"] for name in names]
                 rooms[*key, plane] = Room.of(sorted(entries, key=lambda entry: entry.offset))
-        super().__init__(method, rooms, experts.chosen, nbytes(source, experts.owners))  # type: ignore[arg-type]
+        super().__init__(method, rooms, experts.chosen, nbytes(source, experts.owners))
         if isinstance(source, Pack) and ROUTER_NAME in source.record.files:
             self.extra = 2 * source.record.files[ROUTER_NAME].size
 

@@ -240,7 +240,7 @@ class D2Moe(Method):
 
         rooms = {key: Room.sized(sum(count for _, count in own), own) for key, own in parts.items()}
         held = sum(count for own in parts.values() for _, count in own)
-        return SizedPlanes(self, rooms, 1, held)  # type: ignore[arg-type]
+        return SizedPlanes(self, rooms, 1, held)
 
     def planned(
         self, blocks: Sequence[int], top: int, files: int = 1, limit: int | None = None, aside: int = 0
