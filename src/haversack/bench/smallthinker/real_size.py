@@ -43,8 +43,10 @@ OLMOE: dict[str, Any] = {
     "bos_token_id": 0,
     "eos_token_id": 0,
 }
-SEED, SCALE, SHARE = 10, 0.0043, 1 / 3
-"""Of the drawn weights; d of every block; of the pack that memory may hold."""
+SEED, SHARE = 10, 1 / 3
+"""Of the drawn weights; of the pack that memory may hold."""
+SCALE, SCALES = 0.0043, {"embed_tokens": 0.23, "o_proj": 0.0004, "down_proj": 0.0004}
+"""d of every block. Tokens are large beside what blocks add to them, so that each goes its own way."""
 PROMPT, TOKENS, THREADS = 8, 24, 2
 SPARE_DISK = 12e9
 DRAWN = 1 << 25
@@ -78,7 +80,6 @@ class Drawn:
         self._noise = np.random.default_rng(SEED).integers(0, 256, DRAWN, np.uint8)
         for low, half in ((1, 0x0F), (16, 0xF0)):  # 0, which is -8, becomes 8, which is 0: no bias is left
             self._noise[(self._noise & half) == 0] += np.uint8(8 * low)
-        self._scale = np.frombuffer(np.float16(SCALE).tobytes(), np.uint8)
 
     def blocks(self, name: str) -> U8:
         """A matrix in Q4_0."""
@@ -86,7 +87,8 @@ class Drawn:
         rng = np.random.default_rng([SEED, *name.encode()])
         count = rows * columns // 32
         found = np.empty((count, 18), np.uint8)
-        found[:, :2] = self._scale
+        scale = next((one for part, one in SCALES.items() if part in name), SCALE)
+        found[:, :2] = np.frombuffer(np.float16(scale).tobytes(), np.uint8)
         start = int(rng.integers(0, DRAWN))
         places = np.arange(start, start + 16 * count)
         found[:, 2:] = np.take(self._noise, places, mode="wrap").reshape(count, 16)
@@ -176,7 +178,7 @@ def _pieces(drawn: Drawn, names: tuple[str, ...]) -> Callable[[], Iterator[Any]]
 
 def files(config: dict[str, Any]) -> tuple[Path, Path]:
     """The pack and the GGUF file of a shape, written once. Raises Unavailable where the disk is too small."""
-    inputs = {"config": config, "seed": SEED, "scale": SCALE}
+    inputs = {"config": config, "seed": SEED, "scales": [SCALE, SCALES]}
     made = cache_folder() / "bench" / f"smallthinker-real-{content_key(inputs)}"
     if not made.is_dir() and config is OLMOE:
         cache_folder().mkdir(parents=True, exist_ok=True)
