@@ -17,7 +17,7 @@ import json
 import lzma
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +149,11 @@ def parses(source: str) -> bool:
     return True
 
 
-def parse_share(model: Llama, tokenizer: Tokenizer, texts: Sequence[tuple[str, str]]) -> float:
+Completer = Callable[[list[list[int]]], list[list[int]]]
+"""Greedy continuations of BODY_TOKENS tokens of prompts of equal length; they may stop at an end."""
+
+
+def parse_share(completer: Completer, tokenizer: Tokenizer, texts: Sequence[tuple[str, str]]) -> float:
     """Share of greedily completed bodies, of defs spread evenly over the held-out files, that parse.
 
     The prompt is the file up to the def's header line, its last 384 tokens; a body ends where the indentation
@@ -166,8 +170,8 @@ def parse_share(model: Llama, tokenizer: Tokenizer, texts: Sequence[tuple[str, s
     good = 0
     for first in range(0, BODIES, 50):
         part = chosen[first : first + 50]
-        made = complete(model, torch.tensor([tokens for _, tokens in part]), BODY_TOKENS)
-        for (match, _), row in zip(part, made.tolist(), strict=True):
+        made = completer([tokens for _, tokens in part])
+        for (match, _), row in zip(part, made, strict=True):
             cut = end not in row
             completion = tokenizer.decode(row if cut else row[: row.index(end)])
             header = match.group(0).rstrip("\n")
@@ -190,7 +194,11 @@ def evaluate(folder: Path, draft_folder: Path | None, stdlib: Path | None) -> di
     result["held_out_bytes"] = len(held_out)
     result["bits_per_byte"] = result["bits"] / len(held_out)
     result["xz_bits_per_byte"] = xz_bits_per_byte(training, held_out)
-    result["parse_share"] = parse_share(model, tokenizer, texts["held-out"])
+    result["parse_share"] = parse_share(
+        lambda prompts: complete(model, torch.tensor(prompts), BODY_TOKENS).tolist(),
+        tokenizer,
+        texts["held-out"],
+    )
     result["parameters"] = sum(value.numel() for value in model.parameters())
     result["embedding_parameters"] = model.model.embed_tokens.weight.numel()
     return result

@@ -11,10 +11,14 @@ from tokenizers import Tokenizer
 
 from code_tokenizer import END_OF_TEXT
 from haversack.models.language.llama_torch import LlamaShape
+from haversack.models.language.smallthinker_torch import SmallThinkerShape
 
 
 def export_folder(
-    out: Path, shape: LlamaShape, weights: dict[str, torch.Tensor], tokenizer: Tokenizer
+    out: Path,
+    shape: LlamaShape | SmallThinkerShape,
+    weights: dict[str, torch.Tensor],
+    tokenizer: Tokenizer,
 ) -> None:
     """Replace the model in ``out``; a card that lies there stays."""
     out.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What `train_code` and `train_draft` share: the recipe, intermediates by content, the order of reading."""
+"""What the runs of the `code` models share: the recipe, intermediates by content, the order of reading."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from tokenizers import Tokenizer
 
 from code_tokenizer import train_tokenizer
 from haversack.models._train_loop_torch import Schedule
-from haversack.models.language.llama_torch import LlamaShape
+from haversack.models.language.llama_torch import Llama, LlamaShape
+from haversack.models.language.smallthinker_torch import SmallThinker, SmallThinkerShape
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,16 @@ class Stage:
 class Recipe:
     """Everything the weights depend on besides the text and the machine type."""
 
-    shape: LlamaShape
+    shape: LlamaShape | SmallThinkerShape
     schedule: Schedule
     stages: tuple[Stage, ...]
     seed: int = 7
     average_half_life_steps: float = 30.0
+
+
+def model_of(shape: LlamaShape | SmallThinkerShape) -> Llama | SmallThinker:
+    """The module of a shape, its weights not yet drawn."""
+    return Llama(shape) if isinstance(shape, LlamaShape) else SmallThinker(shape)
 
 
 def fingerprint(*parts: object) -> str:

@@ -14,12 +14,13 @@ import argparse
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 
 from code_export import export_folder
-from code_recipe import Recipe, Stage, Windows, fingerprint, make_tokenizer
+from code_recipe import Recipe, Stage, Windows, fingerprint, make_tokenizer, model_of
 from code_text import read_text
 from code_tokenizer import token_stream
 from haversack.models._train_loop_torch import (
@@ -62,6 +63,9 @@ def loss_function(model: Llama, windows: Windows, device: torch.device, compiled
     return loss
 
 
+LossMaker = Callable[[Any, Windows, torch.device, bool], Loss]
+
+
 def train(
     texts: list[tuple[str, str]],
     tokenizer: Tokenizer,
@@ -70,19 +74,21 @@ def train(
     compiled: bool = True,
     checkpoint_seconds: float = 240.0,
     stop_after: int | None = None,
+    name: str = "code",
+    loss_of: LossMaker = loss_function,
 ) -> dict[str, torch.Tensor]:
     """Train, or go on training, and return the averaged weights."""
     stream = token_stream(tokenizer, texts)
-    folder = work / f"code-{fingerprint(texts, asdict(recipe), torch.get_num_threads(), not compiled)}"
+    folder = work / f"{name}-{fingerprint(texts, asdict(recipe), torch.get_num_threads(), not compiled)}"
     folder.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = Llama(recipe.shape)
+    model = model_of(recipe.shape)
     model.initialize(recipe.seed)
     model.to(device)
     parameters = sum(value.numel() for value in model.parameters())
     print(f"{parameters:,} parameters, {len(stream):,} tokens of text, {device}, {folder}", flush=True)
     trainer = Trainer(model, recipe.schedule, folder, recipe.average_half_life_steps)
-    loss = loss_function(model, Windows(stream, recipe.stages, recipe.seed), device, compiled)
+    loss = loss_of(model, Windows(stream, recipe.stages, recipe.seed), device, compiled)
     trainer.run(loss, checkpoint_seconds, log_to(folder / "log.jsonl"), stop_after)
     return trainer.average
 

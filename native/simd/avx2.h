@@ -79,6 +79,13 @@ HAVERSACK_INLINE Mask unordered(Floats x) {
 HAVERSACK_INLINE Floats select(Mask m, Floats yes, Floats no) {
     return {_mm256_blendv_ps(no.a, yes.a, m.a), _mm256_blendv_ps(no.b, yes.b, m.b)};
 }
+HAVERSACK_INLINE Floats add_where(Floats sum, uint32_t bits, Floats x) {
+    const __m256i low = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128), high = _mm256_slli_epi32(low, 8);
+    const __m256i all = _mm256_set1_epi32(static_cast<int>(bits));
+    const __m256 a = _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_and_si256(all, low), low));
+    const __m256 b = _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_and_si256(all, high), high));
+    return {_mm256_add_ps(sum.a, _mm256_and_ps(x.a, a)), _mm256_add_ps(sum.b, _mm256_and_ps(x.b, b))};
+}
 
 HAVERSACK_INLINE Ints load_ints(const void *p) {
     const __m256i *q = static_cast<const __m256i *>(p);

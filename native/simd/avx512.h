@@ -48,6 +48,9 @@ HAVERSACK_INLINE float largest(Floats a) {
 HAVERSACK_INLINE Mask less(Floats a, Floats b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
 HAVERSACK_INLINE Mask unordered(Floats a) { return {_mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q)}; }
 HAVERSACK_INLINE Floats select(Mask m, Floats yes, Floats no) { return {_mm512_mask_blend_ps(m.v, no.v, yes.v)}; }
+HAVERSACK_INLINE Floats add_where(Floats sum, uint32_t bits, Floats x) {
+    return {_mm512_mask_add_ps(sum.v, static_cast<__mmask16>(bits), sum.v, x.v)};
+}
 
 HAVERSACK_INLINE Ints load_ints(const void *p) { return {_mm512_loadu_si512(p)}; }
 HAVERSACK_INLINE void store_ints(void *p, Ints a) { _mm512_storeu_si512(p, a.v); }

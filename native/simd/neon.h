@@ -95,6 +95,14 @@ HAVERSACK_INLINE Mask unordered(Floats a) {
 HAVERSACK_INLINE Floats select(Mask m, Floats yes, Floats no) {
     return each<Floats>([&](int i) { return vbslq_f32(m.v[i], yes.v[i], no.v[i]); });
 }
+HAVERSACK_INLINE Floats add_where(Floats sum, uint32_t bits, Floats x) {
+    static const uint32_t places[4] = {1, 2, 4, 8};
+    const uint32x4_t all = vdupq_n_u32(bits), first = vld1q_u32(places);
+    return each<Floats>([&](int i) {
+        const uint32x4_t taken = vtstq_u32(all, vshlq_u32(first, vdupq_n_s32(4 * i)));
+        return vaddq_f32(sum.v[i], vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(x.v[i]), taken)));
+    });
+}
 
 HAVERSACK_INLINE Ints load_ints(const void *p) {
     const int32_t *q = static_cast<const int32_t *>(p);

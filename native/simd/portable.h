@@ -88,6 +88,9 @@ HAVERSACK_INLINE Mask unordered(Floats a) {
 HAVERSACK_INLINE Floats select(Mask m, Floats yes, Floats no) {
     return each<Floats>([&](int i) { return m.v[i] ? yes.v[i] : no.v[i]; });
 }
+HAVERSACK_INLINE Floats add_where(Floats sum, uint32_t bits, Floats x) {
+    return each<Floats>([&](int i) { return sum.v[i] + (bits >> i & 1 ? x.v[i] : 0.0f); });
+}
 
 HAVERSACK_INLINE Ints load_ints(const void *p) {
     Ints r;

@@ -45,6 +45,7 @@
 //   Ints: load_ints(p) set_ints(x) + - & | ; shift_left<N> shift_right<N> (arithmetic) ; to_ints(Floats) (nearest even)
 //         to_floats(Ints)  as_ints as_floats (same bits)  larger(Ints, Ints)  largest(Ints)
 //   Masks:  less(a, b) -> Mask ; select(mask, yes, no)   (less is false where either is NaN)
+//           add_where(sum, bits, x): sum + x in the lanes whose bit of 16 is set
 //   min(a, b), max(a, b) return b where either is NaN (as x86 does; the other sets are made to agree).
 #pragma once
 

@@ -82,6 +82,29 @@ def test_pack_and_run(
 
 
 @pytest.mark.parametrize("folder", ["smallthinker"], indirect=True)
+def test_nested_bits_are_packed_streamed_and_exported(
+    folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    goal = tmp_path / "small.pack"
+    options = ("--effort", 1, "--calibration-tokens", 2048, "--precision", "d2moe:group=32")
+    packed = said(capsys, "pack", folder, "--device", "laptop", "-o", goal, *options)
+    assert packed["plan"]["precision"].startswith("d2moe")
+    answers = set()
+    for way in ("mapped", "streamed:d2moe", "streamed:d2moe:buffer_kib=0,schedule=id-order"):
+        asked = ("--prompt", "def f(x):", "--max-tokens", 6, "--ignore-end", "--residency", way)
+        answer = said(capsys, "run", goal, *asked)
+        answers.add(answer["text"])
+        if way != "mapped":
+            told = answer["experts"]
+            assert told["mean_bits"] == 4 and sum(told["plane_nbytes"]) > 0
+            assert told["schedule"] in way or told["schedule"] == "hebf"
+    assert len(answers) == 1
+    said(capsys, "export", goal, "--to", "safetensors", "-o", tmp_path / "out")
+    again = said(capsys, "run", tmp_path / "out", "--prompt", "def f(x):", "--max-tokens", 6, "--ignore-end")
+    assert again["tokens"] == 6
+
+
+@pytest.mark.parametrize("folder", ["smallthinker"], indirect=True)
 def test_reglu_says_what_it_skipped(folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     goal = tmp_path / "small.pack"
     options = ("--effort", 1, "--calibration-tokens", 2048, "--precision", "keep:kind=f16")

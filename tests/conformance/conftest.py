@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from haversack.formats.safetensors import write_safetensors
+
+if TYPE_CHECKING:
+    from haversack.run._head_predictor import HeadPredictor
 
 WIDTH, HEADS, KV_HEADS, HEAD, INNER, BLOCKS, CONTEXT = 64, 4, 2, 16, 96, 3, 96
 SPECIAL = "<|end|>"
@@ -120,23 +124,58 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def mixture_pack(mixture: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same in a pack, whose experts lie in a store."""
+    return packed_mixture(mixture, tmp_path_factory.mktemp("conformance"))
+
+
+@pytest.fixture(scope="session")
+def matrices_pack(mixture: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, with every matrix of an expert in a record of its own."""
+    return packed_mixture(mixture, tmp_path_factory.mktemp("conformance"), matrices=True)
+
+
+@pytest.fixture(scope="session")
+def nested_pack(mixture: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with nested bits."""
+    return packed_mixture(mixture, tmp_path_factory.mktemp("conformance"), "d2moe:group=32")
+
+
+def packed_mixture(
+    mixture: Path, folder: Path, precision: str = "keep:kind=f32", *, matrices: bool = False
+) -> Path:
+    """The mixture of experts as a pack, with a predictor of output rows that leaves none out."""
     from haversack.core import index
+    from haversack.core._record import PREDICTOR_NAME
     from haversack.core.pack import PackWriter
     from haversack.formats.safetensors import HubFolder
+    from haversack.models._experts import identity
     from haversack.models.language import read_architecture
     from haversack.shrink._language import LanguageWalk
     from haversack.shrink._pipeline import Policy, compress
 
-    goal = tmp_path_factory.mktemp("conformance") / "mixture.pack"
+    goal = folder / "mixture.pack"
     source = HubFolder.open(mixture)
     walk = LanguageWalk(read_architecture(source.config))
-    method = index.create("shrink", "precision", "keep:kind=f32")
+    method = index.create("shrink", "precision", precision)
+    texts = np.random.default_rng(8).integers(0, 256, (2, 64)).astype(np.int32)
     with PackWriter(goal) as writer:
-        kept = {"texts": None, "policy": Policy(embedding="f32"), "folder": goal.parent}
-        compress(source, walk, method, writer, **kept)  # type: ignore[arg-type]
+        kept = {"texts": texts, "policy": Policy(embedding="f32"), "folder": goal.parent}
+        compress(source, walk, method, writer, matrices=matrices, **kept)  # type: ignore[arg-type]
         writer.add_file("tokenizer.json", mixture / "tokenizer.json")
+        every_row = predictor(identity(source, walk.architecture), walk.architecture.vocabulary)
+        writer.add_file(PREDICTOR_NAME, every_row.to_bytes())
         writer.finish({"architecture": source.config, "plan": {"activations": "f32"}})
     return goal
+
+
+def predictor(model: str, vocabulary: int) -> HeadPredictor:
+    """A predictor of output rows whose every score is above its limit."""
+    from haversack.kernels import pack_int4
+    from haversack.run._head_predictor import HeadPredictor
+    from haversack.shrink.precision.q4_0 import round_blocks
+
+    down, up = np.ones((32, WIDTH), np.float32), np.zeros((vocabulary, 32), np.float32)
+    parts = (pack_int4(*round_blocks(one), 32) for one in (down, up))
+    return HeadPredictor(model, next(parts), next(parts), -1.0, 1.0)
 
 
 @pytest.fixture(scope="session")

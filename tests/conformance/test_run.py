@@ -15,6 +15,7 @@ from haversack.core.errors import UserError
 from haversack.core.index import MethodEntry
 from haversack.run import Engine, Limits, Sampler, generate
 from haversack.run._slots import GIVEN, NAMES
+from haversack.run._source import open_model, traits_of
 
 ENTRIES = [entry for entry in index.methods("run") if entry.slot in NAMES]
 PROMPT = (np.random.default_rng(2).integers(0, 256, 40)).tolist()
@@ -39,7 +40,8 @@ def test_every_slot_of_the_stage_that_has_methods_is_tested() -> None:
     assert {entry.slot for entry in index.methods("run")} <= set(NAMES)
 
 
-STORE, SEALED = "expert-store", "sealed-weights"
+SEALED, NESTED = "sealed-weights", "weight-type:nested"
+GIVEN_BY_PACKS = ("expert-store:experts", "expert-store:matrices", "head-predictor")
 
 
 def choice(entry: MethodEntry, draft: Path, sealed: Path) -> str:
@@ -54,16 +56,22 @@ def choice(entry: MethodEntry, draft: Path, sealed: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def model_of(checkpoint: Path, mixture_pack: Path, sealed: Path) -> Callable[..., Path]:
-    """What the methods are tried on: a mixture of experts where one of them needs its store, a sealed pack
-    where one needs that. `plain`: the same model as it is run without them.
+def model_of(
+    checkpoint: Path, mixture_pack: Path, matrices_pack: Path, nested_pack: Path, sealed: Path
+) -> Callable[..., Path]:
+    """What the methods are tried on: a mixture of experts where one of them needs what its pack has, a sealed
+    pack where one needs that. `plain`: the same model as it is run without them.
     """
 
     def choose(*entries: MethodEntry, plain: bool = False) -> Path:
         needed = {trait for entry in entries for trait in entry.requires}
         if SEALED in needed and not plain:
             return sealed / "small.pack"
-        return mixture_pack if STORE in needed else checkpoint
+        if NESTED in needed:
+            return nested_pack
+        if "expert-store:experts" in needed:
+            return mixture_pack
+        return matrices_pack if needed & set(GIVEN_BY_PACKS) else checkpoint
 
     return choose
 
@@ -113,10 +121,10 @@ def test_the_same_under_a_seed(entry: MethodEntry, answer: Callable[..., Answer]
 
 @every_pair
 def test_in_pairs_it_gives_the_plain_tokens_or_refuses(
-    one: MethodEntry, two: MethodEntry, answer: Callable[..., Answer]
+    one: MethodEntry, two: MethodEntry, answer: Callable[..., Answer], model_of: Callable[..., Path]
 ) -> None:
     needed = one.requires | two.requires
-    given = {*GIVEN, *({"draft-model", STORE, SEALED} & needed)}
+    given = {*GIVEN, *({"draft-model"} & needed), *traits_of(open_model(model_of(one, two)).source)}
     plain = [
         index.find("run", slot, name)
         for slot, name in (

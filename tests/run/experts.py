@@ -33,6 +33,29 @@ OLMOE: dict[str, Any] = {
     "eos_token_id": 0,
 }
 """Router after attention, experts by softmax."""
+SMALLTHINKER: dict[str, Any] = {
+    **{name: value for name, value in OLMOE.items() if name not in ("num_experts", "num_experts_per_tok")},
+    "model_type": "smallthinker",
+    "norm_topk_prob": True,
+    "head_dim": 16,
+    "moe_ffn_hidden_size": 96,
+    "moe_num_primary_experts": 6,
+    "moe_num_active_primary_experts": 2,
+    "rope_theta": 1e4,
+    "rope_layout": [0, 1, 1],
+    "sliding_window_layout": [0, 1, 1],
+    "sliding_window_size": 16,
+}
+"""Router before attention, experts with a ReLU."""
+
+LARGE_NESTED: dict[str, Any] = {
+    **OLMOE,
+    "hidden_size": 256,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 4,
+    "num_experts": 12,
+}
+"""42 MiB of nested experts."""
 
 
 def draw(config: dict[str, Any], seed: int = 1) -> dict[str, np.ndarray]:
@@ -58,9 +81,12 @@ def write_expert_pack(
     profile: bool = True,
     identity: str = "drawn",
     tokenizer: str | None = None,
+    matrices: bool = False,
     key: bytes | None = None,
 ) -> Path:
-    """A pack whose experts lie in a store; with a `key`, sealed with the other weights."""
+    """A pack whose experts lie in a store, whole or with every matrix in a record of its own; with a `key`,
+    sealed with the other weights.
+    """
     config = OLMOE if config is None else config
     architecture = read_architecture(config)
     experts = experts_of(architecture)
@@ -68,7 +94,7 @@ def write_expert_pack(
     inside = {linear.weight for block in architecture.blocks for linear in block.matrices()}
     sealer = None if key is None else Sealer(key, path.name)
     with PackWriter(path, sealer=sealer) as writer:
-        writer.keep_experts(identity, experts.owners)
+        writer.keep_experts(identity, experts.part_owners if matrices else experts.owners)
         for name, values in draw(config, seed).items():
             if name in experts.owners:
                 block, expert = experts.owners[name]
@@ -103,3 +129,88 @@ def drawn_profile(experts: Experts, identity: str, seed: int = 5) -> Profile:
         np.int32,
     )
     return Profile.of_routes(routes, experts.count, identity)
+
+
+def write_nested_pack(
+    path: Path,
+    config: dict[str, Any] | None = None,
+    *,
+    bits: tuple[int, ...] = (2, 3, 4),
+    copies: bool = False,
+    seed: int = 1,
+    router: bool = True,
+    identity: str = "drawn",
+    tokenizer: str | None = None,
+    alike: bool = False,
+) -> Path:
+    """A pack whose experts have nested bits, in groups of 32; `router`: with drawn bit routers, `alike`: all
+    experts are the same."""
+    from haversack.run._levels import ROUTER_NAME
+    from haversack.shrink.precision._nested import FormedNested, NestedTensor
+    from haversack.shrink.precision.d2moe import copies_quantize, mwq_quantize
+
+    config = OLMOE if config is None else config
+    architecture = read_architecture(config)
+    experts = experts_of(architecture)
+    assert experts is not None
+    inside = {linear.weight for block in architecture.blocks for linear in block.matrices()}
+    made: dict[str, NestedTensor] = {}
+    with PackWriter(path) as writer:
+        writer.keep_experts(identity, experts.owners)
+        for name, values in draw(config, seed).items():
+            if name in experts.owners:
+                kind = name.rpartition("experts.")[2].partition(".")[2]
+                nested = made.get(kind) if alike else None
+                if nested is None:
+                    nested = (
+                        copies_quantize(values, bits, 32)
+                        if copies
+                        else mwq_quantize(values, None, bits, 32, pad=True)
+                    )
+                made[kind] = nested
+                formed = FormedNested(nested)
+                for part, data in formed.parts().items():
+                    writer.add_tensor(f"{name}.{part}", "u8", data.shape, [data])
+                writer.add_form(name, {**formed.form, "shape": list(values.shape)})
+            else:
+                kind = "f16" if name in inside else "f32"
+                values = values.astype("<f2") if kind == "f16" else values
+                writer.add_tensor(name, kind, values.shape, [values])
+        if router:
+            routers = drawn_routers(experts, architecture.width, bits, identity)
+            writer.add_file(ROUTER_NAME, routers.to_bytes())
+        if tokenizer is not None:
+            writer.add_file("tokenizer.json", tokenizer.encode())
+        writer.finish({"architecture": config, "plan": {"activations": "f32"}})
+    return path
+
+
+def drawn_routers(experts: Experts, width: int, bits: tuple[int, ...], identity: str, seed: int = 6) -> Any:
+    """Bit routers that choose every level for some tokens."""
+    from haversack.run._levels import BitRouters
+
+    rng = np.random.default_rng(seed)
+    shape = (len(experts.blocks), experts.count, len(bits))
+    weights = rng.standard_normal((*shape, width)).astype(np.float16)
+    biases = rng.standard_normal(shape).astype(np.float32)
+    return BitRouters(weights, biases, identity, experts.blocks, bits[0])
+
+
+def with_router(pack: Path, routers: Any, goal: Path) -> Path:
+    """A copy of a nested pack that has other bit routers."""
+    from haversack.core.pack import Pack
+    from haversack.run._levels import ROUTER_NAME
+
+    source = Pack.open(pack)
+    architecture = read_architecture(source.record.architecture)
+    experts = experts_of(architecture)
+    assert experts is not None
+    with PackWriter(goal) as writer:
+        writer.keep_experts(str(source.record.provenance["identity"]), experts.owners)
+        for name, entry in source.tensors.items():
+            writer.add_tensor(name, entry.kind, entry.shape, [source.bytes(name)], entry.group, entry.layout)
+        for name, form in source.forms.items():
+            writer.add_form(name, form)
+        writer.add_file(ROUTER_NAME, routers.to_bytes())
+        writer.finish({"architecture": source.record.architecture})
+    return goal

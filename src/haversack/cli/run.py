@@ -72,8 +72,8 @@ def command(
     residency: Annotated[
         str | None,
         typer.Option(
-            help="where weights live: mapped, copied, streamed, experts alone: streamed:edgemoe, or sealed "
-            "(default: the pack's plan)"
+            help="where weights live: mapped, copied, streamed, experts alone: streamed:edgemoe, "
+            "streamed:smallthinker, streamed:d2moe, or sealed (default: the pack's plan)"
         ),
     ] = None,
     key: Annotated[
@@ -83,7 +83,8 @@ def command(
     context: Annotated[str, typer.Option(help="what of the prompt is read: tokens")] = "tokens",
     prefill: Annotated[str, typer.Option(help="whole, or chunked:tokens=N")] = "whole",
     decode: Annotated[
-        str | None, typer.Option(help="one-by-one, or linear-draft:length=N (default with --draft)")
+        str | None,
+        typer.Option(help="one-by-one, linear-draft:length=N (default with --draft), or sparse-head"),
     ] = None,
     draft: Annotated[str | None, typer.Option(help="the small model that drafts, such as code-draft")] = None,
     activations: Annotated[
@@ -328,6 +329,8 @@ def _print_text(answer: Generation, size: tuple[int, int], text: str, log_probab
     )
     if engine.tally:
         print(engine.tally.words(), file=sys.stderr)
+    if engine.head_predictor is not None:
+        print(engine.head_predictor.words(), file=sys.stderr)
     if (held := telling(engine.held)) is not None:
         print(held.words(answer.seconds), file=sys.stderr)
 
@@ -370,6 +373,8 @@ def _print_record(
         record["text"], record["tool_calls"] = talk.calls(answer.text)
     if engine.tally:
         record["sparsity"] = {key: value for key, value in engine.tally.stats().items() if key != "layers"}
+    if engine.head_predictor is not None:
+        record["head"] = engine.head_predictor.record()
     if (held := telling(engine.held)) is not None:
         record[held.told] = held.record(answer.seconds)
     if constraint is not None:

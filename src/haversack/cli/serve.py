@@ -53,7 +53,10 @@ def command(
     max_connections: Annotated[int, typer.Option(help="most open connections", min=1)] = 256,
     residency: Annotated[
         str | None,
-        typer.Option(help="where weights live: mapped, copied, streamed, sealed (default: the pack's plan)"),
+        typer.Option(
+            help="where weights live: mapped, copied, streamed, experts alone: streamed:edgemoe, "
+            "streamed:smallthinker, streamed:d2moe, or sealed (default: the pack's plan)"
+        ),
     ] = None,
     key: Annotated[
         Path | None, typer.Option(help="the file of a sealed pack's key", metavar="KEYFILE")

@@ -1,4 +1,8 @@
-"""Sorting a pack's tensors into its expert store while they stream by."""
+"""Sorting a pack's tensors into its expert store while they stream by.
+
+An expert is a record. Planes of bits, tensors NAME.planeN of its matrices, are a record each, of the part
+planeN, behind that of everything else: each is one read.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +16,20 @@ from haversack.core.expert_store import Given, StoreBody
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-Owner = tuple[int, int]
-"""(block, expert)."""
+Owner = tuple[int, int] | tuple[int, int, str]
+"""(block, expert), or (block, expert, part) where the expert's parts are records of their own."""
+PLANE = "plane"
+
+
+def part_of(name: str) -> str:
+    """The part of its expert that the tensor `name` is stored in: the plane that it is of, or ""."""
+    last = name.rpartition(".")[2]
+    return last if last.startswith(PLANE) and last[len(PLANE) :].isdigit() else ""
 
 
 class ExpertFile:
-    """The store at `path` while a pack is written; `names` are the tensors that it has taken."""
+    """The store at `path` while a pack is written; `names` are the tensors that it has taken. `parts`: its
+    records are parts of experts."""
 
     def __init__(self, path: Path, model: str, owners: Mapping[str, Owner]) -> None:
         self.model = model
@@ -28,6 +40,7 @@ class ExpertFile:
             self._missing.setdefault(owner, set()).add(name)
         self._waiting: dict[Owner, list[Given]] = {}
         self.names: dict[str, None] = {}
+        self.parts = any(len(owner) == 3 for owner in owners.values())
 
     def takes(
         self,
@@ -41,7 +54,7 @@ class ExpertFile:
         """Take the tensor `name` if it is an expert's, or a part of an expert's matrix; False if not."""
         whole = name if name in self._owners else name.rpartition(".")[0]
         owner = self._owners.get(whole)
-        for other in [each for each in self._waiting if owner is None or each[0] != owner[0]]:
+        for other in [each for each in self._waiting if self._is_over(each, owner)]:
             self._write(other)
         if owner is None:
             return False
@@ -70,8 +83,17 @@ class ExpertFile:
         """Close the file as it is."""
         self._body.abandon()
 
+    def _is_over(self, waiting: Owner, owner: Owner | None) -> bool:
+        """Nothing more comes of `waiting` once the next tensor is `owner`'s: of another block, or, since the
+        tensors of a part follow one another, of anything else."""
+        return owner is None or waiting[0] != owner[0] or (self.parts and waiting != owner)
+
     def _write(self, owner: Owner) -> None:
         if self._missing[owner]:
             left = sorted(self._missing[owner])
             raise ValueError(f"the tensor {left[0]} belongs to an expert of which the rest was given before")
-        self._body.add(*owner, self._waiting.pop(owner))
+        parts: dict[str, list[Given]] = {}
+        for given in self._waiting.pop(owner):
+            parts.setdefault(owner[2] if len(owner) == 3 else part_of(given[0]), []).append(given)
+        for part in sorted(parts, key=lambda each: each != ""):  # what is of no plane stands first
+            self._body.add(owner[0], owner[1], parts[part], part)

@@ -29,6 +29,7 @@ from haversack.core._record import (
     RECORD_NAME,
     SEALED_NAME,
     STORE_NAME,
+    STORE_RECORDS,
     WEIGHTS_NAME,
     FileEntry,
     PackRecord,
@@ -46,7 +47,7 @@ from haversack.core.errors import UserError, not_allowed
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-    from haversack.core._expert_file import ExpertFile
+    from haversack.core._expert_file import ExpertFile, Owner
 
 _RESERVED = (
     16 * 1024
@@ -141,9 +142,10 @@ class PackWriter:
             self._experts.abandon()
         remove(self._partial)
 
-    def keep_experts(self, model: str, owners: Mapping[str, tuple[int, int]]) -> None:
+    def keep_experts(self, model: str, owners: Mapping[str, Owner]) -> None:
         """Let the tensors `owners`, name -> (block, expert), and their parts, go to the expert store of the
-        model `model` instead of the weights: a record for each expert, written when all of it was given.
+        model `model` instead of the weights: a record for each expert, written when all of it was given. With
+        (block, expert, part) a record is a part of an expert, whose tensors are given one after the other.
 
         An expert given tensor by tensor costs its own bytes of memory; one whose tensors come in parts waits
         for the next block. Call before the first of them. Without any owners nothing changes; sealed experts
@@ -242,6 +244,8 @@ class PackWriter:
         if self._identity:
             provenance["identity"] = self._identity
         with explain_write_errors(self.path):
+            if self._experts is not None and self._experts.parts:
+                provenance[STORE_RECORDS] = "parts"
             written = PackRecord(
                 format=FORMAT,
                 kind=self.kind,

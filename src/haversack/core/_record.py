@@ -21,6 +21,11 @@ WEIGHTS_NAME = "weights.safetensors"
 STORE_NAME = "experts.store"
 SEALED_NAME = "sealed.store"
 """In the place of the weights and experts where they are sealed (formats/sealed.py)."""
+STORE_RECORDS = "store_records"
+"""The field of a pack's provenance that says what a record of its store is, where it is no whole expert:
+`parts`, the matrices of experts."""
+PREDICTOR_NAME = "head-predictor.bin"
+"""What says which rows of the output matrix matter, where a pack has it (run/_head_predictor.py)."""
 RECORD_MOST = 64 * 2**20
 PIECE = 2**20
 """Bytes under one checksum."""

@@ -55,12 +55,13 @@ TRAITS: dict[str, tuple[str, ...]] = {
     "batch": (),
     "tree-mask": (),
     "mapped-weights": (),
-    "expert-store": (),
+    "expert-store": ("experts", "matrices"),
     "sealed-weights": (),
     "static-shapes": (),
     "router-position": ("before-attention", "after-attention"),
     "context-limit": (),
     "draft-model": (),
+    "head-predictor": (),
 }
 
 

@@ -32,12 +32,14 @@ from haversack.models._architecture import (
     HeadNorm,
     Layer,
     Linear,
+    Mixture,
     Norm,
 )
 from haversack.models._rope import Rope
 from haversack.models._rotary import rotary_tables
 
 Weights = Mapping[str, Tensor]
+MixtureFunction = Callable[[Mixture, Tensor, Tensor], Tensor]
 
 PLACES = ("input", "output", "query", "key", "value", "scores", "shares", "gate", "activated")
 """`input` and `output` of a matrix or a norm (an output with its bias); `query`, `key` and `value` as they
@@ -95,11 +97,13 @@ def block_forward(
     causal: bool = True,
     horizon: int = 0,
     context: Tensor | None = None,
+    mixture: MixtureFunction | None = None,
 ) -> Tensor:
     """Hidden states [texts, n, width] after `block`.
 
     `causal` False lets every token see all others, as in encoders. `horizon`: see `rotary_tables`. `context`
-    [texts, m, width] are the states of an encoder that cross-attention sees.
+    [texts, m, width] are the states of an encoder that cross-attention sees. `mixture` is given the mixture
+    of experts of a block, its input and what came into the block, and makes its output.
     """
     call = _Call(weights, hooks, causal, horizon, context)
     entry = hidden
@@ -110,7 +114,10 @@ def block_forward(
             if branch.norm not in normal or not block.parallel:
                 normal[branch.norm] = normalize(branch.norm, x, call)
             x = normal[branch.norm]
-        out = _layer(branch.layer)(branch.layer, x, call)
+        if mixture is not None and isinstance(branch.layer, Mixture):
+            out = mixture(branch.layer, x, entry)
+        else:
+            out = _layer(branch.layer)(branch.layer, x, call)
         if branch.post_norm is not None:
             out = normalize(branch.post_norm, out, call)
         hidden = hidden + out
@@ -304,11 +311,13 @@ def normalize(norm: Norm, x: Tensor, call: _Call) -> Tensor:
 
 
 def _normalize_heads(norm: HeadNorm | None, x: Tensor, call: _Call) -> Tensor:
-    """The heads [..., heads, d] normalized, by one norm or each by its own."""
+    """The heads [..., heads, d] normalized, by one norm, each by its own, or all as one."""
     if norm is None:
         return x
     if isinstance(norm, Norm):
-        return normalize(norm, x, call)
+        if norm.width == x.shape[-1]:
+            return normalize(norm, x, call)
+        return normalize(norm, x.flatten(-2), call).unflatten(-1, x.shape[-2:])
     heads: Sequence[Tensor] = [normalize(each, x[..., i, :], call) for i, each in enumerate(norm)]
     return torch.stack(list(heads), dim=-2)
 

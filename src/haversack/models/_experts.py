@@ -16,19 +16,23 @@ IDENTITY = "identity"
 
 Expert = tuple[int, ...]
 """(layer, expert); layers count those that have experts, from 0."""
+PARTS = ("gate", "up", "down")
+"""What an expert is made of, in order of use."""
 
 
 @dataclass(frozen=True)
 class Experts:
     """`blocks` are the blocks that have experts, each `count` of them, of which a token takes `chosen`.
 
-    `tensors`: expert -> the names of its tensors as the architecture has them.
+    `tensors`: expert -> the names of its tensors as the architecture has them; `roles`: name -> which part of
+    its expert a tensor belongs to, one of PARTS.
     """
 
     blocks: tuple[int, ...]
     count: int
     chosen: int
     tensors: Mapping[Expert, tuple[str, ...]]
+    roles: Mapping[str, str]
 
     @cached_property
     def owners(self) -> dict[str, tuple[int, int]]:
@@ -39,6 +43,25 @@ class Experts:
             for name in names
         }
 
+    @cached_property
+    def part_owners(self) -> dict[str, tuple[int, int, str]]:
+        """Tensor -> (block, expert, part)."""
+        return {name: (*owner, self.roles[name]) for name, owner in self.owners.items()}
+
+    def records(self, matrices: bool) -> Mapping[str, tuple[int, int] | tuple[int, int, str]]:
+        """Tensor -> whose record of a store it goes to: of its expert, or of its part of that."""
+        return self.part_owners if matrices else self.owners
+
+    @cached_property
+    def matrices(self) -> dict[Expert, tuple[str, ...]]:
+        """(layer, expert, number of the part in PARTS) -> its tensors, in order of use."""
+        found: dict[Expert, tuple[str, ...]] = {}
+        for key, names in self.tensors.items():
+            for name in names:
+                part = (*key, PARTS.index(self.roles[name]))
+                found[part] = (*found.get(part, ()), name)
+        return found
+
 
 def experts_of(architecture: Architecture) -> Experts | None:
     """The experts of `architecture`; None for a model without any.
@@ -47,6 +70,7 @@ def experts_of(architecture: Architecture) -> Experts | None:
     """
     blocks: list[int] = []
     tensors: dict[Expert, tuple[str, ...]] = {}
+    roles: dict[str, str] = {}
     sizes: set[tuple[int, int]] = set()
     for block in architecture.blocks:
         mixture = block.mixture
@@ -56,6 +80,8 @@ def experts_of(architecture: Architecture) -> Experts | None:
             linears = [linear for group in expert.products() for linear in group]
             names = tuple(name for linear in linears for name, _ in linear.tensors())
             tensors[len(blocks), number] = names
+            for part, linear in zip(PARTS, (expert.gate, expert.up, expert.down), strict=True):
+                roles |= {} if linear is None else {name: part for name, _ in linear.tensors()}
         blocks.append(block.index)
         sizes.add((len(mixture.experts), mixture.top))
     if not blocks:
@@ -63,7 +89,7 @@ def experts_of(architecture: Architecture) -> Experts | None:
     if len(sizes) > 1:
         raise UserError("layers with different numbers of experts cannot be streamed.", field="model")
     ((count, chosen),) = sizes
-    return Experts(tuple(blocks), count, chosen, tensors)
+    return Experts(tuple(blocks), count, chosen, tensors, roles)
 
 
 def identity(source: TensorSource, architecture: Architecture) -> str:

@@ -113,6 +113,8 @@ class GgufModel:
         stored_shape = (place.rows, *columns)
         if len(columns) == 0 and len(held.shape) == 2 and held.shape[0] * held.shape[1] == place.rows:
             stored_shape = held.shape  # a norm for each head, one after the other
+        elif len(held.shape) == 3 and len(columns) == 1 and held.shape[0] * held.shape[1] == place.rows:
+            stored_shape = (held.shape[0], shape[0], *columns)  # experts, one after the other
         if held.shape != stored_shape:
             raise UserError(
                 f"{self.path}: the tensor {place.name} has the shape {list(held.shape)} where the metadata "

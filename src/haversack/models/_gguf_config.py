@@ -14,6 +14,13 @@ from haversack.formats.gguf import GgufArray, GgufFile
 from haversack.models._gguf_names import FAMILIES
 from haversack.models._rope import Rope
 
+MIXTURES = ("smallthinker",)
+"""Architectures whose mixtures are read."""
+GATINGS = {1: True, 2: False}
+"""expert_gating_func -> whether routers apply a softmax, else a sigmoid."""
+FULL_EVERY, FIXED_WINDOW = 4, 4096
+"""SmallThinker: with a window, every fourth block, the first among them, sees everything and has no
+positions; the window is that of llama.cpp's loader, whatever number the file has."""
 END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 LLAMA3_FACTORS = (1.0, 4.0)
 """The frequency factors that every model with the scaling llama3 has."""
@@ -100,11 +107,15 @@ def read_config(file: GgufFile) -> dict[str, Any]:
             nearest=nearest,
         )
     meta = Metadata(file, architecture)
-    if meta.has("expert_count") and meta.number("expert_count") > 0:
+    mixed = meta.has("expert_count") and meta.number("expert_count") > 0
+    if mixed and architecture not in MIXTURES:
         raise UserError(
-            f"{file.path}: it is a mixture of experts ({architecture}.expert_count), which is not read from "
-            "GGUF; give the checkpoint folder that it was made of, or a dense model.",
+            f"{file.path}: it is a mixture of experts ({architecture}.expert_count), which is read from GGUF "
+            f"for {', '.join(MIXTURES)} alone; give the checkpoint folder that it was made of, or a dense "
+            "model.",
             field=f"{architecture}.expert_count",
+            given=architecture,
+            nearest=MIXTURES[0],
         )
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
@@ -281,6 +292,42 @@ def _gemma3(meta: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _smallthinker(meta: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
+    layers = config["num_hidden_layers"]
+    window = meta._found("attention.sliding_window")[1]
+    slides = isinstance(window, int) and window > 0
+    if slides and window != FIXED_WINDOW:
+        full = f"{meta.architecture}.attention.sliding_window"
+        raise UserError(
+            f"{meta.file.path}: {full}={window}, but llama.cpp reads SmallThinker with windows of "
+            f"{FIXED_WINDOW} whatever the file says; give the checkpoint folder that it was made of.",
+            field=full,
+            given=window,
+            nearest=FIXED_WINDOW,
+        )
+    layout = [int(slides and index % FULL_EVERY != 0) for index in range(layers)]
+    gating = meta.whole("expert_gating_func", 2)
+    if gating not in GATINGS:
+        raise UserError(
+            f"{meta.file.path}: {meta.architecture}.expert_gating_func={gating} is none of SmallThinker's "
+            "(1, softmax, or 2, sigmoid).",
+            field=f"{meta.architecture}.expert_gating_func",
+            given=gating,
+            nearest=2,
+        )
+    return {
+        **_rms(meta),
+        **_rope(meta, config),
+        "moe_ffn_hidden_size": meta.whole("expert_feed_forward_length", config["intermediate_size"]),
+        "moe_num_primary_experts": meta.whole("expert_count"),
+        "moe_num_active_primary_experts": meta.whole("expert_used_count"),
+        "moe_primary_router_apply_softmax": GATINGS[gating],
+        "rope_layout": layout if slides else [1] * layers,
+        "sliding_window_layout": layout,
+        **({"sliding_window_size": window} if slides else {}),
+    }
+
+
 def _partial(meta: Metadata, config: Mapping[str, Any]) -> float:
     head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     return meta.whole("rope.dimension_count", head) / head
@@ -363,4 +410,5 @@ _SPECIAL: dict[str, Callable[[Metadata, Mapping[str, Any]], dict[str, Any]]] = {
     "phi3": _phi3,
     "stablelm": _stablelm,
     "gpt2": _gpt2,
+    "smallthinker": _smallthinker,
 }

@@ -25,6 +25,7 @@ FAMILIES: dict[str, str] = {
     "phi3": "phi3",
     "stablelm": "stablelm",
     "gpt2": "gpt2",
+    "smallthinker": "smallthinker",
 }
 """general.architecture -> our family."""
 INTERLEAVED = ("llama", "smollm3")
@@ -82,7 +83,11 @@ _PHI2 = {
     "mlp.fc1": "ffn_up",
     "mlp.fc2": "ffn_down",
 }
+_SMALLTHINKER = {**_LLAMA, "block_sparse_moe.primary_router": "ffn_gate_inp"}
+_EXPERTS = ("block_sparse_moe.experts.",)
+"""Experts lie in one tensor, one after the other: ffn_gate_exps, ffn_up_exps, ffn_down_exps."""
 _MODULES: dict[str, Mapping[str, str]] = {
+    "smallthinker": _SMALLTHINKER,
     "gemma2": _GEMMA2,
     "gemma3_text": _GEMMA2,
     "gpt2": _GPT2,
@@ -150,6 +155,8 @@ def _name(family: str, name: str) -> str:
         if module.startswith(prefix):
             index, _, inside = module.removeprefix(prefix).partition(".")
             inside = inside.partition(".norms.")[0]  # a norm for each head, one after the other
+            if inside.startswith(_EXPERTS):
+                return f"blk.{index}.ffn_{inside.rpartition('.')[2]}_exps.{what}"
             known = _MODULES.get(family, {**_LLAMA, **_PHI2})
             bare = what == "bias" and family not in BIASED and known.get(inside, "") in UNBIASED
             if inside in known and not bare:

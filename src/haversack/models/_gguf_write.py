@@ -62,6 +62,13 @@ def write_gguf(
     source: TensorSource = model.source
     architecture: Architecture = model.architecture
     goal = Path(path)
+    if any(block.mixture is not None for block in architecture.blocks):
+        raise UserError(
+            f"{source.path} is a mixture of experts, which is not written as GGUF; export it to safetensors.",
+            field="to",
+            given=architecture.family,
+            nearest="safetensors",
+        )
     where = places(architecture)
     changes: list[str] = []
     tensors = [*_tensors(source, architecture, where, dense, changes), *extra_tensors(architecture)]

@@ -21,7 +21,14 @@ from haversack.plan._predict import LOSS_PER_NOISE, MIB, Sizes, bits_a_weight, n
 from haversack.run._memory import planned_memory
 from haversack.shrink._language import LanguageWalk
 from haversack.shrink._pipeline import Policy, Walk, stored_kinds
-from haversack.shrink._precision import Precision, Stored, calibrated, refused_by
+from haversack.shrink._precision import (
+    MATRICES,
+    Precision,
+    Stored,
+    calibrated,
+    refused_by,
+    stores_matrices,
+)
 from haversack.shrink._reconstruction import BLOCK
 
 # Parameters that change a pack's size or type and are worth a plan each; others stay at their defaults.
@@ -30,6 +37,7 @@ CACHE_TYPES = ("f32", "f16", "int8")
 ACTIVATIONS = ("f32", "int8-dynamic")
 STATIC = "int8-static"
 STATIC_TRAIT = f"activation-type:{STATIC}"
+NESTED_TRAIT = "weight-type:nested"
 PRODUCTS_PER_S = 4e10  # of two cores that calibrate
 TEXT_LENGTH = 512  # tokens of a calibration text, at most
 
@@ -117,16 +125,56 @@ def create_precision(choice: str) -> Precision:
     return found
 
 
-def residencies(kinds: Iterable[str], fixed: str | None, experts: bool = False) -> list[str]:
-    """The ways of holding weights stored in `kinds`, with `experts` or without, that need nothing beside a
-    pack; only `fixed` when given.
+def residencies(kinds: Iterable[str], fixed: str | None, experts: str | None = None) -> list[str]:
+    """The ways of holding weights stored in `kinds` that need nothing beside a pack, whose expert store,
+    where it has one, has `experts` (experts or matrices) as its records; only `fixed` when given. Raises
+    UserError for a fixed one that cannot read them.
     """
     if fixed is not None:
-        index.create("run", "residency", fixed)
+        if experts is not None:
+            _require_readable(fixed, set(kinds), experts)
         return [fixed]
     given = {f"weight-type:{kind}" for kind in kinds} | {"weight-layout:rows-1", "weight-layout:rows16-1"}
-    given |= {"expert-store"} if experts else set()
+    given |= set() if experts is None else {f"expert-store:{experts}"}
     return [entry.name for entry in index.methods("run", "residency") if not index.conflicts([entry], given)]
+
+
+def _require_readable(residency: str, kinds: set[str], experts: str) -> None:
+    wanted = index.find("run", "residency", index.create("run", "residency", residency).name)
+    nested = "nested" in kinds
+    if nested and NESTED_TRAIT in wanted.excludes:
+        said, other = "reads no nested bits, which this precision stores", "streamed:d2moe"
+    elif not nested and NESTED_TRAIT in wanted.requires:
+        said, other = (
+            "reads nested bits, which precision d2moe alone stores",
+            "streamed:edgemoe",
+        )
+    elif experts == "matrices" and "expert-store:experts" in wanted.requires:
+        said = "reads whole experts, and this precision stores them matrix by matrix"
+        other = "streamed:smallthinker"
+    else:
+        return
+    raise UserError(
+        f"{residency} {said}; use {other}, or another precision.",
+        field="residency",
+        given=residency,
+        nearest=other,
+    )
+
+
+def store_records(walk: LanguageWalk, method: Precision) -> str | None:
+    """What the records of the expert store are that `method` makes: experts, matrices, or none."""
+    if walk.all_experts is None:
+        return None
+    return "matrices" if stores_matrices(method) else "experts"
+
+
+def wants_matrices(residency: str | None) -> bool:
+    """True for a residency, as a user named it, that reads experts matrix by matrix."""
+    if residency is None:
+        return False
+    name = index.create("run", "residency", residency).name
+    return MATRICES in index.find("run", "residency", name).requires
 
 
 def activation_types(kinds: Iterable[str], fixed: str | None, precision: str | None = None) -> list[str]:
@@ -182,6 +230,7 @@ def predicted(space: Space) -> tuple[list[Candidate], dict[Plan, float]]:
     """Every plan of `space` as a predicted candidate, and the noise each is expected to add."""
     candidates: list[Candidate] = []
     noises: dict[Plan, float] = {}
+    refused: UserError | None = None
     for structure, choice in itertools.product(space.structures, precision_choices(space.precision)):
         walk = LanguageWalk(space.architecture)
         if space.precision is None and not offered(
@@ -192,9 +241,15 @@ def predicted(space: Space) -> tuple[list[Candidate], dict[Plan, float]]:
         kinds = stored_kinds(walk, method, space.policy)
         found = Sizes.of(space.architecture, kinds)
         types = {kind.kind for kind in kinds.values()}
+        records = store_records(walk, method) if space.expert_store else None
+        try:
+            ways = residencies(types, space.residency, records)
+        except UserError as error:
+            refused = error  # other precisions may be what this residency reads
+            continue
         for activations, residency, cache_type in itertools.product(
             activation_types(types, space.activations, choice),
-            residencies(types, space.residency, space.expert_store and walk.all_experts is not None),
+            ways,
             [one for one in CACHE_TYPES if space.cache_type in (None, one)],
         ):
             plan = Plan(
@@ -208,7 +263,7 @@ def predicted(space: Space) -> tuple[list[Candidate], dict[Plan, float]]:
             candidate = predict(space, plan, found, noises[plan], held_as(space, plan, kinds))
             candidates.append(replace(candidate, calibrated=calibrated(method)))
     if not candidates:
-        raise no_plan(space.precision, space.activations)
+        raise refused or no_plan(space.precision, space.activations)
     return candidates, noises
 
 

@@ -21,9 +21,10 @@ from haversack.core.memory import MemoryPlan
 from haversack.core.pack import Pack, PackWriter
 from haversack.formats._gguf_types import PLAIN
 from haversack.kernels._matrix import LAYOUTS
+from haversack.models._experts import Experts, experts_of, identity
 from haversack.models._gguf import GgufModel, counted
 from haversack.plan._candidates import Candidate, Plan
-from haversack.plan._enumerate import CACHE_TYPES, Space, activation_types, predict, residencies
+from haversack.plan._enumerate import CACHE_TYPES, Space, activation_types, held_as, predict, residencies
 from haversack.plan._predict import Sizes, noise
 from haversack.shrink._pipeline import PROCESS_MIB
 from haversack.shrink._precision import StoredKind
@@ -76,6 +77,11 @@ class GgufJob:
             model.refuse_blocking()
         return cls(model, requantize, bool(quantized) and precision is None)
 
+    @property
+    def experts(self) -> Experts | None:
+        """The experts of the file's model, where it has any: they become records, matrix by matrix."""
+        return experts_of(self.model.architecture)
+
     def files(self) -> dict[str, bytes | Path]:
         """What belongs into the pack beside the weights."""
         return {**self.model.texts()}
@@ -100,13 +106,15 @@ class GgufJob:
         types = {kind.kind for kind in kinds.values()}
         added = NOISE.get(self.requantize or "", 0.0)
         candidates, noises = [], {}
+        records = "matrices" if space.expert_store and self.experts is not None else None
         for activations in activation_types(types, space.activations):
-            for residency in residencies(types, space.residency):
+            for residency in residencies(types, space.residency, records):
                 for cache_type in CACHE_TYPES:
                     if space.cache_type in (None, cache_type):
                         plan = Plan(KEPT, activations=activations, residency=residency, cache_type=cache_type)
                         noises[plan] = noise(added, activations, cache_type)
-                        candidates.append(predict(space, plan, found, noises[plan]))
+                        held = held_as(space, plan, kinds)
+                        candidates.append(predict(space, plan, found, noises[plan], held))
         if not candidates:
             raise not_allowed("activations", space.activations, activation_types(types, None))
         return candidates, noises
@@ -130,6 +138,9 @@ class GgufJob:
         """The file as a pack: the origin, or the pack that keeps the numbers."""
         everything = origin and not self.kept
         with PackWriter(path) as writer:
+            if self.experts is not None:
+                told = identity(self.model, self.model.architecture)
+                writer.keep_experts(told, self.experts.part_owners)
             for name, entry in self.model.tensors.items():
                 kind = self._kind(name, "f32" if origin else self.requantize or "f32")
                 if everything and kind.kind not in PLAIN:

@@ -37,9 +37,11 @@ from haversack.plan._search import Clock, screened, search
 from haversack.plan._sensitivity import Refined, lines_of, promising, refined
 from haversack.plan._shelf import Shelf
 from haversack.plan._structure import NONE, OFFERED, Structures, advised
+from haversack.run._source import traits_of
 from haversack.run._weights import check_tensors
 from haversack.shrink._language import LanguageWalk
 from haversack.shrink._pipeline import LISTED, ROUTER, kept_matrices, memory_plan
+from haversack.shrink._precision import MATRICES
 
 CALIBRATION_LENGTH = 512
 FEWEST_CALIBRATION, FEWEST_EVALUATION = 2_048, 1_024
@@ -117,7 +119,8 @@ class Bench(Shelf):
         """See Shelf; experts go to their store."""
         owned = self.walk.all_experts
         if owned is not None:
-            writer.keep_experts(identity(pack, self.architecture), owned.owners)
+            records = owned.records(MATRICES in traits_of(pack))
+            writer.keep_experts(identity(pack, self.architecture), records)
 
     def quality(self, plan: Plan) -> float:
         """Bits per byte of the plan's pack."""

@@ -16,6 +16,7 @@ from haversack.core.memory import MemoryPlan
 from haversack.core.pack import Pack, PackWriter
 from haversack.core.progress import Progress, progress
 from haversack.plan._candidates import Candidate, Plan, choose, ranked, refusal
+from haversack.plan._enumerate import wants_matrices
 from haversack.plan._job import RECORD_NBYTES, Job, Outcome, add_files, device_budget, scratch_folder
 from haversack.plan._predict import MIB
 from haversack.plan._report import report_html
@@ -90,6 +91,7 @@ class Shelf(ABC):
                 seed=self.job.seed,
                 bar=self.bar,
                 unreached=self.unreached.setdefault(key, []),
+                matrices=wants_matrices(self.job.residency),
             )
             self.add_files(writer)
             record = self.plan_record(Plan(*key))

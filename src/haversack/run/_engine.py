@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,9 @@ from haversack.run._step import Mask, checked_positions, is_linear, split
 from haversack.run._switch import read_across
 from haversack.run._units import aside_nbytes
 from haversack.run._weights import F32, check_tensors, kinds_of, nbytes, require_static
+
+if TYPE_CHECKING:
+    from haversack.run._head_predictor import HeadPredictor
 
 I32 = npt.NDArray[np.int32]
 WANTS = ("last", "all", "none", "hidden")
@@ -66,6 +69,7 @@ class Engine:
         self.tally = Tally(model.source, model.architecture)
         self.draft_model: Model | None = None
         self.draft: Engine | None = None
+        self.head_predictor: HeadPredictor | None = None
 
     @classmethod
     def open(
@@ -141,6 +145,11 @@ class Engine:
             source.verify_once(keep_cached=residency.name == "mapped", without=checked)
         self.held = self.slots.residency.open(source, self.architecture, self._weights_limit(tokens))
         self.forward.experts = experts_of(self.held)
+        if "weight-type:nested" in traits_of(source):
+            from haversack.run._levels import router_of
+
+            chosen = getattr(self.held, "levels", None)
+            self.forward.levels = chosen or router_of(source, self.architecture)
         if self.draft_model is not None:
             self.draft = Engine.open(self.draft_model, cache_type=self.cache_type)
 
@@ -199,6 +208,8 @@ class Engine:
             limit=limit,
             aside=aside_nbytes(source, architecture),
         )
+        if self.head_predictor is not None:
+            plan += MemoryPlan((("predictor of output rows", 2 * self.head_predictor.nbytes),))
         return plan if self.draft_model is None else plan + self._draft_plan(capacity)
 
     def _fitted(self) -> Any:
@@ -306,7 +317,7 @@ class Engine:
         forward, held = self.forward, self.held
         cache.place(positions, ids)
         hidden = self._embed(ids, positions)
-        parts = split(cache, positions, mask, ROWS)
+        parts = split(cache, positions, mask, getattr(held, "rows_at_once", ROWS))
         if self.tally and cache.sparse_from:
             for part, step in parts:
                 step.reads = positions[part] < cache.sparse_from

@@ -149,7 +149,7 @@ class ExpertBuffer:
             self.shelf.settle(layer)
             for key in keys:
                 self._ask(key, NEEDED)
-            self.reader.changed.notify_all()
+            self._roomier()
 
     def guess(self, keys: Sequence[Key]) -> None:
         """`keys` will perhaps be needed next, the first most likely; replaces the guesses before it."""
@@ -162,6 +162,12 @@ class ExpertBuffer:
                     self._readings[key].stopping = False
                 elif key not in self.shelf.items:
                     self._read(key, LIKELY + rank)
+
+    def there(self, key: Key) -> bool:
+        """Whether `key` has arrived and can be used without waiting, now."""
+        with self.reader.changed:
+            item = self.shelf.items.get(key)
+            return item is not None and not item.loading
 
     @contextmanager
     def use(self, key: Key) -> Iterator[Mapping[str, Any]]:
@@ -181,7 +187,7 @@ class ExpertBuffer:
             tensors.clear()  # a name that the caller still has keeps no memory
             with self.reader.changed:
                 self.shelf.unpin(key)
-                self.reader.changed.notify_all()
+                self._roomier()
 
     def close(self) -> bool:
         """End the thread and let everything go; False when a read did not end in time (see Reader)."""
@@ -191,6 +197,11 @@ class ExpertBuffer:
             self.shelf.taken = 0
             self._readings.clear()
         return ended
+
+    def _roomier(self) -> None:
+        """Something may have room now: wake the reading thread, where anything waits for that."""
+        if self.reader.waiting:
+            self.reader.changed.notify_all()
 
     def _call_off(self, kept: set[Key], least: int = NEEDED) -> None:
         """End the readings of this priority or less urgent, but those of `kept`."""

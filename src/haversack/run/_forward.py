@@ -26,6 +26,7 @@ from haversack.run._step import Mask, Step
 from haversack.run._weights import Weights, embedding_rows
 
 if TYPE_CHECKING:
+    from haversack.run._levels import Levels
     from haversack.run.layers.mixture import Choice, Routing
 
 I32 = npt.NDArray[np.int32]
@@ -53,6 +54,7 @@ class Call:
         "choice",
         "cross",
         "experts",
+        "levels",
         "observer",
         "scratch",
         "step",
@@ -71,8 +73,9 @@ class Call:
         block: int = 0,
         experts: Experts | None = None,
         observer: Observer | None = None,
+        levels: Levels | None = None,
     ) -> None:
-        self.block, self.experts, self.observer = block, experts, observer
+        self.block, self.experts, self.observer, self.levels = block, experts, observer, levels
         self.choice: Any = None  # of a mixture whose router reads the block's input
         self.cross = cross
         self.step = step
@@ -89,7 +92,7 @@ class Forward:
     `activations`: type of the inputs of packed matrices, f32 or int8-dynamic. `attention` fills run:
     attention (default: dense). `rows`: tokens that scratch buffers are made for. `experts`: where mixtures
     find the weights of their experts (None: among those of their block). `observer` is told what their
-    routers choose.
+    routers choose. `levels` says how many bits a token reads of nested experts (None: all).
     """
 
     def __init__(
@@ -111,6 +114,7 @@ class Forward:
         self.programs = Programs(architecture, activations, attention)
         self.experts: Experts | None = None
         self.observer: Observer | None = None
+        self.levels: Levels | None = None
         kinds = {branch.layer.kind for block in architecture.blocks for branch in block.branches}
         modules: dict[str, Any] = {kind: import_module(f"haversack.run.layers.{kind}") for kind in kinds}
         self._layers: dict[str, Any] = {kind: module.forward for kind, module in modules.items()}
@@ -223,7 +227,7 @@ class Forward:
     ) -> Call:
         return Call(
             *(step, cache_layer, self.activations, self.attention, self.scratch, tap, cross),
-            *(block.index, self.experts, self.observer),
+            *(block.index, self.experts, self.observer, self.levels),
         )
 
     def routed(

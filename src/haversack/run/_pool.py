@@ -210,7 +210,7 @@ class Together:
             return [self._alone(part) for part in parts]
         step: Any = PooledStep(parts, caches)
         checked_positions(step.positions, None, engine.architecture.positions)
-        self._forward.observer = engine.forward.observer
+        self._forward.observer, self._forward.levels = engine.forward.observer, engine.forward.levels
         hidden = engine._embed(ids, step.positions)
         for block in engine.architecture.blocks:
             layer: Any = self.pool.layers[block.index]

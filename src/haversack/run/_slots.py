@@ -19,7 +19,12 @@ NAMES = ("residency", "attention", "context", "prefill", "decode")
 GIVEN = ("batch", "tree-mask")
 """Traits of the engine itself, whatever is chosen."""
 ADVICE = {
-    "expert-store": "Packs of mixture-of-experts models have one: haversack pack MODEL --device DEVICE."
+    "expert-store:experts": "Packs of mixture-of-experts models have one: haversack pack MODEL --device "
+    "DEVICE.",
+    "head-predictor": "Packs made with --precision q4_0:predictor=64 have one.",
+    "expert-store:matrices": "Packs of mixture-of-experts models that are made with --precision q4_0 or "
+    "--residency streamed:smallthinker have one: haversack pack MODEL --device DEVICE --precision q4_0.",
+    "weight-type:nested": "Such packs come from haversack pack MODEL --device DEVICE --precision d2moe.",
 }
 """What to do where a trait is missing."""
 

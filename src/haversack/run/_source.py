@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from haversack.core._record import STORE_NAME
+from haversack.core._record import PREDICTOR_NAME, STORE_NAME, STORE_RECORDS
 from haversack.core.errors import DamagedFileError, UserError
 from haversack.core.pack import Pack, TensorSource, is_pack
 from haversack.models._architecture import Architecture
@@ -21,7 +21,7 @@ from haversack.models._gguf import GgufModel, is_gguf
 from haversack.models._tokenizer import Tokenizer
 from haversack.models.audio import is_speech
 from haversack.models.language import is_encoder, read_architecture
-from haversack.run._forms import require_whole
+from haversack.run._forms import forms_of, require_whole
 
 ADVICE = "give a pack, a checkpoint folder or a bundled model"
 
@@ -92,8 +92,15 @@ def traits_of(source: TensorSource) -> tuple[str, ...]:
     """What an opened source provides to the methods of a run."""
     if not isinstance(source, Pack):
         return ()
-    stored = ("expert-store",) if STORE_NAME in source.record.files else ()
-    return (*stored, "sealed-weights") if source.sealed else stored
+    found = ["sealed-weights"] if source.sealed else []
+    if PREDICTOR_NAME in source.record.files:
+        found.append("head-predictor")
+    if STORE_NAME in source.record.files:
+        parts = source.record.provenance.get(STORE_RECORDS) == "parts"
+        found.append("expert-store:matrices" if parts else "expert-store:experts")
+    if any(form["form"] == "nested" for form in forms_of(source).values()):
+        found.append("weight-type:nested")
+    return tuple(found)
 
 
 def hears(source: TensorSource) -> bool:

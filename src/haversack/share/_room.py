@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+from haversack.core import index
 from haversack.core.budget import Budget
 from haversack.core.memory import MIB, MemoryPlan
 from haversack.run._encoder import Encoder
@@ -17,16 +19,22 @@ SERVER_MIB = 28.0
 """FastAPI, uvicorn, the metrics and their imports, over the command line's own."""
 DEFAULT_CONTEXTS = 8
 DEFAULT_PREFIX_MIB = 64.0
+EXPERTS = "weights, experts in memory"
+STREAMED_SHARE = 4
+"""Where experts are streamed, prefixes get this part of what is left, experts the rest."""
 
 
 @dataclass(frozen=True)
 class Room:
-    """`contexts` answers at once and `prefix_bytes` for prefixes; `plan` says what it takes together."""
+    """`contexts` answers at once and `prefix_bytes` for prefixes; `plan` says what it takes together.
+    `experts_bytes`: of the buffer of streamed experts, where a budget decides.
+    """
 
     contexts: int
     prefix_bytes: int
     context_length: int
     plan: MemoryPlan
+    experts_bytes: int | None = None
 
 
 def make_room(
@@ -45,16 +53,22 @@ def make_room(
     Raises BudgetError, with the least that would do, when not even one context fits, or not what was fixed.
     """
     source, architecture = model.source, model.architecture
-    base = planned_memory(
-        architecture,
-        blocks=[nbytes(source, block.tensors()) for block in architecture.blocks],
-        top=nbytes(source, architecture.top_tensors()),
-        residency=residency,
-        cache_type=cache_type,
-        context=ROWS,
-        prompt=ROWS,
-        files=len(source.files),
-    )
+    held, streams = fitted(model, residency)
+
+    def planned(weights_limit: int | None) -> MemoryPlan:
+        return planned_memory(
+            architecture,
+            blocks=[nbytes(source, block.tensors()) for block in architecture.blocks],
+            top=nbytes(source, architecture.top_tensors()),
+            residency=held,
+            cache_type=cache_type,
+            context=ROWS,
+            prompt=ROWS,
+            files=len(source.files),
+            limit=weights_limit,
+        )
+
+    base = planned(0 if streams and budget.ram_mib is not None else None)
     one = architecture.cache_nbytes(context_length, cache_type)
     logits = 8 * 4 * architecture.vocabulary
     fixed = MemoryPlan(
@@ -73,7 +87,11 @@ def make_room(
         left = limit - fixed.total_bytes - (wanted_prefix or 0)
         contexts = contexts or min(DEFAULT_CONTEXTS, max(1, left // max(one, 1)))
         rest = max(0, left - contexts * one)
+        rest = rest // STREAMED_SHARE if streams else rest
         prefix = min(rest, int(DEFAULT_PREFIX_MIB * MIB)) if wanted_prefix is None else wanted_prefix
+        if streams:  # what is left is for experts
+            free = limit - fixed.total_bytes - contexts * one - prefix
+            fixed = _with_weights(fixed, planned(max(0, free) + base.total_bytes))
     plan = fixed + MemoryPlan(
         (
             (f"KV caches, {contexts} of {context_length} tokens", contexts * one),
@@ -81,7 +99,24 @@ def make_room(
         )
     )
     budget.require({"ram_mib": plan.total_mib}, f"serving {model.path.name}")
-    return Room(contexts, prefix, context_length, plan)
+    experts = dict(plan.lines).get(EXPERTS, 0) - held.staging if streams and limit is not None else None
+    return Room(contexts, prefix, context_length, plan, experts)
+
+
+def fitted(model: Model, residency: Residency | str) -> tuple[Any, bool]:
+    """The residency as its method, and whether it keeps as many experts in memory as it is allowed; made for
+    the model then."""
+    method: Any = index.create("run", "residency", residency) if isinstance(residency, str) else residency
+    made = getattr(method, "fitted", None)
+    return (method, False) if made is None else (made(model.source, model.architecture), True)
+
+
+def _with_weights(plan: MemoryPlan, other: MemoryPlan) -> MemoryPlan:
+    """`plan` with the weights' lines of `other`."""
+    weights = tuple(line for line in other.lines if line[0].startswith("weights"))
+    first = next(at for at, line in enumerate(plan.lines) if line[0].startswith("weights"))
+    rest = tuple(line for line in plan.lines[first:] if not line[0].startswith("weights"))
+    return MemoryPlan((*plan.lines[:first], *weights, *rest))
 
 
 def encoder_room(encoder: Encoder, budget: Budget, bodies_bytes: int) -> Room:

@@ -11,9 +11,10 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from haversack.core import index
 from haversack.core._service import new_token
 from haversack.core.budget import Budget
 from haversack.core.errors import MissingExtraError, UserError
@@ -152,6 +153,10 @@ class Server:
                 room.context_length, engine.get("cache_type") or str(model.plan.get("cache_type") or "f32")
             )
             budget = Budget(ram_mib=self.options.budget.ram_mib - others / MIB)
+        if room.experts_bytes is not None:  # a batch's steps take more room than one text's
+            named = engine.get("residency") or str(model.plan["residency"])
+            method: Any = index.create("run", "residency", named) if isinstance(named, str) else named
+            engine = {**engine, "residency": replace(method, buffer_kib=room.experts_bytes // 1024)}
         return Engine.open(
             model,
             prefill="chunked:tokens=256",

@@ -42,6 +42,7 @@ from haversack.shrink._precision import (
     fitted_to,
     refused_by,
     statistics_nbytes,
+    stores_matrices,
 )
 from haversack.shrink._reconstruction import BLOCK, SETS, Writing, learning_lines, reconstruct_blocks
 from haversack.shrink._rounding import F32
@@ -308,13 +309,14 @@ def compress(
     seed: int = 0,
     bar: Progress | None = None,
     unreached: list[str] | None = None,
+    matrices: bool = False,
 ) -> None:
     """Write every tensor of `source` through `writer` as `precision` and `policy` say.
 
     `texts` i32 [pieces, length] is needed when the method's `needs` is not empty; `folder` takes hidden
     states that do not fit in `activations_mib`; `seed` is for what a learning method draws. `unreached` gets
-    the name of every expert that no token of `texts` chose. Raises UserError naming the tensor for weights or
-    inputs that are not finite.
+    the name of every expert that no token of `texts` chose. `matrices`: each matrix of an expert has a record
+    of its own. Raises UserError naming the tensor for weights or inputs that are not finite.
     """
     precision = fitted_to(precision, walk)
     reads = calibrated(precision)
@@ -323,13 +325,13 @@ def compress(
             f"{precision.name} needs calibration text and got none.", field="calibration", given=None
         )
     kinds, kept = stored_kinds(walk, precision, policy), kept_matrices(walk, precision, policy)
+    seen = texts
     if texts is not None and hasattr(precision, "learn"):
-        precision, texts = precision.learn(source, walk, texts), None
-        reads = False
+        precision, texts, reads = precision.learn(source, walk, texts), None, False
     owned = getattr(walk, "all_experts", None)
     if owned is not None:
-        architecture = walk.architecture  # type: ignore[attr-defined]
-        writer.keep_experts(identity(source, architecture), owned.owners)
+        owners = owned.records(matrices or stores_matrices(precision))
+        writer.keep_experts(identity(source, walk.architecture), owners)  # type: ignore[attr-defined]
     count, length = texts.shape if reads and texts is not None else (0, 0)
     learns = BLOCK in precision.needs
     share_mib = activations_mib / sets_of(walk, precision)
@@ -368,7 +370,8 @@ def compress(
             _write_vector(writer, name, read_tensor(source, name))
     if walk.output != walk.embedding:
         _write_rows(source, writer, walk.output, kinds[walk.output])
-    for name, data in getattr(precision, "files", dict)().items():
+    learned: Any = getattr(precision, "finish", lambda *_: {})(source, walk, seen, seed)
+    for name, data in {**getattr(precision, "files", dict)(), **learned}.items():
         writer.add_file(name, data)
 
 

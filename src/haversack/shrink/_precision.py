@@ -9,7 +9,8 @@ block before its matrices are quantized, to move scales from activations into we
 
 A method that learns all blocks together has `learn(source, walk, texts) -> Precision`, which is called first
 and gives what the blocks are then asked of; its `files()` are names and bytes that the pack holds beside
-them.
+them. One that learns from what was made of all blocks has `finish(source, walk, texts, seed)`, which is
+called last and gives such files too.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from haversack.shrink._rounding import F32, I8
 # and every channel's range, mean and mean magnitude. "block" gives it whole blocks instead, with their inputs
 # and outputs (see shrink/_reconstruction.py).
 STATISTICS = ("hessian", "inputs", "ranges", "block")
+MATRICES = "expert-store:matrices"
 SAMPLE_ROWS = 512  # inputs that are kept where a method needs them
 
 
@@ -263,6 +265,13 @@ def refused_by(precision: Precision, walk: Any) -> Mapping[str, str]:
     asked = getattr(precision, "refused", None)
     found: Mapping[str, str] = {} if asked is None else asked(walk)
     return found
+
+
+def stores_matrices(precision: Any) -> bool:
+    """True for a method (or one that a structure was put on) whose packs keep every matrix of an expert in a
+    record of its own."""
+    inner = getattr(precision, "inner", precision)
+    return MATRICES in getattr(inner, "provides", ())
 
 
 def calibrated(precision: Precision) -> bool:

@@ -76,12 +76,13 @@ def trained(run: Run) -> None:
 def folder() -> Path:
     """The trained model as a folder of the hub's own format, made once."""
     try:
-        return cached(NAME, INPUTS, _train) / "toy"
+        return cached(NAME, INPUTS, lambda goal: train(goal, CONFIG)) / "toy"
     except MissingExtraError as error:
         raise Unavailable(str(error)) from error
 
 
-def _train(goal: Path) -> None:
+def train(goal: Path, config: dict[str, Any]) -> None:
+    """The folder `toy` under `goal`: a model of `config`, trained."""
     try:
         import torch
         from transformers import OlmoeConfig, OlmoeForCausalLM
@@ -89,7 +90,7 @@ def _train(goal: Path) -> None:
         raise MissingExtraError("the model of this bench", "torch and transformers", "workshop") from error
     train, _, _ = parts()
     torch.manual_seed(SEED)
-    model = OlmoeForCausalLM(OlmoeConfig(**CONFIG))
+    model = OlmoeForCausalLM(OlmoeConfig(**config))
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.95), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=STEPS, pct_start=0.1)
     rng = np.random.default_rng(SEED)
@@ -118,10 +119,11 @@ def pack(precision: str) -> Path:
         "program": content_hash(FILES[1:]),
         "model": source.parent.name,
     }
-    return cached("edgemoe-pack", inputs, lambda goal: _pack(source, goal, precision)) / "toy.pack"
+    return cached("edgemoe-pack", inputs, lambda goal: write_pack(source, goal, precision)) / "toy.pack"
 
 
-def _pack(source_folder: Path, goal: Path, precision: str) -> None:
+def write_pack(source_folder: Path, goal: Path, precision: str) -> None:
+    """The folder `toy.pack` under `goal`: a model, calibrated on the calibration part."""
     from haversack.core import index
     from haversack.core.pack import PackWriter
     from haversack.formats.safetensors import HubFolder

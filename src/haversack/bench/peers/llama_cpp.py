@@ -19,6 +19,8 @@ from haversack.bench._workers import Worker
 
 PACKAGES = ("llama-cpp-python==0.3.36", "gguf==0.19.0")
 _WORKER = Path(__file__).with_name("_llama_cpp_worker.py")
+MAPPED_WORKER = Path(__file__).with_name("_llama_cpp_mapped_worker.py")
+"""The same worker with weights that stay as the mapped file has them."""
 _WEIGHTS = Path(__file__).with_name("_equal_weights.py")
 
 

@@ -7,7 +7,8 @@ does (the 21B model: three blocks with both, one with neither), no biases, no no
 residual itself, not its norm; the share of a chosen expert is the sigmoid of its number, divided by the sum
 over the chosen, or, with `moe_primary_router_apply_softmax`, a softmax over the chosen.
 Limits: the predictor of the released engine that skips rows of the output matrix is no part of the model.
-Configs that ask for what no released model has (secondary experts, dense blocks, a late router) are refused.
+With `moe_enable_early_router` false the router reads what the experts read [inferred]; no released model has
+that. Configs that ask for more that none has (secondary experts, dense blocks) are refused.
 """
 
 from __future__ import annotations
@@ -32,7 +33,6 @@ NAMES = {"intermediate_size": "moe_ffn_hidden_size"}
 ONLY = {
     "moe_enable_secondary_experts": False,
     "moe_shared_primary_experts": 0,
-    "moe_enable_early_router": True,
     "use_qk_norm": False,
     "norm_topk_prob": True,
 }
@@ -83,6 +83,6 @@ def read(values: Mapping[str, Any]) -> Architecture:
         scoring="softmax" if softmax else "sigmoid",
         scored="chosen",
         normalized=not softmax,
-        tap="residual",
+        tap="residual" if config.flag("moe_enable_early_router", True) else "normed",
     )
     return with_mixtures(architecture, traits, range(shape.layers))

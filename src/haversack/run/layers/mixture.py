@@ -24,6 +24,8 @@ from haversack.kernels import gate, route
 from haversack.run._products import F32, multiply, multiply_add
 from haversack.run._residency import CHOSEN
 from haversack.run._sparsity import Reading, of_rows
+from haversack.run.layers._by_matrix import by_matrix
+from haversack.run.layers._by_plane import by_plane
 from haversack.run.layers.feed_forward import activated
 
 if TYPE_CHECKING:
@@ -38,18 +40,19 @@ AT_ONCE = 4
 
 class Choice(NamedTuple):
     """What a router decided for n tokens: `experts` i32 [n, top], the highest rated first, and their `shares`
-    f32 [n, top].
+    f32 [n, top]; of nested experts also the `levels` i32 [n, top] that are read (None: all bits).
     """
 
     experts: I32
     shares: F32
+    levels: I32 | None = None
 
 
 class Routing(NamedTuple):
     """What an observer is told of a block's router. Arrays are valid during the call: copy what stays.
 
-    `positions` i32 [n] of the tokens, `experts` and `shares` as in `Choice`, `x` f32 [n, width] what the
-    router read.
+    `positions` i32 [n] of the tokens, `experts`, `shares` and `levels` as in `Choice`, `x` f32 [n, width]
+    what the router read.
     """
 
     block: int
@@ -57,6 +60,7 @@ class Routing(NamedTuple):
     experts: I32
     shares: F32
     x: F32
+    levels: I32 | None = None
 
 
 def by_expert(experts: I32) -> Iterator[tuple[int, I64, I64]]:
@@ -76,13 +80,14 @@ def choose(layer: Mixture, x: F32, weights: Any, call: Call) -> Choice:
     experts, shares = route(
         logits, layer.top, layer.scoring, chosen=layer.scored == "chosen", normalized=layer.normalized
     )
-    routing = Routing(call.block, call.step.positions, experts, shares, x)
+    levels = None if call.levels is None else call.levels(call.block, x, experts)
+    routing = Routing(call.block, call.step.positions, experts, shares, x, levels)
     if call.experts is not None:
         call.experts.routed(routing)
         call.experts.want(call.block, sorted(set(experts.reshape(-1).tolist())), CHOSEN)
     if call.observer is not None:
         call.observer(routing)
-    return Choice(experts, shares)
+    return Choice(experts, shares, levels)
 
 
 def ahead(layer: Mixture, entry: F32, weights: Any, call: Call) -> None:
@@ -99,7 +104,11 @@ def forward(layer: Mixture, x: F32, weights: Any, call: Call, hidden: F32 | None
     if to is None:
         to = call.scratch.get("branch", len(x), x.shape[1])
         to[...] = 0
-    if len(x) == 1:
+    if hasattr(call.experts, "matrix"):
+        by_matrix(layer, x, choice, weights, call, to)
+    elif hasattr(call.experts, "arriving"):
+        by_plane(layer, x, choice, call, to)
+    elif len(x) == 1:
         _one_token(layer, x, choice, weights, call, to)
     else:
         _many_tokens(layer, x, choice, weights, call, to)
@@ -125,9 +134,11 @@ def _one_token(layer: Mixture, x: F32, choice: Choice, weights: Any, call: Call,
     order = np.argsort(choice.experts[0])
     numbers, shares = choice.experts[0][order].tolist(), choice.shares[0][order][:, None]
     first = layer.experts[numbers[0]]
-    if call.experts is not None or first.gate is None or hasattr(weights[first.up.weight], "gated"):
-        for number, share in zip(numbers, shares, strict=True):
+    apart = call.experts is not None or choice.levels is not None
+    if apart or first.gate is None or hasattr(weights[first.up.weight], "gated"):
+        for place, number, share in zip(order.tolist(), numbers, shares, strict=True):
             with _weights(call, number, weights) as own:
+                own = _at_levels(layer.experts[number], own, choice, np.zeros(1, np.int64), place)
                 add_expert(layer.experts[number], x, share, own, call, to)
         return
     experts = [layer.experts[number] for number in numbers]
@@ -154,8 +165,19 @@ def _many_tokens(layer: Mixture, x: F32, choice: Choice, weights: Any, call: Cal
         np.take(to, rows, axis=0, out=sums, mode="clip")
         shares = choice.shares[rows, places][:, None]
         with _weights(call, number, weights) as own:
-            add_expert(layer.experts[number], read, shares, of_rows(own, rows), call, sums)
+            own = _at_levels(layer.experts[number], of_rows(own, rows), choice, rows, places)
+            add_expert(layer.experts[number], read, shares, own, call, sums)
         to[rows] = sums
+
+
+def _at_levels(expert: FeedForward, own: Any, choice: Choice, rows: I64, places: Any) -> Any:
+    """The expert's weights as the tokens `rows`, whose choice at `places` it was, read them."""
+    if choice.levels is None:
+        return own
+    from haversack.run.forms.nested import AtLevels
+
+    names = [name for group in expert.products() for linear in group for name, _ in linear.tensors()]
+    return AtLevels(own, names, choice.levels[rows, places])
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from haversack.core.storage import BLOCK, SlowStorage, aligned_buffer
 from haversack.kernels import Matrix
 from haversack.kernels._narrow import widen_int2
 from haversack.models._architecture import Architecture
-from haversack.models._experts import Experts, experts_of, identity
+from haversack.models._experts import PARTS, Experts, experts_of, identity
 from haversack.run._eviction import eviction
 from haversack.run._expert_buffer import ExpertBuffer, Going
 from haversack.run._forms import assemble, forms_of, stored_names
@@ -36,7 +36,6 @@ from haversack.run.residency.streamed import drop_cached
 
 if TYPE_CHECKING:
     from haversack.run.layers.mixture import Routing
-    from haversack.run.residency.edgemoe import EdgeMoE
 
 F32 = npt.NDArray[np.float32]
 
@@ -74,10 +73,12 @@ class Room:
 
 class Sized:
     """The method for experts of known sizes: `rooms` of each, of which a token takes `chosen` in a layer;
-    `cold` are their bytes as weights are counted.
+    `cold` are their bytes as weights are counted. `unbounded`: how many are kept where nothing says how many.
     """
 
-    def __init__(self, method: EdgeMoE, rooms: Mapping[Key, Room], chosen: int, cold: int) -> None:
+    unbounded = DEFAULT_EXPERTS
+
+    def __init__(self, method: Any, rooms: Mapping[Key, Room], chosen: int, cold: int) -> None:
         self.method = method
         self.rooms = rooms
         self.chosen = chosen
@@ -86,7 +87,7 @@ class Sized:
     @property
     def name(self) -> str:
         """As the method's."""
-        return self.method.name
+        return str(self.method.name)
 
     @property
     def staging(self) -> int:
@@ -106,9 +107,9 @@ class Sized:
         everything = sum(room.held for room in self.rooms.values())
         largest = max(room.held for room in self.rooms.values())
         if self.method.buffer_kib >= 0:
-            wanted = self.method.buffer_kib * 1024
+            wanted = int(self.method.buffer_kib) * 1024
         elif limit is None:
-            wanted = DEFAULT_EXPERTS * largest
+            wanted = self.unbounded * largest
         else:
             wanted = everything
         if limit is not None:
@@ -133,25 +134,32 @@ class Sized:
 
 
 class Fitted(Sized):
-    """The method for one model."""
+    """The method for one model. `units`: what comes and goes, with its tensors: `experts`' whole ones."""
 
     def __init__(
-        self, method: EdgeMoE, source: TensorSource, architecture: Architecture, experts: Experts
+        self, method: Any, source: TensorSource, architecture: Architecture, experts: Experts
     ) -> None:
-        rooms: dict[Key, Room] = {}
-        for key, names in experts.tensors.items():
-            entries = [source.tensors[name] for name in stored_names(source, names)]
-            rooms[key] = Room.of(sorted(entries, key=lambda entry: entry.offset))
-        super().__init__(method, rooms, experts.chosen, nbytes(source, experts.owners))
         self.source = source
         self.architecture = architecture
         self.experts = experts
+        self.units = self.units_of(experts)
+        rooms: dict[Key, Room] = {}
+        for key, names in self.units.items():
+            entries = [source.tensors[name] for name in stored_names(source, names)]
+            rooms[key] = Room.of(sorted(entries, key=lambda entry: entry.offset))
+        parts = len(rooms) // len(experts.tensors)
+        super().__init__(method, rooms, parts * experts.chosen, nbytes(source, experts.owners))
+
+    @staticmethod
+    def units_of(experts: Experts) -> Mapping[Key, tuple[str, ...]]:
+        """What comes and goes, with its tensors."""
+        return experts.tensors
 
     @classmethod
-    def of(cls, method: EdgeMoE, source: TensorSource, architecture: Architecture) -> Self:
+    def of(cls, method: Any, source: TensorSource, architecture: Architecture) -> Self:
         """Raises UserError for a model whose experts lie in no store."""
         experts = experts_of(architecture)
-        if experts is None or "expert-store" not in traits_of(source):
+        if experts is None or not method.requires & set(traits_of(source)):
             raise UserError(
                 f"{source.path} has no expert store; packs of mixture-of-experts models have one: haversack "
                 "pack MODEL --device DEVICE -o NAME.",
@@ -210,7 +218,7 @@ class ExpertsHeld(AllHeld):
         self.store = ExpertStore.open(source.path / STORE_NAME, storage)
         try:
             self.store.require_model(identity(source, architecture))
-            self._records = {key: self._record(key) for key in experts.tensors}
+            self._records = {key: self._record(key) for key in fitted.units}
             self.profile = self._profile()
             self.predict, self._predictor = self._guesser()
         except BaseException:
@@ -243,12 +251,13 @@ class ExpertsHeld(AllHeld):
         atexit.register(self.close)
 
     def _record(self, key: Key) -> ExpertRecord:
-        block, expert = self.experts.blocks[key[0]], key[1]
-        record = self.store.records.get((block, expert, ""))
+        block, expert, part = self.experts.blocks[key[0]], key[1], PARTS[key[2]] if len(key) > 2 else ""
+        record = self.store.records.get((block, expert, part))
         if record is None:
-            raise DamagedFileError(self.store.path, f"expert {expert} of layer {block} is missing")
+            what = f"{part} of " if part else ""
+            raise DamagedFileError(self.store.path, f"{what}expert {expert} of layer {block} is missing")
         source = self.fitted.source
-        needed = {name: source.tensors[name] for name in stored_names(source, self.experts.tensors[key])}
+        needed = {name: source.tensors[name] for name in stored_names(source, self.fitted.units[key])}
         if {entry.name: entry for entry in record.entries()} != needed:
             raise DamagedFileError(self.store.path, f"{record} is not the one that pack.json describes")
         return record
@@ -307,7 +316,7 @@ class ExpertsHeld(AllHeld):
 
     def _forms(self, key: Key) -> dict[str, Any]:
         held = forms_of(self.fitted.source)
-        return {name: held[name] for name in self.experts.tensors[key] if name in held}
+        return {name: held[name] for name in self.fitted.units[key] if name in held}
 
     def routed(self, routing: Routing) -> None:
         """See Experts; guesses follow the last token."""

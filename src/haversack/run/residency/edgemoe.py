@@ -91,8 +91,8 @@ class EdgeMoE(Method):
     paper = "Yi et al., EdgeMoE: Fast On-Device Inference of MoE-based Large Language Models (2023)"
     summary = "Experts are guessed and read from storage while the layer before computes; the same tokens."
     system = 4
-    requires = frozenset({"expert-store"})
-    excludes = frozenset({"mapped-weights", "sealed-weights"})
+    requires = frozenset({"expert-store:experts"})
+    excludes = frozenset({"mapped-weights", "sealed-weights", "weight-type:nested"})
     checks: ClassVar[tuple[str, ...]] = (STORE_NAME,)
     """Files whose every read is checked, so that they are not summed before."""
 
