@@ -164,7 +164,7 @@ def test_wants(folder: Any) -> None:
         ({"tokens": [1] * 50}, "context_length"),
         ({"tokens": [1, 2], "positions": np.array([1], np.int32)}, "positions"),
         ({"tokens": [1], "positions": np.array([-1], np.int32)}, "positions"),
-        ({"tokens": [1, 2], "mask": np.ones((2, 3), bool)}, "mask"),
+        ({"tokens": [1, 2], "mask": np.ones((2, 1), bool)}, "mask"),
         ({"tokens": [1, 2], "mask": np.ones((2, 2), np.float32)}, "mask"),
         ({"tokens": [1], "want": "everything"}, "want"),
     ],

@@ -189,10 +189,31 @@ class SparsityRecord(_Record):
     drift: str | None
 
 
+class DraftingRecord(_Record):
+    """What decoding with a draft model did. A pass is a step of the large model after the prompt;
+    `acceptance`: the share of drafted tokens that was right; `speculated`: drafted while a pass waited for
+    weights, `kept` of them still of use after it; `plain`: passes for which drafting rested; `threshold`: the
+    confidence below which drafting stopped in the end. Times are in seconds."""
+
+    passes: Count
+    tokens_a_pass: float
+    acceptance: float | None
+    drafted: Count
+    accepted: Count
+    small_steps: Count
+    largest: Count
+    speculated: Count
+    kept: Count
+    plain: Count
+    threshold: float | None
+    drafting_s: Share
+    verifying_s: Share
+
+
 class RunOutput(_Record):
     """`haversack run`. `stop`: max-tokens, end-of-text, stop-text or context. `tool_calls`: with --tools;
     `valid`: with --schema, that the answer is complete and satisfies it. `sparsity`: of packs that have
-    any. `experts`: with experts that are streamed."""
+    any. `experts`: with experts that are streamed; `drafting`: with --draft."""
 
     text: str
     tokens: Count
@@ -209,6 +230,7 @@ class RunOutput(_Record):
     sparsity: SparsityRecord | msgspec.UnsetType = msgspec.UNSET
     experts: ExpertsRecord | msgspec.UnsetType = msgspec.UNSET
     restoration: RestorationRecord | msgspec.UnsetType = msgspec.UNSET
+    drafting: DraftingRecord | msgspec.UnsetType = msgspec.UNSET
     valid: bool | msgspec.UnsetType = msgspec.UNSET
 
 

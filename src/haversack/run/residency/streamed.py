@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,7 +109,11 @@ def drop_cached(path: Path) -> None:
 
 
 class StreamedHeld:
-    """The buffers, the reading thread and what is kept. `bytes_read` counts what left the storage."""
+    """The buffers, the reading thread and what is kept. `bytes_read` counts what left the storage.
+
+    `meanwhile`: something to do, again and again, while a block that is needed is still being read; it is
+    told in how many seconds that will likely be over, and says whether it did anything.
+    """
 
     def __init__(
         self,
@@ -130,6 +135,9 @@ class StreamedHeld:
         self._kept = {i: _Slot([self._units[i]]) for i in range(min(kept, len(self._units)))}
         for index, slot in self._kept.items():
             slot.read(self._units[index], self._files)
+        self.meanwhile: Callable[[float], bool] | None = None
+        self._took = [0.0] * len(units)
+        self._began = 0.0
         self._streamed = [i for i in range(len(self._units)) if i not in self._kept]
         self._reader = Reader(name="haversack-stream")
         self._free = [_Slot(self._units) for _ in range(2)] if self._streamed else []
@@ -150,6 +158,8 @@ class StreamedHeld:
         if index in self._kept:
             yield self._kept[index]
             return
+        while self.meanwhile is not None and index not in self._ready and self.meanwhile(self._left(index)):
+            pass
         slot = self._take(index)
         try:
             yield slot
@@ -157,6 +167,11 @@ class StreamedHeld:
             with self._reader.changed:
                 self._free.append(slot)
                 self._reader.changed.notify_all()
+
+    def _left(self, index: int) -> float:
+        """Seconds until a unit will likely have been read."""
+        begun = time.monotonic() - self._began if index in self._filling else 0.0
+        return max(0.0, self._took[index] - begun)
 
     def _take(self, index: int) -> _Slot:
         """Wait for a unit; the two that follow it are read meanwhile. What was read in another order makes
@@ -199,7 +214,9 @@ class StreamedHeld:
     def _fill(self, index: int) -> None:
         slot = self._filling[index]
         try:
+            self._began = time.monotonic()
             slot.read(self._units[index], self._files)
+            self._took[index] = time.monotonic() - self._began
         except BaseException:
             with self._reader.changed:
                 self._free.append(slot)
