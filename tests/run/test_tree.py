@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from haversack.core.errors import UserError
 from haversack.run import Engine, Limits, Sampler, generate
-from haversack.run._draft_costs import Costs, Line, Pause
+from haversack.run._draft_costs import Costs, Pause
 from haversack.run._sampler import Session
 from haversack.run._token_tree import TokenTree, shortfalls
 from haversack.run._verify import Numbers, Rejection, accept_one, kept_share, remainder, without
@@ -155,7 +155,7 @@ def test_greedy_tokens_are_the_plain_ones(kind: str, cache_type: str, request: A
     with Engine.open(model, cache_type=cache_type) as engine:
         plain = tokens_of(engine, count=40)
     for drafting in (draft, model):  # one that is mostly wrong, one that is always right
-        for decode in ("tree", WIDE, f"{WIDE},children=1", f"{WIDE},nodes=6,together=1,branches=3"):
+        for decode in ("tree", WIDE, f"{WIDE},children=1", f"{WIDE},nodes=6,branches=3"):
             with Engine.open(model, decode=decode, draft=drafting, cache_type=cache_type) as engine:
                 assert tokens_of(engine, count=40) == plain, decode
 
@@ -186,7 +186,7 @@ def test_a_perfect_draft_is_right_in_any_branch(folder: Path, monkeypatch: pytes
         settle(self, verdict)
 
     monkeypatch.setattr(Drafter, "settle", watched)
-    with Engine.open(folder, decode=f"{WIDE},nodes=24,speculate=none", draft=folder) as engine:
+    with Engine.open(folder, decode=f"{WIDE},nodes=24,children=3,speculate=false", draft=folder) as engine:
         assert len(tokens_of(engine, count=60)) == 60
     assert max(leaves for leaves, _ in ends) > 4
     assert all(right for _, right in ends)
@@ -233,8 +233,8 @@ def logits_after(engine: Engine, tokens: list[int]) -> np.ndarray:
     return logits[0]
 
 
-@pytest.mark.parametrize("speculate", ["frontier", "branch", "none"])
-def test_drafting_goes_on_while_weights_are_read(speculate: str, folder: Path) -> None:
+@pytest.mark.parametrize("speculate", [True, False])
+def test_drafting_goes_on_while_weights_are_read(speculate: bool, folder: Path) -> None:
     with Engine.open(folder) as engine:
         plain = tokens_of(engine, count=24)
     decode = f"{WIDE},nodes=5,speculate={speculate}"
@@ -243,7 +243,7 @@ def test_drafting_goes_on_while_weights_are_read(speculate: str, folder: Path) -
         assert [token.id for token in said] == plain
         counts = said.drafting
         assert counts is not None and engine.held.meanwhile is None
-        if speculate == "none":
+        if not speculate:
             assert counts.speculated == counts.kept == 0
         else:
             assert counts.speculated > 0 and counts.kept > 0 and counts.beside_s > 0
@@ -292,12 +292,13 @@ def test_a_draft_of_another_tokenizer_is_refused(
 @pytest.mark.parametrize(
     ("decode", "nearest"),
     [
-        ("tree:branch_threshold=1", 0.1),
+        ("tree:branch_threshold=1", 0.3),
         ("tree:alpha=0", 0.01),
         ("tree:alpha=nan", 0.01),
         ("tree:children=0", 1),
         ("tree:nodes=1", 2),
         ("tree:adaptive=papr", "paper"),
+        ("tree:ratio=-1", 0.0),
         ("tre", "tree"),
     ],
 )
@@ -336,11 +337,10 @@ def test_costs_are_a_line_through_passes() -> None:
     costs.drafted(4.0, 8)
     assert (costs.first, costs.more, costs.small) == pytest.approx((10, 0.5, 0.5))
     assert costs.ratio == pytest.approx(0.1)
-    line = Line()
-    assert line.most(1.0) > 1
-    for tokens in (1, 4):
-        line.observe(2.0 + tokens, tokens)
-    assert [line.most(seconds) for seconds in (2.9, 3.0, 5.1)] == [0, 1, 3]
+    assert costs.wider == pytest.approx(0.05)
+    fixed = Costs((1.0, 50.0))
+    fixed.passed(9.0, 4)
+    assert fixed.ratio == fixed.wider == 1 / 50
 
 
 def test_drafting_rests_where_it_does_not_pay() -> None:

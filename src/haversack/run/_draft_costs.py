@@ -40,30 +40,23 @@ class Line:
         w, n, _, s, _ = self._sums
         return max((s - self.more * n) / w, 0.05 * s / w) if w else 0.0
 
-    def most(self, seconds: float) -> int:
-        """Tokens that a step of `seconds` reads; 0 when it would take longer for one."""
-        first, more = self.first, self.more
-        if seconds < first:
-            return 0
-        return 1 + (int((seconds - first) / more) if more > 0 else 1 << 16)
-
 
 class Costs:
-    """What a drafted token and a pass cost: `small` per drafted token, `line` of the large model's passes.
+    """What drafting and verifying cost: a step of the small model, and the line of the large one's passes.
 
-    `fixed`: (drafted token, pass), which no observation changes.
+    `fixed`: (step, pass), which no observation changes.
     """
 
     def __init__(self, fixed: tuple[float, float] | None = None) -> None:
         self.fixed = fixed
         self._line = Line()
-        self._small, self._drafted = 0.0, 0.0
+        self._small, self._steps = 0.0, 0.0
 
-    def drafted(self, seconds: float, tokens: int) -> None:
-        """The small model read `tokens` tokens of a tree in `seconds`."""
-        if tokens:
+    def drafted(self, seconds: float, steps: int) -> None:
+        """`steps` steps of the small model took `seconds`."""
+        if steps:
             self._small = DECAY * self._small + seconds
-            self._drafted = DECAY * self._drafted + tokens
+            self._steps = DECAY * self._steps + steps
 
     def passed(self, seconds: float, tokens: int) -> None:
         """A pass over `tokens` tokens took `seconds`."""
@@ -71,10 +64,10 @@ class Costs:
 
     @property
     def small(self) -> float:
-        """A drafted token."""
+        """A step of the small model."""
         if self.fixed is not None:
             return self.fixed[0]
-        return self._small / self._drafted if self._drafted else 0.0
+        return self._small / self._steps if self._steps else 0.0
 
     @property
     def more(self) -> float:
@@ -85,6 +78,14 @@ class Costs:
     def first(self) -> float:
         """A pass over one token; 0 before the first."""
         return self._line.first if self.fixed is None else self.fixed[1]
+
+    @property
+    def wider(self) -> float:
+        """What one more token adds to a pass, in passes over one; at most as much as a drafted token where
+        that is not observed. 0 while unknown."""
+        if self.fixed is not None:
+            return self.fixed[0] / self.fixed[1]
+        return self.more / self.first if self.first else 0.0
 
     @property
     def ratio(self) -> float:
@@ -108,14 +109,14 @@ class Pause:
         """True when the next pass is to be without drafts."""
         return self._rest > 0
 
-    def passed(self, tokens: int, drafted: int, read: int) -> None:
-        """A pass over `drafted` drafts gave `tokens` tokens; the small model had read `read` for it."""
+    def passed(self, tokens: int, drafted: int, steps: int) -> None:
+        """A pass over `drafted` drafts gave `tokens` tokens, after `steps` steps of the small model."""
         if self._rest:
             self._rest -= 1
             return
         costs = self._costs
         self._tokens = DECAY * self._tokens + tokens
-        self._seconds = DECAY * self._seconds + costs.first + costs.more * drafted + costs.small * read
+        self._seconds = DECAY * self._seconds + costs.first + costs.more * drafted + costs.small * steps
         self._count += 1
         if self._count < JUDGED:
             return

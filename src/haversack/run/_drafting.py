@@ -53,7 +53,6 @@ class Drafting:
     drafted: int = 0
     accepted: int = 0
     steps: int = 0
-    read: int = 0
     speculated: int = 0
     kept: int = 0
     plain: int = 0

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from haversack.kernels import filter_logits, softmax
-from haversack.run._draft_costs import Line
 from haversack.run._drafting import Drafting
 from haversack.run._token_tree import TokenTree, shortfalls
 from haversack.run._verify import DRAFTED, Numbers, Verdict, pick, without
@@ -30,14 +29,12 @@ Ranked = list[tuple[int, float]]
 FIRST_RATE, LEAST_RATE, MOST_RATE = 0.7, 0.05, 0.98
 """How often a drafted draw is taken to be accepted before any was, and the bounds of that."""
 RATE_DECAY = 0.9
-RESERVE = 2
-"""Tokens below the branch threshold that drafting beside a pass may try at every node."""
+RESERVE = 6
+"""Tokens below the branch threshold that are remembered at every node."""
 UNLIKELY = 1e-3
-"""What is not drafted beside a pass: nodes less confident than this."""
-FAINT = 0.02
-"""Tokens less likely than this are not kept in reserve."""
-TOGETHER = 8
-"""Nodes that are read at once beside a pass."""
+"""What is not drafted beside a pass: nodes less likely than this where the branch itself is right."""
+FAINT = 0.01
+"""Tokens less likely than this are not remembered."""
 
 
 def room(engine: Engine, root: int) -> int:
@@ -66,7 +63,7 @@ class Drafter:
         self._rate = FIRST_RATE
         self._deepest = 0
         self._branch: int | None = None
-        self._line = Line()
+        self._step_s = 0.0
         self._faint = min(FAINT, method.branch_threshold)
 
     def grow(self, deepest: int, nodes: int, threshold: float) -> TokenTree:
@@ -87,62 +84,58 @@ class Drafter:
                 self._read = [0]
                 self._offer(0, rows[-1])
             while self.tree.confidence >= threshold:
-                leaves = self._behind(nodes, threshold)
-                if not leaves:
+                leaf = self._behind(nodes)
+                if leaf is None:
                     break
-                self._extend(leaves)
+                self._extend(leaf)
         self.counts.drafting_s += perf_counter() - began
         return self.tree
 
+    def fill(self, nodes: int, least: float) -> None:
+        """Add tokens that the small model held likely and that opened no branch: up to `nodes` nodes, while
+        they are right with a chance of `least` or more. They cost a place in the pass and no step."""
+        if not self.exact:
+            return
+        tree, began = self.tree, perf_counter()
+        wishes = [
+            (tree.confidences[node] * share, node, token, share)
+            for node, ranked in self._reserve.items()
+            for token, share in ranked
+            if tree.confidences[node] * share >= least and tree.depths[node] < self._deepest
+        ]
+        wishes.sort(key=lambda wish: -wish[0])
+        for _, node, token, share in wishes[: max(0, min(nodes, self.capacity) - len(tree))]:
+            tree.add(node, token, share)
+            self._reserve[node] = [wish for wish in self._reserve[node] if wish[0] != token]
+        self.counts.drafting_s += perf_counter() - began
+
     def beside(self, seconds: float) -> bool:
-        """One step of the small model, of at most `seconds`, on what the pass under way will most likely
-        leave; False when nothing is worth one any more."""
-        tree, width = self.tree, self.method.children
-        most = (self.capacity - len(tree)) // (width + 1)
-        most = min(most, self.cache.capacity - self.cache.length, self._line.most(seconds), TOGETHER)
-        if most < 1 or not self._read:
+        """One step of the small model, if it takes at most `seconds`, on what follows the branch that most
+        likely survives the pass under way; False when there is nothing to do any more."""
+        tree, branch = self.tree, self._branch
+        room = min(self.capacity - len(tree) - self.method.children, self.cache.capacity - self.cache.length)
+        if branch is None or room < 1 or seconds < self._step_s:
             return False
         began = perf_counter()
-        nodes: list[int] = []
-        for _, node, token in self._likeliest_ends(most):
-            if token is not None:
-                reserve = self._reserve[node]
-                found = next(place for place, (one, _) in enumerate(reserve) if one == token)
-                node = tree.add(node, *reserve.pop(found))
-            nodes.append(node)
-        if nodes:
-            self._extend(sorted(nodes))
-            self.counts.speculated += len(nodes)
-        self.counts.beside_s += perf_counter() - began
-        return bool(nodes)
-
-    def _likeliest_ends(self, most: int) -> list[tuple[float, int, int | None]]:
-        """Up to `most` places where the tree may go on: (confidence, leaf, None), or (confidence, node, a
-        token that is no child of it yet). The likeliest first."""
-        tree = self.tree
-        branch = self._branch if self.method.speculate == "branch" else None
-        found: list[tuple[float, int, int | None]] = [
-            (tree.confidences[leaf], leaf, None)
+        least = UNLIKELY * tree.confidences[branch]
+        leaves = [
+            leaf
             for leaf in tree.leaves
-            if tree.confidences[leaf] > UNLIKELY
+            if tree.seen[leaf, branch]
+            and tree.confidences[leaf] > least
             and tree.depths[leaf] < self._deepest
-            and (branch is None or tree.seen[leaf, branch])
         ]
-        if branch is None:
-            for node, ranked in self._reserve.items():
-                confidence = tree.confidences[node]
-                if tree.depths[node] + 1 < self._deepest:
-                    found += (
-                        (confidence * share, node, token)
-                        for token, share in ranked
-                        if confidence * share > UNLIKELY
-                    )
-        return sorted(found, key=lambda end: -end[0])[:most]
+        if leaves:
+            self._extend(max(leaves, key=tree.confidences.__getitem__))
+            self.counts.speculated += 1
+        self.counts.beside_s += perf_counter() - began
+        return bool(leaves)
 
     def asked(self, nodes: list[int]) -> None:
-        """`nodes` are put to the model now: drafting beside the pass begins at the likeliest branch."""
-        leaves = [node for node in nodes if not any(child in nodes for child in self.tree.children[node])]
-        self._branch = max(leaves, key=lambda leaf: self.tree.confidences[leaf])
+        """`nodes` are put to the model now: drafting beside the pass goes on behind the likeliest branch."""
+        shown = set(nodes)
+        leaves = [node for node in nodes if shown.isdisjoint(self.tree.children[node])]
+        self._branch = max(leaves, key=self.tree.confidences.__getitem__) if self._read else None
 
     def settle(self, verdict: Verdict) -> None:
         """Keep of the tree what follows the accepted path and the model's own token, which the session has by
@@ -169,43 +162,33 @@ class Drafter:
             self._reserve = {numbers[n]: ranked for n, ranked in self._reserve.items() if n in numbers}
         self.drafted = {}
 
-    def _behind(self, nodes: int, threshold: float) -> list[int]:
-        """The branches that are most behind their share, and likely enough: those to extend now."""
+    def _behind(self, nodes: int) -> int | None:
+        """The branch that is most behind its share; None when none may grow."""
         tree, width = self.tree, self.method.children
-        most = min(self.method.together, self.cache.capacity - self.cache.length)
-        most = min(most, ((self.capacity if self.exact else nodes) - len(tree)) // width)
-        leaves = tree.leaves
-        if len(tree) + width > nodes and max(leaves, key=tree.confidences.__getitem__) not in set(
-            tree.best(nodes - width)
-        ):
-            return []
+        leaves, full = tree.leaves, len(tree) + width > nodes
+        if len(tree) + width > self.capacity or self.cache.length >= self.cache.capacity:
+            return None
+        if full and not self.exact:
+            return None  # a node that was drawn must be put to the model
+        if full and max(leaves, key=tree.confidences.__getitem__) not in set(tree.best(nodes - width)):
+            return None
         if len(leaves) == 1:
-            return leaves[:most] if tree.depths[leaves[0]] < self._deepest else []
+            return leaves[0] if tree.depths[leaves[0]] < self._deepest else None
         behind = shortfalls([tree.confidences[leaf] for leaf in leaves], [tree.held[leaf] for leaf in leaves])
         order = sorted(range(len(leaves)), key=lambda place: -behind[place])
-        growing = [leaves[place] for place in order if tree.depths[leaves[place]] < self._deepest]
-        likely = [leaf for leaf in growing[1:most] if tree.confidences[leaf] >= threshold]
-        return sorted([*growing[:1], *likely]) if most > 0 else []
+        return next((leaves[at] for at in order if tree.depths[leaves[at]] < self._deepest), None)
 
-    def _extend(self, nodes: list[int]) -> None:
-        """Let the small model read some leaves, ascending, and give them children."""
+    def _extend(self, node: int) -> None:
+        """Let the small model read a leaf, and give it children."""
         tree, began = self.tree, perf_counter()
-        root = self.cache.length - len(self._read)
-        mask = tree.seen[nodes][:, [*self._read, *nodes]]
-        rows, _ = self.small.step(
-            [tree.tokens[node] for node in nodes],
-            tree.positions(root, nodes),
-            np.ascontiguousarray(mask),
-            self.cache,
-            want="all",
-        )
+        place = np.array([self.cache.length - len(self._read) + tree.depths[node]], np.int32)
+        mask = tree.seen[node, [*self._read, node]][None]
+        rows, _ = self.small.step((tree.tokens[node],), place, mask, self.cache)
         assert rows is not None
         self.counts.steps += 1
-        self.counts.read += len(nodes)
-        self._read += nodes
-        for node, row in zip(nodes, rows, strict=True):
-            self._offer(node, row)
-        self._line.observe(perf_counter() - began, len(nodes))
+        self._read.append(node)
+        self._offer(node, rows[0])
+        self._step_s += 0.1 * (perf_counter() - began - self._step_s)
 
     def _offer(self, node: int, row: F32) -> None:
         """Give `node` the children that the small model's logits f32 [vocabulary] speak for."""

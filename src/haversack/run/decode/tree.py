@@ -9,13 +9,13 @@ threshold alpha, the large model reads the whole tree in one pass, each node see
 longest path of its own tokens is kept. alpha is halved when a branch was right to its end and raised by how
 much of it was wrong. While the pass waits for weights, the small model drafts on (`speculate`): it computes
 only while the large one cannot, in the very thread that waits, and what the pass leaves of it is kept.
-What we changed: one pass over a masked tree instead of a batch of branches. `adaptive=paper` is the printed
+What we changed: one pass over a masked tree instead of a batch of branches. Places that a pass has beside the
+tree go to tokens that the small model held likely and that opened no branch, as long as their chance is worth
+what one more token adds to a pass: they take no step of the small model. `adaptive=paper` is the printed
 rule, alpha / T_c^((N_all - N_correct) / N_all) [recalled], which a weakly aligned draft drives so high that
 trees end early; `bounded`, the default, keeps alpha below what a drafted token costs beside a pass, as the
-run itself measures it. Where drafting gives fewer tokens a second than plain passes, it rests for some.
-The paper branches above 0.3 and extends one branch a step; a lower threshold, three children and four
-branches a step cost a small model little more. `speculate=frontier` drafts wherever the pass may end,
-`branch`, the paper's, behind the likeliest branch.
+run itself measures it [inferred]. Where drafting gives fewer tokens a second than plain passes, it rests for
+some. At most two children, ten branches and 64 nodes [inferred].
 Sampling: `tokens` keeps the tokens of plain decoding with the same seed; `rejection` keeps the distribution
 (run/_verify.py), with costs by the models' sizes instead of the clock and nothing drafted beside a pass, so
 that a seed gives the same tokens again.
@@ -56,6 +56,8 @@ LEAST, MOST = 1e-6, 0.9
 """Bounds of alpha [inferred]."""
 BESIDE = 128
 """Nodes that may be drafted beside a pass."""
+WIDER = 0.002
+"""Chance of being right below which a token is not put to the model even where it costs nothing."""
 SWITCH_S = 5e-5
 """How long the thread that reads weights waits for the interpreter while the small model drafts."""
 
@@ -96,23 +98,19 @@ class Tree(Method):
     requires = frozenset({"draft-model", "tree-mask"})
 
     draft: str = parameter("", help="bundled name or folder of the draft model")
-    branch_threshold: float = parameter(0.1, help="probability above which a token opens a branch")
-    children: int = parameter(3, allowed=range(1, 9), help="most tokens that follow one")
+    branch_threshold: float = parameter(0.3, help="probability above which a token opens a branch")
+    children: int = parameter(2, allowed=range(1, 9), help="most tokens that follow one")
     branches: int = parameter(10, allowed=range(1, 65), help="most branches")
     nodes: int = parameter(
         64, allowed=range(2, 257), help="most tokens of a pass, the last of the text included"
-    )
-    together: int = parameter(
-        4, allowed=range(1, 17), help="branches that the small model extends in one step"
     )
     alpha: float = parameter(0.01, help="confidence below which drafting stops: at first, or for good")
     adaptive: str = parameter(
         "bounded", allowed=("bounded", "paper", "none"), help="how alpha follows from what was accepted"
     )
-    speculate: str = parameter(
-        "frontier",
-        allowed=("frontier", "branch", "none"),
-        help="what is drafted while a pass waits for weights",
+    speculate: bool = parameter(True, help="draft on while a pass waits for weights")
+    ratio: float = parameter(
+        0.0, help="drafted tokens that take as long as a pass; 0: as the run itself measures it"
     )
     pause: str = parameter(
         "auto", allowed=("auto", "never"), help="whether drafting rests where it does not pay"
@@ -125,7 +123,14 @@ class Tree(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, default in (("branch_threshold", 0.1), ("alpha", 0.01)):
+        if not 0 <= self.ratio < float("inf"):
+            raise UserError(
+                f"ratio={self.ratio:g} is not supported (allowed 0 and more); use ratio=0.",
+                field="ratio",
+                given=self.ratio,
+                nearest=0.0,
+            )
+        for name, default in (("branch_threshold", 0.3), ("alpha", 0.01)):
             value = getattr(self, name)
             if not 0 < value < 1:
                 raise UserError(
@@ -153,7 +158,7 @@ class Tree(Method):
         assert small is not None
         drafter = Drafter(self, small, session, cache.capacity, BESIDE)
         counts = session.drafting = drafter.counts
-        costs = Costs(None if drafter.exact else _by_size(engine))
+        costs = Costs(self._fixed(engine, drafter.exact))
         pause = Pause(costs)
         rejection = Rejection(session.sampler.seed)
         alpha = self.alpha
@@ -164,12 +169,14 @@ class Tree(Method):
             resting = pause.resting and self.pause == "auto"
             most = 1 if resting else min(self.nodes, cache.capacity - cache.length)
             deepest = min(session.left - 1, room(engine, cache.length))
-            before, spent = counts.read, counts.drafting_s
+            before, spent = counts.steps, counts.drafting_s
             tree = drafter.grow(deepest, most, alpha)
-            read = counts.read - before
-            costs.drafted(counts.drafting_s - spent, read)
-            nodes = tree.best(most)
+            steps = counts.steps - before
+            costs.drafted(counts.drafting_s - spent, steps)
             confidence, start = tree.confidence, cache.length
+            if most > 1:
+                drafter.fill(most, max(costs.wider, WIDER))
+            nodes = tree.best(most)
             began = perf_counter()
             with self._beside(engine, drafter, nodes):
                 rows, _ = engine.step(
@@ -196,14 +203,27 @@ class Tree(Method):
             costs.passed(seconds, len(nodes))
             counts.passed(len(nodes) - 1, correct, seconds)
             counts.plain += resting
-            pause.passed(correct + 1, len(nodes) - 1, read)
+            pause.passed(correct + 1, len(nodes) - 1, steps)
             yield from verdict.drawn
+
+    def _fixed(self, engine: Engine, exact: bool) -> tuple[float, float] | None:
+        """What a drafted token and a pass cost where the clock is not asked: as `ratio` says, or by bytes of
+        weights when sampling by rejection."""
+        if self.ratio:
+            return 1.0, self.ratio
+        if exact or engine.draft is None:
+            return None
+        small, large = (
+            float(nbytes(one.model.source, list(one.architecture.tensors())))
+            for one in (engine.draft, engine)
+        )
+        return small, large
 
     @contextmanager
     def _beside(self, engine: Engine, drafter: Drafter, nodes: list[int]) -> Iterator[None]:
         """While the model waits for weights, the small one drafts on."""
         held: Any = engine.held
-        if self.speculate == "none" or not drafter.exact or not hasattr(held, "meanwhile"):
+        if not self.speculate or not drafter.exact or not hasattr(held, "meanwhile"):
             yield
             return
         drafter.asked(nodes)
@@ -215,12 +235,3 @@ class Tree(Method):
         finally:
             held.meanwhile = None
             sys.setswitchinterval(interval)
-
-
-def _by_size(engine: Engine) -> tuple[float, float]:
-    """A step of the small model and a pass of the large one, as bytes of weights."""
-    assert engine.draft is not None
-    small, large = (
-        float(nbytes(one.model.source, list(one.architecture.tensors()))) for one in (engine.draft, engine)
-    )
-    return small, large

@@ -12,6 +12,7 @@ from __future__ import annotations
 import atexit
 import os
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ BUFFER_SPARE = 4 * PAGE + 64 * 1024
 """Pages around a block, and what lies between its tensors."""
 ROWS_SPARE = 4 << 20
 """Rows of the embedding on their way, norms and biases."""
+ROWS_KEPT = 1 << 19
+"""Bytes of rows of the embedding that are kept for the next step."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,8 @@ class StreamedHeld:
         for index, slot in self._kept.items():
             slot.read(self._units[index], self._files)
         self.meanwhile: Callable[[float], bool] | None = None
+        self._rows: OrderedDict[tuple[str, int], bytes] = OrderedDict()
+        self._rows_nbytes = 0
         self._took = [0.0] * len(units)
         self._began = 0.0
         self._streamed = [i for i in range(len(self._units)) if i not in self._kept]
@@ -253,11 +258,28 @@ class StreamedHeld:
         entry = self._source.tensors[table or self._architecture.embedding]
         unit = 16 if entry.layout == "rows16-1" else 1
         wanted, local = np.unique(tokens // unit, return_inverse=True)
-        spans = [row_span(entry, int(w) * unit, min(int(w + 1) * unit, entry.shape[0])) for w in wanted]
-        file = self._files[entry.file]
-        parts = file.read_many([(entry.offset + start, count) for start, count in spans])
+        parts = self._read_rows(entry, wanted.tolist(), unit)
         matrix = rows_matrix(entry, 0, len(wanted) * unit, b"".join(parts))
         return matrix, (local.reshape(-1) * unit + tokens % unit).astype(np.int32)
+
+    def _read_rows(self, entry: Any, wanted: list[int], unit: int) -> list[Any]:
+        """The bytes of some groups of `unit` rows; those that were read last are kept, as texts and drafts
+        repeat themselves."""
+        kept = self._rows
+        absent = [one for one in wanted if (entry.name, one) not in kept]
+        spans = [row_span(entry, one * unit, min((one + 1) * unit, entry.shape[0])) for one in absent]
+        file = self._files[entry.file]
+        read = file.read_many([(entry.offset + start, count) for start, count in spans])
+        for one, part in zip(absent, read, strict=True):
+            kept[entry.name, one] = bytes(part)
+            self._rows_nbytes += len(part)
+        found = []
+        for one in wanted:
+            kept.move_to_end((entry.name, one))
+            found.append(kept[entry.name, one])
+        while len(kept) > len(wanted) and self._rows_nbytes > ROWS_KEPT:
+            self._rows_nbytes -= len(kept.popitem(last=False)[1])
+        return found
 
     def _read_tensor(self, entry: Any) -> Any:
         if isinstance(entry, Rearranged):
