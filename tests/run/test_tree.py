@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from haversack.core.budget import Budget, BudgetError
 from haversack.core.errors import UserError
 from haversack.run import Engine, Limits, Sampler, generate
 from haversack.run._draft_costs import Costs, Pause
@@ -311,6 +312,18 @@ def test_impossible_choices_name_the_nearest(decode: str, nearest: Any, folder: 
 def test_a_tree_needs_a_draft(folder: Path) -> None:
     with pytest.raises(UserError, match="--draft"):
         Engine.open(folder, decode="tree")
+
+
+def test_both_models_and_the_tree_are_in_the_memory_plan(folder: Path, draft: Path) -> None:
+    with Engine.open(folder, decode="tree:nodes=32", draft=draft) as engine:
+        plan = dict(engine.memory_plan((10, 10)).lines)
+        needed = engine.memory_plan((10, 10)).total_mib
+    assert "draft: weights, mapped" in plan and "draft: KV cache, 180 tokens" in plan
+    assert "KV cache, 20 tokens" in plan
+    budget = Budget(ram_mib=needed - 0.1)
+    with pytest.raises(BudgetError) as refused:
+        Engine.open(folder, decode="tree:nodes=32", draft=draft, tokens=(10, 10), budget=budget)
+    assert refused.value.failures[0].needed == pytest.approx(needed, abs=0.1)
 
 
 def test_masks_that_cover_what_is_held(folder: Path) -> None:

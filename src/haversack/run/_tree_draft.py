@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from haversack.kernels import filter_logits, softmax
+from haversack.kernels import filter_logits, only_allowed, softmax
 from haversack.run._drafting import Drafting
 from haversack.run._token_tree import TokenTree, shortfalls
 from haversack.run._verify import DRAFTED, Numbers, Verdict, pick, without
@@ -198,6 +198,8 @@ class Drafter:
         if session.sampler.remembers:
             past = [tree.tokens[one] for one in tree.path(node)]
             history = np.concatenate([session.tokens, np.asarray(past, np.int32)])
+        if session.constraint is not None:
+            row = self._allowed(node, row)
         if not self.exact:
             self._draw_children(node, session.sampler.distribution(row, history), most)
             return
@@ -210,6 +212,21 @@ class Drafter:
                 self._reserve[node] = ranked[place:]
                 break
             tree.add(node, token, share)
+
+    def _allowed(self, node: int, row: F32) -> F32:
+        """The logits, minus infinity where the answer's constraint does not allow a token after `node`."""
+        session, tree = self.session, self.tree
+        fresh = getattr(session.constraint, "fresh", None)
+        if fresh is None:
+            return row
+        constraint = fresh()
+        said = session.tokens[session.prompt_length :].tolist()
+        for token in (*said, *(tree.tokens[one] for one in tree.path(node))):
+            if constraint.done:
+                return row
+            constraint.advance(token)
+        left = session.left - tree.depths[node]
+        return row if constraint.done else only_allowed(row, constraint.allowed(left))
 
     def _likeliest(self, row: F32, history: Any) -> Ranked:
         if history is not None:

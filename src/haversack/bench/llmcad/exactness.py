@@ -104,7 +104,7 @@ def tail(chi_square: float, degrees: int) -> float:
         Bar(">=", 0.01),
         judged="ours",
     ),
-    seconds=240,
+    seconds=400,
 )
 def distribution(run: Run) -> Outcomes:
     from haversack.run import Sampler
@@ -123,10 +123,12 @@ def distribution(run: Run) -> Outcomes:
         exact = sum(first[token] * after(int(token)) for token in np.flatnonzero(first))
         counts, drafted, accepted = np.zeros(len(exact)), 0, 0
         for seed in range(count):
-            answer = answered(engine, prompt, 3, Sampler(**sampler, seed=run.seed + seed))
+            answer = answered(engine, prompt, 6, Sampler(**sampler, seed=run.seed + seed))
             counts[answer.tokens[1]] += 1
             drafted += answer.drafting.drafted
             accepted += answer.drafting.accepted
+    if not accepted:
+        raise ValueError("nothing was drafted and accepted")
     expected = exact * count
     likely = expected >= 5
     observed = np.append(counts[likely], counts[~likely].sum())
