@@ -111,6 +111,15 @@ def test_a_tree_equals_its_branches(name: str, family: Any) -> None:
         rows, hidden = engine.step(tokens, 30 + depth, mask, cache, want="all")
         assert rows is not None and hidden is not None
         assert hidden.shape == (7, engine.architecture.head.inputs)
+        _, grown = in_parts(engine, text, [30])
+        for node in range(7):  # node by node, each told which of those before it are its ancestors
+            one, _ = engine.step(
+                tokens[node : node + 1],
+                30 + depth[node : node + 1],
+                mask[node : node + 1, : node + 1],
+                grown,
+            )
+            assert one is not None and np.array_equal(one[0], rows[node]), node
         for branch in BRANCHES:
             _, plain = in_parts(engine, text, [30])
             for index in branch:

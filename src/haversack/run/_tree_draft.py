@@ -33,6 +33,9 @@ RESERVE = 6
 """Tokens below the branch threshold that are remembered at every node."""
 UNLIKELY = 1e-3
 """What is not drafted beside a pass: nodes less likely than this where the branch itself is right."""
+BESIDE_STEPS = 10
+"""Steps that a wait must be long for one to be made: the reading thread needs the interpreter between reads,
+and has it back late while the small model computes."""
 FAINT = 0.01
 """Tokens less likely than this are not remembered."""
 
@@ -110,11 +113,11 @@ class Drafter:
         self.counts.drafting_s += perf_counter() - began
 
     def beside(self, seconds: float) -> bool:
-        """One step of the small model, if it takes at most `seconds`, on what follows the branch that most
-        likely survives the pass under way; False when there is nothing to do any more."""
+        """One step of the small model on what follows the branch that most likely survives the pass under
+        way, which waits for `seconds` more; False when that is too short or nothing is left to do."""
         tree, branch = self.tree, self._branch
         room = min(self.capacity - len(tree) - self.method.children, self.cache.capacity - self.cache.length)
-        if branch is None or room < 1 or seconds < self._step_s:
+        if branch is None or room < 1 or seconds < BESIDE_STEPS * self._step_s:
             return False
         began = perf_counter()
         least = UNLIKELY * tree.confidences[branch]
