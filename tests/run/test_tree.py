@@ -363,7 +363,7 @@ def test_drafting_rests_where_it_does_not_pay() -> None:
     for _ in range(40):  # one token a pass and eight small steps: never
         resting.append(pause.resting)
         pause.passed(1, 0 if pause.resting else 8, 0 if pause.resting else 8)
-    assert not any(resting[:6]) and sum(resting) >= 24
+    assert not any(resting[:3]) and sum(resting) >= 28
     paying = Pause(costs)
     for _ in range(40):
         assert not paying.resting

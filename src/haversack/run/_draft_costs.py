@@ -8,10 +8,12 @@ from __future__ import annotations
 
 DECAY = 0.9
 """What one observation leaves of those before it."""
-FIRST_REST, LONGEST_REST = 4, 64
+FIRST_REST, LONGEST_REST = 4, 256
 """Passes without drafts when they did not pay, doubled each time up to the second."""
-JUDGED = 6
+JUDGED = 3
 """Passes with drafts before they are judged."""
+PROBED = 2
+"""The same after a rest."""
 
 
 class Line:
@@ -124,4 +126,4 @@ class Pause:
             self._length = FIRST_REST
             return
         self._rest, self._length = self._length, min(2 * self._length, LONGEST_REST)
-        self._count, self._tokens, self._seconds = JUDGED - 2, 0.0, 0.0
+        self._count, self._tokens, self._seconds = JUDGED - PROBED, 0.0, 0.0

@@ -66,6 +66,8 @@ class Engine:
         self.tally = Tally(model.source, model.architecture)
         self.draft_model: Model | None = None
         self.draft: Engine | None = None
+        self.learned: Any = None
+        """What the decode method keeps from one answer for the next."""
 
     @classmethod
     def open(

@@ -165,6 +165,12 @@ class Drafter:
             self._reserve = {numbers[n]: ranked for n, ranked in self._reserve.items() if n in numbers}
         self.drafted = {}
 
+    def drop(self) -> None:
+        """Forget the tree: the text goes on without it."""
+        if self._read:
+            self.cache.truncate(self.cache.length - len(self._read))
+            self._read, self._reserve, self.drafted = [], {}, {}
+
     def _behind(self, nodes: int) -> int | None:
         """The branch that is most behind its share; None when none may grow."""
         tree, width = self.tree, self.method.children

@@ -41,7 +41,7 @@ from haversack.core.method import Method, parameter
 from haversack.run._draft_costs import Costs, Pause
 from haversack.run._drafting import open_draft
 from haversack.run._tree_draft import Drafter, room
-from haversack.run._verify import Drawn, Rejection, verify_same
+from haversack.run._verify import Drawn, Rejection, Verdict, verify_same
 from haversack.run._weights import nbytes
 
 if TYPE_CHECKING:
@@ -85,6 +85,13 @@ def best_matching(tree: TokenTree, nodes: list[int], path: list[int]) -> int:
     shown = set(nodes)
     below = [node for node in nodes if tree.seen[node, end] and shown.isdisjoint(tree.children[node])]
     return tree.depths[max(below, key=lambda node: tree.confidences[node])]
+
+
+class Learned:
+    """What one answer leaves for the next where tokens do not depend on it: costs, rests, alpha."""
+
+    def __init__(self, costs: Costs, alpha: float) -> None:
+        self.costs, self.pause, self.alpha = costs, Pause(costs), alpha
 
 
 @dataclass(frozen=True)
@@ -158,45 +165,38 @@ class Tree(Method):
         assert small is not None
         drafter = Drafter(self, small, session, cache.capacity, BESIDE)
         counts = session.drafting = drafter.counts
-        costs = Costs(self._fixed(engine, drafter.exact))
-        pause = Pause(costs)
+        if drafter.exact and isinstance(engine.learned, Learned):
+            known = engine.learned
+        else:
+            known = Learned(Costs(self._fixed(engine, drafter.exact)), self.alpha)
+        if drafter.exact:
+            engine.learned = known
+        costs, pause, alpha = known.costs, known.pause, known.alpha
         rejection = Rejection(session.sampler.seed)
-        alpha = self.alpha
         yield session.draw(logits[-1])
         while cache.length < cache.capacity:
+            resting = pause.resting and self.pause == "auto"
+            if resting and drafter.exact:
+                yield self._plain(engine, cache, drafter, known)
+                continue
             if self.adaptive == "bounded":
                 alpha = bounded_threshold(alpha, costs.ratio)
-            resting = pause.resting and self.pause == "auto"
             most = 1 if resting else min(self.nodes, cache.capacity - cache.length)
             deepest = min(session.left - 1, room(engine, cache.length))
             before, spent = counts.steps, counts.drafting_s
             tree = drafter.grow(deepest, most, alpha)
             steps = counts.steps - before
             costs.drafted(counts.drafting_s - spent, steps)
-            confidence, start = tree.confidence, cache.length
+            confidence = tree.confidence
             if most > 1:
                 drafter.fill(most, max(costs.wider, WIDER))
             nodes = tree.best(most)
             began = perf_counter()
-            with self._beside(engine, drafter, nodes):
-                rows, _ = engine.step(
-                    [tree.tokens[node] for node in nodes],
-                    tree.positions(start, nodes),
-                    tree.mask(nodes) if len(nodes) > 1 else None,
-                    cache,
-                    want="all",
-                )
-            assert rows is not None
-            if drafter.exact:
-                verdict = verify_same(tree, nodes, rows, session)
-            else:
-                verdict = rejection.verify(tree, rows, session, drafter.drafted)
-            places = [nodes.index(node) for node in (0, *verdict.path)]
-            cache.gather(np.concatenate([np.arange(start), start + np.asarray(places)]))
+            verdict = self._verified(engine, cache, drafter, nodes, rejection)
             correct = len(verdict.path)
             if self.adaptive != "none" and len(nodes) > 1:
                 alpha = next_threshold(alpha, confidence, best_matching(tree, nodes, verdict.path), correct)
-                alpha = min(max(alpha, LEAST), MOST)
+                alpha = known.alpha = min(max(alpha, LEAST), MOST)
             counts.thresholds.append(alpha)
             drafter.settle(verdict)
             seconds = perf_counter() - began
@@ -205,6 +205,42 @@ class Tree(Method):
             counts.plain += resting
             pause.passed(correct + 1, len(nodes) - 1, steps)
             yield from verdict.drawn
+
+    def _plain(self, engine: Engine, cache: Cache, drafter: Drafter, known: Learned) -> Drawn:
+        """A pass without drafts."""
+        began, session = perf_counter(), drafter.session
+        drafter.drop()
+        rows, _ = engine.step(session.tokens[-1:], None, None, cache)
+        assert rows is not None
+        drawn = session.draw(rows[-1])
+        seconds = perf_counter() - began
+        known.costs.passed(seconds, 1)
+        known.pause.passed(1, 0, 0)
+        drafter.counts.passed(0, 0, seconds)
+        drafter.counts.plain += 1
+        return drawn
+
+    def _verified(
+        self, engine: Engine, cache: Cache, drafter: Drafter, nodes: list[int], rejection: Rejection
+    ) -> Verdict:
+        """One pass over `nodes` of the tree, and what it left; `cache` keeps the accepted path alone."""
+        tree, start = drafter.tree, cache.length
+        with self._beside(engine, drafter, nodes):
+            rows, _ = engine.step(
+                [tree.tokens[node] for node in nodes],
+                tree.positions(start, nodes),
+                tree.mask(nodes) if len(nodes) > 1 else None,
+                cache,
+                want="all",
+            )
+        assert rows is not None
+        if drafter.exact:
+            verdict = verify_same(tree, nodes, rows, drafter.session)
+        else:
+            verdict = rejection.verify(tree, rows, drafter.session, drafter.drafted)
+        places = [nodes.index(node) for node in (0, *verdict.path)]
+        cache.gather(np.concatenate([np.arange(start), start + np.asarray(places)]))
+        return verdict
 
     def _fixed(self, engine: Engine, exact: bool) -> tuple[float, float] | None:
         """What a drafted token and a pass cost where the clock is not asked: as `ratio` says, or by bytes of
