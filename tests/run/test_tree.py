@@ -237,10 +237,10 @@ def logits_after(engine: Engine, tokens: list[int]) -> np.ndarray:
 @pytest.mark.parametrize("speculate", [True, False])
 def test_drafting_goes_on_while_weights_are_read(speculate: bool, folder: Path) -> None:
     with Engine.open(folder) as engine:
-        plain = tokens_of(engine, count=24)
-    decode = f"{WIDE},nodes=5,speculate={speculate}"
-    with Engine.open(folder, residency="streamed:mb_s=5", decode=decode, draft=folder) as engine:
-        said = generate(engine, PROMPT, Limits(24, end=()))
+        plain = tokens_of(engine, count=16)
+    decode = f"{WIDE},nodes=5,children=1,speculate={speculate}"
+    with Engine.open(folder, residency="streamed:mb_s=2", decode=decode, draft=folder) as engine:
+        said = generate(engine, PROMPT, Limits(16, end=()))
         assert [token.id for token in said] == plain
         counts = said.drafting
         assert counts is not None and engine.held.meanwhile is None

@@ -160,7 +160,7 @@ def rows() -> list[Row]:
             ),
             Row(
                 f"counted-branches-{ratio}",
-                f"the tree beside one without branches, ratio {ratio}",
+                f"the tree beside one whose branches get no steps of their own, ratio {ratio}",
                 "tokens/pass time",
                 "quality",
                 published="2.6-4.3x (tree and verification)",
