@@ -75,13 +75,13 @@ def one_buffer(engine: Any) -> None:
     held = engine.held
     cache = engine.cache(4)
     engine.step((5,), cache=cache)
-    with held._changed:
-        while not held._free and len(held._ready) < 2:
-            held._changed.wait()
+    with held._reader.changed:
+        while not held._free and not held._ready:
+            held._reader.changed.wait()
         if held._free:
             held._free.pop()
         else:
-            held._ready.pop(max(held._ready))
+            held._ready.popitem()
 
 
 def rows(ratio: int) -> list[Row]:
