@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from haversack.cli._drafting_record import DraftingRecord
 from haversack.cli._residency_records import ExpertsRecord, RestorationRecord
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -187,27 +188,6 @@ class SparsityRecord(_Record):
     sparsity: float | None
     asked: float | None
     drift: str | None
-
-
-class DraftingRecord(_Record):
-    """What decoding with a draft model did. A pass is a step of the large model after the prompt;
-    `acceptance`: the share of drafted tokens that was right; `speculated`: drafted while a pass waited for
-    weights, `kept` of them still of use after it; `plain`: passes for which drafting rested; `threshold`: the
-    confidence below which drafting stopped in the end. Times are in seconds."""
-
-    passes: Count
-    tokens_a_pass: float
-    acceptance: float | None
-    drafted: Count
-    accepted: Count
-    small_steps: Count
-    largest: Count
-    speculated: Count
-    kept: Count
-    plain: Count
-    threshold: float | None
-    drafting_s: Share
-    verifying_s: Share
 
 
 class RunOutput(_Record):
