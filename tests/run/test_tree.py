@@ -239,7 +239,7 @@ def test_drafting_goes_on_while_weights_are_read(speculate: bool, folder: Path) 
     with Engine.open(folder) as engine:
         plain = tokens_of(engine, count=16)
     decode = f"{WIDE},nodes=5,children=1,speculate={speculate}"
-    with Engine.open(folder, residency="streamed:mb_s=2", decode=decode, draft=folder) as engine:
+    with Engine.open(folder, residency="streamed:mb_s=1", decode=decode, draft=folder) as engine:
         said = generate(engine, PROMPT, Limits(16, end=()))
         assert [token.id for token in said] == plain
         counts = said.drafting

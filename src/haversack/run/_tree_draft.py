@@ -7,6 +7,7 @@ large model left of it.
 
 from __future__ import annotations
 
+import sys
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -33,9 +34,11 @@ RESERVE = 6
 """Tokens below the branch threshold that are remembered at every node."""
 UNLIKELY = 1e-3
 """What is not drafted beside a pass: nodes less likely than this where the branch itself is right."""
-BESIDE_STEPS = 10
+BESIDE_STEPS = 20
 """Steps that a wait must be long for one to be made: the reading thread needs the interpreter between reads,
 and has it back late while the small model computes."""
+SWITCH_S = 5e-5
+"""How long that thread waits then, at most."""
 FAINT = 0.01
 """Tokens less likely than this are not remembered."""
 
@@ -129,7 +132,12 @@ class Drafter:
             and tree.depths[leaf] < self._deepest
         ]
         if leaves:
-            self._extend(max(leaves, key=tree.confidences.__getitem__))
+            interval = sys.getswitchinterval()
+            sys.setswitchinterval(SWITCH_S)
+            try:
+                self._extend(max(leaves, key=tree.confidences.__getitem__))
+            finally:
+                sys.setswitchinterval(interval)
             self.counts.speculated += 1
         self.counts.beside_s += perf_counter() - began
         return bool(leaves)

@@ -26,7 +26,6 @@ Limits: gains where reading weights is most of a pass. Both models must have the
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,8 +57,6 @@ BESIDE = 128
 """Nodes that may be drafted beside a pass."""
 WIDER = 0.002
 """Chance of being right below which a token is not put to the model even where it costs nothing."""
-SWITCH_S = 5e-5
-"""How long the thread that reads weights waits for the interpreter while the small model drafts."""
 
 
 def next_threshold(alpha: float, confidence: float, drafted: int, correct: int) -> float:
@@ -264,10 +261,7 @@ class Tree(Method):
             return
         drafter.asked(nodes)
         held.meanwhile = drafter.beside
-        interval = sys.getswitchinterval()
-        sys.setswitchinterval(SWITCH_S)
         try:
             yield
         finally:
             held.meanwhile = None
-            sys.setswitchinterval(interval)
