@@ -83,7 +83,8 @@ def command(
     context: Annotated[str, typer.Option(help="what of the prompt is read: tokens")] = "tokens",
     prefill: Annotated[str, typer.Option(help="whole, or chunked:tokens=N")] = "whole",
     decode: Annotated[
-        str | None, typer.Option(help="one-by-one, or linear-draft:length=N (default with --draft)")
+        str | None,
+        typer.Option(help="one-by-one, tree (with --draft), or linear-draft:length=N (default with --draft)"),
     ] = None,
     draft: Annotated[str | None, typer.Option(help="the small model that drafts, such as code-draft")] = None,
     activations: Annotated[
@@ -330,6 +331,8 @@ def _print_text(answer: Generation, size: tuple[int, int], text: str, log_probab
         print(engine.tally.words(), file=sys.stderr)
     if (held := telling(engine.held)) is not None:
         print(held.words(answer.seconds), file=sys.stderr)
+    if answer.drafting is not None:
+        print(answer.drafting.words(), file=sys.stderr)
 
 
 def _print_record(
@@ -372,6 +375,8 @@ def _print_record(
         record["sparsity"] = {key: value for key, value in engine.tally.stats().items() if key != "layers"}
     if (held := telling(engine.held)) is not None:
         record[held.told] = held.record(answer.seconds)
+    if answer.drafting is not None:
+        record["drafting"] = answer.drafting.stats()
     if constraint is not None:
         record["valid"] = constraint.complete
     print_json(record)
