@@ -97,6 +97,25 @@ def test_options_reach_the_engine(model: str, capsys: pytest.CaptureFixture[str]
     assert first["text"] == again["text"] and first["seed"] == 3
 
 
+def test_a_tree_of_drafts_says_what_it_did(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--prompt", "the one", "--max-tokens", "12", "--ignore-end"]
+    plain = said(capsys, model, *given)
+    drafted = said(
+        capsys, model, *given, "--decode", "tree:alpha=1e-5,branch_threshold=1e-3", "--draft", model
+    )
+    assert drafted["text"] == plain["text"] and "drafting" not in plain
+    counts = drafted["drafting"]
+    assert counts["passes"] < 11 and counts["accepted"] + counts["passes"] >= 11
+    assert counts["tokens_a_pass"] > 1 and 0 < counts["acceptance"] <= 1
+    done = subprocess.run(
+        [*PROGRAM, model, *given, "--decode", "tree", "--draft", model],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "drafts accepted" in done.stderr and "tokens a pass" in done.stderr
+
+
 def test_stop_and_log_probabilities(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     plain = said(
         capsys, model, "--prompt", "the one", "--ignore-end", "--log-probabilities", "--max-tokens", "12"

@@ -25,6 +25,7 @@ WORKING = {
     ("prefill", "chunked"): "tokens=16",
     ("residency", "streamed"): "keep=1",
     ("residency", "sealed"): "keep=1",
+    ("decode", "tree"): "alpha=1e-5,branch_threshold=1e-3",
 }
 
 every_method = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: f"{entry.slot}-{entry.name}")

@@ -40,7 +40,7 @@ def ask(conversation: Conversation, text: str) -> str:
     return "".join(conversation.ask(text))
 
 
-@pytest.mark.parametrize("decode", ["one-by-one", "linear-draft"])
+@pytest.mark.parametrize("decode", ["one-by-one", "linear-draft", "tree"])
 @pytest.mark.parametrize("cache_type", ["f32", "int8"])
 def test_only_new_turns_are_read_and_answers_stay_the_same(
     folder: Path, draft: Path, decode: str, cache_type: str

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from haversack.core.errors import UserError
 from haversack.run import Engine, Limits, Sampler, generate
-from haversack.run.decode.linear_draft import kept_share, remainder
+from haversack.run._verify import kept_share, remainder
 
 PROMPT = "the one and the other"
 

@@ -85,14 +85,14 @@ SLOTS = {
     "residency": ["mapped", "copied", "streamed"],
     "attention": ["dense", "sliding:window=500"],
     "prefill": ["whole", "chunked:tokens=5"],
-    "decode": ["one-by-one", "linear-draft:length=3"],
+    "decode": ["one-by-one", "linear-draft:length=3", "tree:alpha=1e-5,branch_threshold=1e-3"],
 }
 
 
 @pytest.mark.parametrize("chosen", list(itertools.product(*SLOTS.values())))
 def test_every_combination_gives_the_plain_tokens(chosen: tuple[str, ...], pack: Path, draft: Path) -> None:
     slots = dict(zip(SLOTS, chosen, strict=True))
-    drafting = draft if slots["decode"].startswith("linear") else None
+    drafting = None if slots["decode"] == "one-by-one" else draft
     with Engine.open(pack) as engine:
         plain = generate(engine, TEXT, Limits(12, end=()))
         wanted = [token.id for token in plain]

@@ -111,6 +111,15 @@ def test_a_tree_equals_its_branches(name: str, family: Any) -> None:
         rows, hidden = engine.step(tokens, 30 + depth, mask, cache, want="all")
         assert rows is not None and hidden is not None
         assert hidden.shape == (7, engine.architecture.head.inputs)
+        _, grown = in_parts(engine, text, [30])
+        for node in range(7):  # node by node, each told which of those before it are its ancestors
+            one, _ = engine.step(
+                tokens[node : node + 1],
+                30 + depth[node : node + 1],
+                mask[node : node + 1, : node + 1],
+                grown,
+            )
+            assert one is not None and np.array_equal(one[0], rows[node]), node
         for branch in BRANCHES:
             _, plain = in_parts(engine, text, [30])
             for index in branch:
@@ -164,7 +173,7 @@ def test_wants(folder: Any) -> None:
         ({"tokens": [1] * 50}, "context_length"),
         ({"tokens": [1, 2], "positions": np.array([1], np.int32)}, "positions"),
         ({"tokens": [1], "positions": np.array([-1], np.int32)}, "positions"),
-        ({"tokens": [1, 2], "mask": np.ones((2, 3), bool)}, "mask"),
+        ({"tokens": [1, 2], "mask": np.ones((2, 1), bool)}, "mask"),
         ({"tokens": [1, 2], "mask": np.ones((2, 2), np.float32)}, "mask"),
         ({"tokens": [1], "want": "everything"}, "want"),
     ],

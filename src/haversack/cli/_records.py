@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from haversack.cli._drafting_record import DraftingRecord
 from haversack.cli._residency_records import ExpertsRecord, HeadRecord, RestorationRecord
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -193,7 +194,7 @@ class RunOutput(_Record):
     """`haversack run`. `stop`: max-tokens, end-of-text, stop-text or context. `tool_calls`: with --tools;
     `valid`: with --schema, that the answer is complete and satisfies it. `sparsity`: of packs that have
     any. `experts`: with experts that are streamed. `head`: rows of the output matrix, and those computed,
-    with --decode sparse-head."""
+    with --decode sparse-head. `drafting`: with --draft."""
 
     text: str
     tokens: Count
@@ -211,6 +212,7 @@ class RunOutput(_Record):
     experts: ExpertsRecord | msgspec.UnsetType = msgspec.UNSET
     restoration: RestorationRecord | msgspec.UnsetType = msgspec.UNSET
     head: HeadRecord | msgspec.UnsetType = msgspec.UNSET
+    drafting: DraftingRecord | msgspec.UnsetType = msgspec.UNSET
     valid: bool | msgspec.UnsetType = msgspec.UNSET
 
 

@@ -84,7 +84,9 @@ def command(
     prefill: Annotated[str, typer.Option(help="whole, or chunked:tokens=N")] = "whole",
     decode: Annotated[
         str | None,
-        typer.Option(help="one-by-one, linear-draft:length=N (default with --draft), or sparse-head"),
+        typer.Option(
+            help="one-by-one; with --draft: linear-draft:length=N (the default there), or tree; or sparse-head"
+        ),
     ] = None,
     draft: Annotated[str | None, typer.Option(help="the small model that drafts, such as code-draft")] = None,
     activations: Annotated[
@@ -333,6 +335,8 @@ def _print_text(answer: Generation, size: tuple[int, int], text: str, log_probab
         print(engine.head_predictor.words(), file=sys.stderr)
     if (held := telling(engine.held)) is not None:
         print(held.words(answer.seconds), file=sys.stderr)
+    if answer.drafting is not None:
+        print(answer.drafting.words(), file=sys.stderr)
 
 
 def _print_record(
@@ -377,6 +381,8 @@ def _print_record(
         record["head"] = engine.head_predictor.record()
     if (held := telling(engine.held)) is not None:
         record[held.told] = held.record(answer.seconds)
+    if answer.drafting is not None:
+        record["drafting"] = answer.drafting.stats()
     if constraint is not None:
         record["valid"] = constraint.complete
     print_json(record)

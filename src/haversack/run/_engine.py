@@ -70,6 +70,8 @@ class Engine:
         self.draft_model: Model | None = None
         self.draft: Engine | None = None
         self.head_predictor: HeadPredictor | None = None
+        self.learned: Any = None
+        """What the decode method keeps from one answer for the next."""
 
     @classmethod
     def open(
@@ -227,7 +229,7 @@ class Engine:
             blocks=[nbytes(source, block.tensors()) for block in architecture.blocks],
             top=nbytes(source, architecture.top_tensors()),
             cache_type=self.cache_type,
-            context=min(capacity, architecture.context),
+            context=min(capacity, architecture.context) + getattr(self.slots.decode, "spare", 0),
         )
         return MemoryPlan(tuple((f"draft: {label}", count) for label, count in plan.lines[2:]))
 
@@ -270,11 +272,12 @@ class Engine:
     ) -> tuple[F32 | None, F32 | None]:
         """Read `tokens` i32 [n], which become the cache's next n entries; returns (logits, hidden).
 
-        `positions` i32 [n] default to those after the cache's entries. `mask` bool [n, n] says which of the
-        new tokens each sees (None: itself and those before it; a tree names its own). `want`: `last` gives
-        logits f32 [1, vocabulary] and the normalized hidden state they came from, `all` those of every token,
-        `hidden` only hidden states f32 [n, width], `none` nothing. Raises UserError, and leaves the cache as
-        it was, for tokens the model does not know, for shapes that do not fit and for a cache that is full.
+        `positions` i32 [n] default to those after the cache's entries. `mask` bool [n, m + n] says which of
+        the cache's last m entries and of the new tokens each sees (None: itself and all before it; a tree
+        names its own); entries before those are seen by all. `want`: `last` gives logits f32 [1, vocabulary]
+        and the normalized hidden state they came from, `all` those of every token, `hidden` only hidden
+        states f32 [n, width], `none` nothing. Raises UserError, and leaves the cache as it was, for tokens
+        the model does not know, for shapes that do not fit and for a cache that is full.
         """
         if cache is None:
             raise UserError("step needs a cache; engine.cache(capacity) makes one.", field="cache")
@@ -305,7 +308,7 @@ class Engine:
             positions = np.ascontiguousarray(positions, np.int32)
             if positions.shape != ids.shape:
                 raise UserError(f"{n} tokens stand at {positions.size} positions.", field="positions")
-        checked_positions(positions, mask, self.architecture.positions)
+        checked_positions(positions, mask, self.architecture.positions, cache.length)
         beyond = self.architecture.changes_at
         if beyond is None:
             hidden = self._read(ids, positions, mask, cache)

@@ -17,6 +17,7 @@ from haversack.run._sampler import Sampler, Session
 
 if TYPE_CHECKING:
     from haversack.run._constraint import Constraint
+    from haversack.run._drafting import Drafting
     from haversack.run._prefix import Prefix
 
 I32 = npt.NDArray[np.int32]
@@ -132,6 +133,11 @@ class Generation:
         if len(self.tokens) > 1 and decoding > 0:
             return (len(self.tokens) - 1) / decoding
         return len(self.tokens) / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def drafting(self) -> Drafting | None:
+        """What a decode method with a draft model did so far; None of other methods."""
+        return self._session.drafting
 
     def __iter__(self) -> Iterator[Token]:
         return self._iterator

@@ -14,6 +14,7 @@ from haversack.kernels import filter_logits, only_allowed, sample, softmax
 
 if TYPE_CHECKING:
     from haversack.run._constraint import Constraint
+    from haversack.run._drafting import Drafting
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
@@ -109,7 +110,7 @@ class Sampler:
 class Session:
     """One text under way: its tokens so far and how the next are drawn, by `sampler` among those that
     `constraint` allows. `ended`: how many tokens the answer had when the constraint said that it is complete,
-    else None."""
+    else None. `drafting`: what a method that drafts has done so far."""
 
     def __init__(
         self, sampler: Sampler, prompt: I32, most: int, constraint: Constraint | None = None
@@ -117,6 +118,7 @@ class Session:
         self.sampler = sampler
         self.constraint = constraint
         self.ended: int | None = None
+        self.drafting: Drafting | None = None
         self.prompt_length = len(prompt)
         self.most = most
         self._tokens = np.empty(len(prompt) + most + 1, np.int32)

@@ -23,9 +23,10 @@ class Step:
     """n tokens at `positions` i32 [n], whose keys and values become the cache entries `start` to `start` + n.
 
     `held` are the positions of the entries before them; None says that every entry, the new ones included,
-    stands at its own index. `mask` bool [n, n] says which of the new tokens each sees (None: itself and those
-    before it). `horizon`: see Cache. `reads` bool [n]: tokens that read row-sparse weights whole (None: no
-    token does). Tables are made when a block first asks, and serve all blocks.
+    stands at its own index. `mask` bool [n, m + n] says which of the last m entries and of the new tokens
+    each sees, beside all entries before those (None: itself and all before it). `horizon`: see Cache. `reads`
+    bool [n]: tokens that read row-sparse weights whole (None: no token does). Tables are made when a
+    block first asks, and serve all blocks.
     """
 
     __slots__ = ("_tables", "_visible", "held", "horizon", "mask", "positions", "reads", "start")
@@ -71,8 +72,9 @@ class Step:
 
     def _look(self, window: int | None, sink: int) -> Visible:
         positions = self.positions
+        before = self.start if self.mask is None else self.start + len(positions) - self.mask.shape[1]
         if window is None or int(positions.max()) < window:
-            return Visible(self.start, None, self.mask)
+            return Visible(before, None, self.mask)
         oldest = positions.astype(np.int64) - (window - 1)
         if self.held is None and self.mask is None and sink == 0:
             return Visible(self.start, oldest.clip(0), None)
@@ -81,13 +83,15 @@ class Step:
         seen = stands[None, :] >= oldest[:, None]
         seen[:, : min(sink, len(stands))] = True
         new = np.tri(len(positions), dtype=bool) if self.mask is None else self.mask
-        seen[:, self.start :] &= new
+        seen[:, before:] &= new
         return Visible(0, None, seen)
 
 
-def checked_positions(positions: I32, mask: Mask | None, learned: Positions | None = None) -> None:
-    """Raises UserError when `positions` are not i32 [n] from 0 on or `mask` is not bool [n, n], or when
-    there is no vector for one in the table `learned`.
+def checked_positions(
+    positions: I32, mask: Mask | None, learned: Positions | None = None, held: int = 0
+) -> None:
+    """Raises UserError when `positions` are not i32 [n] from 0 on or `mask` is not bool [n, m + n] with m at
+    most the `held` entries, or when there is no vector for a position in the table `learned`.
     """
     if positions.ndim != 1 or positions.size == 0 or int(positions.min()) < 0:
         raise UserError("a step takes at least one position, none below 0.", field="positions")
@@ -100,9 +104,15 @@ def checked_positions(positions: I32, mask: Mask | None, learned: Positions | No
             given=int(positions.max()),
             nearest=last,
         )
-    if mask is not None and (mask.dtype != np.bool_ or mask.shape != (len(positions), len(positions))):
+    if mask is not None and not (
+        mask.dtype == np.bool_
+        and mask.ndim == 2
+        and len(mask) == len(positions)
+        and len(positions) <= mask.shape[1] <= held + len(positions)
+    ):
         raise UserError(
-            f"mask must be bool of shape [{len(positions)}, {len(positions)}].",
+            f"mask must be bool of shape [{len(positions)}, {len(positions)}], or wider by as many of the "
+            f"{held} entries held as it is to cover.",
             field="mask",
             given=list(mask.shape),
         )

@@ -13,17 +13,25 @@ Limits: both models must have the same tokenizer.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from time import perf_counter
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from haversack.core.errors import UserError
 from haversack.core.method import Method, parameter
+from haversack.run._drafting import Drafting, open_draft
+from haversack.run._verify import (
+    ACCEPTED,
+    DRAFTED,
+    REPLACED,
+    kept_share,
+    log_probability,
+    pick,
+    remainder,
+)
 
 if TYPE_CHECKING:
     from haversack.run._cache import Cache
@@ -32,36 +40,6 @@ if TYPE_CHECKING:
 
 F32 = npt.NDArray[np.float32]
 Drawn = tuple[int, float]
-
-# Streams of random numbers beside the one of plain decoding.
-DRAFTED, ACCEPTED, REPLACED = 0x5D1F_0001, 0x5D1F_0002, 0x5D1F_0003
-
-
-def kept_share(p: float, q: float) -> float:
-    """The probability min(1, p / q) with which a draft is kept."""
-    return 1.0 if q <= 0 else min(1.0, p / q)
-
-
-def remainder(p: F32, q: F32) -> F32:
-    """max(p - q, 0), normalized: what a rejected draft is replaced from. p itself when nothing is left."""
-    left = np.maximum(p.astype(np.float64) - q.astype(np.float64), 0)
-    total = left.sum()
-    chosen = left / total if total > 0 else p.astype(np.float64) / p.sum(dtype=np.float64)
-    shares: F32 = chosen.astype(np.float64)
-    return shares
-
-
-def pick(shares: Any, number: float) -> int:
-    """The token at which the running sum of `shares` passes `number` times their sum."""
-    sums = np.cumsum(shares, dtype=np.float64)
-    passed = np.flatnonzero(sums > number * sums[-1])
-    return int(passed[0]) if len(passed) else int(np.flatnonzero(shares)[-1])
-
-
-def log_probability(logits: F32, token: int) -> float:
-    """Natural logarithm of the probability of `token` under `logits` f32 [vocabulary]."""
-    shifted = logits.astype(np.float64) - float(logits.max())
-    return float(shifted[token] - math.log(np.exp(shifted).sum()))
 
 
 @dataclass(frozen=True)
@@ -83,19 +61,7 @@ class LinearDraft(Method):
 
     def prepare(self, engine: Engine) -> None:
         """Open the draft beside the model. Raises UserError when it has another vocabulary."""
-        from haversack.run._source import open_model
-
-        model = open_model(self.draft)
-        ours, theirs = (_tokenizer_bytes(one) for one in (engine.model, model))
-        same = model.architecture.vocabulary == engine.architecture.vocabulary
-        if not same or (ours != theirs and _table(engine.model) != _table(model)):
-            raise UserError(
-                f"the draft {self.draft} has another tokenizer than {engine.model.path.name}; a draft must "
-                "share it.",
-                field="draft",
-                given=self.draft,
-            )
-        engine.draft_model = model
+        open_draft(engine, self.draft)
 
     def tokens(self, engine: Engine, cache: Cache, logits: F32, session: Session) -> Iterator[Drawn]:
         """(token, log-probability) of the answer, one after the other, until the cache is full.
@@ -105,10 +71,13 @@ class LinearDraft(Method):
         small = engine.draft
         assert small is not None
         drafts = small.cache(min(cache.capacity, small.context_length))
+        counts = session.drafting = Drafting()
         yield session.draw(logits[-1])
         while cache.length < cache.capacity:
             room = min(cache.capacity - cache.length, session.left, drafts.capacity - session.length + 1)
+            began = perf_counter()
             chain, shares = self._draft(small, drafts, session, min(self.length, room - 1))
+            drafted = perf_counter()
             start = cache.length
             tokens = np.concatenate([session.tokens[-1:], np.asarray(chain, np.int32)])
             rows, _ = engine.step(tokens, None, None, cache, want="all")
@@ -116,6 +85,9 @@ class LinearDraft(Method):
             kept = self._verify(rows, chain, shares, session)
             cache.truncate(start + len(kept))
             drafts.truncate(min(drafts.length, cache.length))
+            counts.steps += len(chain)
+            counts.drafting_s += drafted - began
+            counts.passed(len(chain), len(kept) - 1, perf_counter() - drafted)
             yield from kept
 
     def _draft(
@@ -175,13 +147,3 @@ def _number(session: Session, stream: int, step: int) -> float:
     from haversack.kernels.sampling import uniform
 
     return uniform(session.sampler.seed ^ (stream << 32), step)
-
-
-def _tokenizer_bytes(model: Any) -> bytes:
-    path: Path = model.path / "tokenizer.json"
-    return path.read_bytes() if path.is_file() else b""
-
-
-def _table(model: Any) -> dict[str, int]:
-    table: dict[str, int] = model.tokenizer().table()
-    return table

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +40,8 @@ BUFFER_SPARE = 4 * PAGE + 64 * 1024
 """Pages around a block, and what lies between its tensors."""
 ROWS_SPARE = 4 << 20
 """Rows of the embedding on their way, norms and biases."""
+ROWS_KEPT = 1 << 19
+"""Bytes of rows of the embedding that are kept for the next step."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,11 @@ def drop_cached(path: Path) -> None:
 
 
 class StreamedHeld:
-    """The buffers, the reading thread and what is kept. `bytes_read` counts what left the storage."""
+    """The buffers, the reading thread and what is kept. `bytes_read` counts what left the storage.
+
+    `meanwhile`: something to do, again and again, while a block that is needed is still being read; it is
+    told in how many seconds that will likely be over, and says whether it did anything.
+    """
 
     def __init__(
         self,
@@ -130,6 +138,11 @@ class StreamedHeld:
         self._kept = {i: _Slot([self._units[i]]) for i in range(min(kept, len(self._units)))}
         for index, slot in self._kept.items():
             slot.read(self._units[index], self._files)
+        self.meanwhile: Callable[[float], bool] | None = None
+        self._rows: OrderedDict[tuple[str, int], bytes] = OrderedDict()
+        self._rows_nbytes = 0
+        self._took = [0.0] * len(units)
+        self._began = 0.0
         self._streamed = [i for i in range(len(self._units)) if i not in self._kept]
         self._reader = Reader(name="haversack-stream")
         self._free = [_Slot(self._units) for _ in range(2)] if self._streamed else []
@@ -150,6 +163,8 @@ class StreamedHeld:
         if index in self._kept:
             yield self._kept[index]
             return
+        while self.meanwhile is not None and index not in self._ready and self.meanwhile(self._left(index)):
+            pass
         slot = self._take(index)
         try:
             yield slot
@@ -157,6 +172,11 @@ class StreamedHeld:
             with self._reader.changed:
                 self._free.append(slot)
                 self._reader.changed.notify_all()
+
+    def _left(self, index: int) -> float:
+        """Seconds until a unit will likely have been read."""
+        begun = time.monotonic() - self._began if index in self._filling else 0.0
+        return max(0.0, self._took[index] - begun)
 
     def _take(self, index: int) -> _Slot:
         """Wait for a unit; the two that follow it are read meanwhile. What was read in another order makes
@@ -199,7 +219,9 @@ class StreamedHeld:
     def _fill(self, index: int) -> None:
         slot = self._filling[index]
         try:
+            self._began = time.monotonic()
             slot.read(self._units[index], self._files)
+            self._took[index] = time.monotonic() - self._began
         except BaseException:
             with self._reader.changed:
                 self._free.append(slot)
@@ -236,11 +258,28 @@ class StreamedHeld:
         entry = self._source.tensors[table or self._architecture.embedding]
         unit = 16 if entry.layout == "rows16-1" else 1
         wanted, local = np.unique(tokens // unit, return_inverse=True)
-        spans = [row_span(entry, int(w) * unit, min(int(w + 1) * unit, entry.shape[0])) for w in wanted]
-        file = self._files[entry.file]
-        parts = file.read_many([(entry.offset + start, count) for start, count in spans])
+        parts = self._read_rows(entry, wanted.tolist(), unit)
         matrix = rows_matrix(entry, 0, len(wanted) * unit, b"".join(parts))
         return matrix, (local.reshape(-1) * unit + tokens % unit).astype(np.int32)
+
+    def _read_rows(self, entry: Any, wanted: list[int], unit: int) -> list[Any]:
+        """The bytes of some groups of `unit` rows; those that were read last are kept, as texts and drafts
+        repeat themselves."""
+        kept = self._rows
+        absent = [one for one in wanted if (entry.name, one) not in kept]
+        spans = [row_span(entry, one * unit, min((one + 1) * unit, entry.shape[0])) for one in absent]
+        file = self._files[entry.file]
+        read = file.read_many([(entry.offset + start, count) for start, count in spans])
+        for one, part in zip(absent, read, strict=True):
+            kept[entry.name, one] = bytes(part)
+            self._rows_nbytes += len(part)
+        found = []
+        for one in wanted:
+            kept.move_to_end((entry.name, one))
+            found.append(kept[entry.name, one])
+        while len(kept) > len(wanted) and self._rows_nbytes > ROWS_KEPT:
+            self._rows_nbytes -= len(kept.popitem(last=False)[1])
+        return found
 
     def _read_tensor(self, entry: Any) -> Any:
         if isinstance(entry, Rearranged):
