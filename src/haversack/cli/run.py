@@ -85,7 +85,7 @@ def command(
     decode: Annotated[
         str | None,
         typer.Option(
-            help="one-by-one; with --draft: linear-draft:length=N (the default there), or tree; or sparse-head"
+            help="one-by-one, sparse-head; with --draft: linear-draft:length=N (the default) or tree"
         ),
     ] = None,
     draft: Annotated[str | None, typer.Option(help="the small model that drafts, such as code-draft")] = None,
