@@ -133,7 +133,7 @@ def wrong(folder: Path, **changes: Any) -> None:
         ("smallthinker", {"rope_layout": [1, 0]}, "rope_layout", "one for each block"),
         ("smallthinker", {"rope_layout": [1] * 5}, "rope_layout", "one for each block"),
         ("smallthinker", {"moe_layer_layout": [1, 1, 0, 1]}, "moe_layer_layout", "dense blocks"),
-        ("smallthinker", {"moe_enable_early_router": False}, "moe_enable_early_router", "not supported"),
+        ("smallthinker", {"moe_enable_early_router": 0}, "moe_enable_early_router", "neither true nor"),
         ("smallthinker", {"moe_enable_secondary_experts": True}, "secondary", "not supported"),
         ("smallthinker", {"moe_num_active_primary_experts": 7}, "moe_num_active", "is more than"),
     ],

@@ -74,6 +74,8 @@ def test_products_of_a_mixture_are_in_order_of_use() -> None:
     late, early = (read(family).blocks[0] for family in ("mixtral", "smallthinker"))
     assert late.products().index((late.mixture.router,)) == 2  # behind attention's two
     assert early.products()[0] == (early.mixture.router,)
+    twin = read("smallthinker", moe_enable_early_router=False).blocks[0]
+    assert twin.mixture.tap == "normed" and twin.products().index((twin.mixture.router,)) == 2
     assert len(early.matrices()) == len(set(early.matrices())) == 4 + 1 + 3 * 32
 
 
