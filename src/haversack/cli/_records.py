@@ -174,10 +174,23 @@ class SparsityRecord(_Record):
     drift: str | None
 
 
+class AttentionRecord(_Record):
+    """A prompt under sparse attention. `kept`: the share of its pairs of query and key that were looked at;
+    `borders`: chunks; `note`: why it was read densely, else empty."""
+
+    tokens: Count
+    borders: Count
+    kept: Share
+    border_ms: float
+    choice_ms: float
+    gathered_mib: float
+    note: str
+
+
 class RunOutput(_Record):
     """`haversack run`. `stop`: max-tokens, end-of-text, stop-text or context. `tool_calls`: with --tools;
     `valid`: with --schema, that the answer is complete and satisfies it. `sparsity`: of packs that have
-    any."""
+    any; `attention`: with --attention dhsa."""
 
     text: str
     tokens: Count
@@ -192,6 +205,7 @@ class RunOutput(_Record):
     log_probabilities: list[LogProbability] | msgspec.UnsetType = msgspec.UNSET
     tool_calls: list[ToolCall] | msgspec.UnsetType = msgspec.UNSET
     sparsity: SparsityRecord | msgspec.UnsetType = msgspec.UNSET
+    attention: AttentionRecord | msgspec.UnsetType = msgspec.UNSET
     valid: bool | msgspec.UnsetType = msgspec.UNSET
 
 

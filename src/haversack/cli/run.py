@@ -73,7 +73,12 @@ def command(
         str | None,
         typer.Option(help="where weights live: mapped, copied or streamed (default: the pack's plan)"),
     ] = None,
-    attention: Annotated[str, typer.Option(help="dense, or sliding:window=N,sink=N")] = "dense",
+    attention: Annotated[
+        str | None,
+        typer.Option(
+            help="dense, sliding:window=N,sink=N or dhsa:budget=N (default: the pack's plan, or dense)"
+        ),
+    ] = None,
     context: Annotated[str, typer.Option(help="what of the prompt is read: tokens")] = "tokens",
     prefill: Annotated[str, typer.Option(help="whole, or chunked:tokens=N")] = "whole",
     decode: Annotated[
@@ -320,6 +325,8 @@ def _print_text(answer: Generation, size: tuple[int, int], text: str, log_probab
     )
     if engine.tally:
         print(engine.tally.words(), file=sys.stderr)
+    if engine.reader is not None:
+        print(engine.reader.tally.words(), file=sys.stderr)
 
 
 def _print_record(
@@ -359,6 +366,8 @@ def _print_record(
         record["text"], record["tool_calls"] = talk.calls(answer.text)
     if engine.tally:
         record["sparsity"] = {key: value for key, value in engine.tally.stats().items() if key != "layers"}
+    if engine.reader is not None:
+        record["attention"] = engine.reader.tally.stats()
     if constraint is not None:
         record["valid"] = constraint.complete
     print_json(record)
