@@ -69,8 +69,11 @@ class Job:
     work_ram_mib: float | None = None
     seed: int = 0
     requantize: str | None = None
+    attention: str | None = None
 
     def __post_init__(self) -> None:
+        if self.attention is not None:
+            index.create("run", "attention", self.attention)
         if self.objective not in OBJECTIVES:
             raise not_allowed("objective", self.objective, OBJECTIVES)
         if self.structure is not None:
@@ -173,6 +176,12 @@ def pack_model(job: Job, tell: Callable[[str], None] = lambda text: None) -> Out
             f"--requantize is for GGUF files; {job.model} is none.", field="requantize", given=job.requantize
         )
     source: Any = factored(HubFolder.open(model_folder(job.model)))
+    if job.attention is not None and (is_encoder(source.config) or is_speech(source.config)):
+        raise UserError(
+            f"--attention is for models that write text token by token; {job.model} is none.",
+            field="attention",
+            given=job.attention,
+        )
     if is_encoder(source.config):
         from haversack.plan._encoder_job import pack_encoder
 

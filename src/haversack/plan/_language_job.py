@@ -17,6 +17,7 @@ from haversack.models import Tokenizer, read_architecture
 from haversack.models._calibration import TokenText, segments, token_text
 from haversack.models._checkpoint import checkpoint
 from haversack.models._hub_cache import hub_origin
+from haversack.plan._attention import attention_of
 from haversack.plan._candidates import Candidate, Plan
 from haversack.plan._enumerate import Space, predicted
 from haversack.plan._gguf_job import GgufJob, Origin
@@ -41,6 +42,7 @@ CALIBRATION_LENGTH = 512
 FEWEST_CALIBRATION, FEWEST_EVALUATION = 2_048, 1_024
 EVALUATION_TOKENS = 16_384
 WINDOW = 1_024
+ATTENTION_LENGTH, ATTENTION_PIECES = 1_024, 24
 PROMPT_CHARACTERS, SPEED_TOKENS = 240, 32
 
 
@@ -97,6 +99,12 @@ class Bench(Shelf):
         count = -(-self.job.calibration_tokens // length)
         return segments(self.calibration.tokens, length, count, self.job.seed)
 
+    def long_texts(self) -> Any:
+        """Calibration text in the long pieces that attention is taught on."""
+        length = min(ATTENTION_LENGTH, self.architecture.context)
+        count = min(-(-self.job.calibration_tokens // length), ATTENTION_PIECES)
+        return segments(self.calibration.tokens, length, count, self.job.seed)
+
     def compressed(self, key: tuple[str, str]) -> Path:
         """See Shelf; a GGUF file's own types are kept as they are."""
         if self.gguf is None or not self.gguf.kept:
@@ -126,6 +134,7 @@ class Bench(Shelf):
         """`write`, with quality beside that of the model as it came."""
         assert best.quality is not None
         job, text = self.job, self.evaluation
+        chosen = attention_of(job, self.pack(best.plan), best.plan.activations, self.long_texts, self.scratch)
         self.write(
             found,
             best,
@@ -138,7 +147,10 @@ class Bench(Shelf):
                 ("evaluation", f"{text.source}: {len(text.tokens):,} tokens, {text.byte_count:,} bytes"),
                 ("calibration", f"{self.calibration_source}, seed {job.seed}"),
                 *self._kept(best),
+                *chosen.facts,
             ],
+            plan=chosen.plan,
+            files=chosen.files,
             provenance={
                 **hub_origin(self.path),
                 **({"requantized": job.requantize} if job.requantize else {}),
