@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -230,10 +231,11 @@ def test_a_gap_depends_on_the_keys_around_it_alone() -> None:
 
 
 def test_its_file_is_read_back(tmp_path: Path) -> None:
-    made = predictor(16, "abc")
+    made = replace(predictor(16, "abc"), threshold=-0.75)
     made.write(tmp_path / "p")
     read = BoundaryPredictor.open(tmp_path / "p")
     assert (read.heads, read.window, read.model, read.channels) == (4, 4, "abc", 16)
+    assert read.threshold == -0.75
     keys = np.ones((20, 16), np.float32)
     assert np.array_equal(read.logits(keys), made.logits(keys))
 
@@ -308,7 +310,7 @@ def test_a_text_that_goes_on_knows_its_older_borders(folder: Path, tmp_path: Pat
         for token in TEXT[200:230]:
             engine.step([token], cache=pieces)
         engine.step(TEXT[230:], cache=pieces)
-        assert np.allclose(pieces.gaps.logits, whole.gaps.logits, atol=1e-4)
+        assert np.allclose(pieces.gaps[0].logits, whole.gaps[0].logits, atol=1e-4)
         pieces.truncate(100)
         assert pieces.gaps is None
 
@@ -319,6 +321,32 @@ def test_prompts_shorter_than_a_chunk(count: int, folder: Path, tmp_path: Path) 
     found, tally = logits_of(folder, given, TEXT[:count])
     assert np.array_equal(found, logits_of(folder, "dense", TEXT[:count])[0])
     assert count == 1 or tally.note == f"dense, for the prompt's {count} tokens fit in the budget of 2048"
+
+
+def test_layers_may_have_borders_of_their_own(folder: Path, tmp_path: Path) -> None:
+    """Each layer's gaps are then judged by its own keys."""
+    file = trained_for(folder, tmp_path / "p")
+    given = f"dhsa:budget=64,predictor={file},{SMALL}"
+    shared, own = logits_of(folder, given)[0], logits_of(folder, f"{given},share_borders=false")[0]
+    assert np.isfinite(own).all() and not np.array_equal(shared, own)
+    with Engine.open(folder, attention=f"{given},share_borders=false") as engine:
+        cache = engine.cache(400)
+        engine.step(TEXT, cache=cache)
+        assert sorted(cache.gaps) == [0, 1, 2]
+        keys, _ = cache.layers[2].floats(slice(0, 400))
+        flat = np.ascontiguousarray(keys.transpose(1, 0, 2)).reshape(400, -1)
+        assert np.allclose(cache.gaps[2].logits, engine.reader.predictor.logits(flat), atol=1e-4)
+
+
+def test_borders_may_come_from_a_later_block(folder: Path, tmp_path: Path) -> None:
+    """The blocks before it have borders at equal distances, those after it share its own."""
+    given = f"dhsa:budget=64,predictor={trained_for(folder, tmp_path / 'p')},{SMALL}"
+    with Engine.open(folder, attention=f"{given},border_block=1") as engine:
+        cache = engine.cache(400)
+        engine.step(TEXT, cache=cache)
+        assert sorted(cache.gaps) == [1]
+    with pytest.raises(UserError, match=r"border_block=3 has no attention \(allowed 0 to 2\)"):
+        Engine.open(folder, attention=f"{given},border_block=3")
 
 
 def test_shared_choices_are_those_of_the_first_layer(folder: Path) -> None:

@@ -294,7 +294,7 @@ class Engine:
         for block in self.architecture.blocks:
             layer = cache.layers[block.index]
             with held.weights(block.index) as weights:
-                if self.reader is not None and block.index == self.reader.first:
+                if self.reader is not None:
                     self.reader.begin(block, hidden, parts, weights, cache, self.activations)
                 if len(parts) == 1:
                     forward.advance(block, hidden, parts[0][1], layer, weights)

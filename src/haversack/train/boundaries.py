@@ -7,8 +7,10 @@ tokens pay to the w keys before it is held against what they pay to the w keys a
 twice the other, a chunk begins. The predictor (run/attention/_predictor.py) learns these labels from the keys
 of all layers, document by document.
 What we changed: attention is summed by column as it is computed, so that labels take length x 2w numbers
-instead of length^2. Defaults are for small models and texts: more passes and a higher rate than the paper's 2
-passes at 1e-4. [code] gives the loss; gated pooling and the convolutional and deeper variants are left out.
+instead of length^2. Layers whose gaps are nearly all borders, or nearly none, teach nothing and are left out
+of a document (attention that only looks a token back does that). Defaults are for small models and texts:
+more passes and a higher rate than the paper's 2 passes at 1e-4. [code] gives the loss; gated pooling and the
+convolutional and deeper variants are left out.
 Cost: one dense reading of each document, then `passes` of the predictor over it.
 Limits: documents up to LONGEST tokens; needs PyTorch (the extra workshop).
 """
@@ -16,7 +18,7 @@ Limits: documents up to LONGEST tokens; needs PyTorch (the extra workshop).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
 
@@ -40,11 +42,14 @@ Bools = npt.NDArray[np.bool_]
 WINDOW = 4
 LONGEST = 8192
 LEAST_RATIO = 2.0
+TELLING = (0.005, 0.9)
+"""Shares of borders among a layer's gaps between which it teaches something."""
 SMALL = 1e-6
 PASSES, RATE = 12, 1e-3
 HELD_OUT = 8
 """One document of so many is kept for the report."""
-THRESHOLD = 0.0
+THRESHOLDS = (-2.0, -1.5, -1.0, -0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0)
+"""Of these a predictor gets the one that matches the labels it was taught best."""
 
 
 class Masses:
@@ -157,6 +162,12 @@ def attention_rows(query: F32, cache: CacheLayer, step: Step, layer: Attention) 
     return total / np.float32(layer.heads)
 
 
+def telling(lessons: Sequence[Lesson]) -> list[Lesson]:
+    """Those lessons whose gaps are neither nearly all borders nor nearly none."""
+    least, most = TELLING
+    return [one for one in lessons if least <= one.labels[one.valid].mean() <= most]
+
+
 def lessons_of(engine: Engine, tokens: I32) -> list[Lesson]:
     """What each layer teaches when the engine's model reads `tokens` i32 [n] densely; layers whose keys have
     another width than the first's are left out."""
@@ -181,8 +192,8 @@ def lessons_of(engine: Engine, tokens: I32) -> list[Lesson]:
     return found
 
 
-def scored(predictor: BoundaryPredictor, lessons: Sequence[Lesson], threshold: float = THRESHOLD) -> Scores:
-    """How the predictor's gaps above `threshold` match the labels of `lessons`."""
+def scored(predictor: BoundaryPredictor, lessons: Sequence[Lesson]) -> Scores:
+    """How the predictor's gaps above its threshold match the labels of `lessons`."""
     logits = [predictor.logits(lesson.keys)[lesson.valid] for lesson in lessons]
     labels = np.concatenate([lesson.labels[lesson.valid] for lesson in lessons])
     overlaps = []
@@ -192,8 +203,15 @@ def scored(predictor: BoundaryPredictor, lessons: Sequence[Lesson], threshold: f
         if len(likely):
             overlaps.append(len(np.intersect1d(likely, wanted)) / len(likely))
     return Scores.of(
-        np.concatenate(logits) > threshold, labels, float(np.mean(overlaps)) if overlaps else 0.0
+        np.concatenate(logits) > predictor.threshold, labels, float(np.mean(overlaps)) if overlaps else 0.0
     )
+
+
+def _best_threshold(predictor: BoundaryPredictor, documents: Sequence[Sequence[Lesson]]) -> float:
+    lessons = [lesson for document in documents for lesson in document]
+    logits = np.concatenate([predictor.logits(lesson.keys)[lesson.valid] for lesson in lessons])
+    labels = np.concatenate([lesson.labels[lesson.valid] for lesson in lessons])
+    return max(THRESHOLDS, key=lambda threshold: Scores.of(logits > threshold, labels).f1)
 
 
 def every_nth(lessons: Sequence[Lesson]) -> Scores:
@@ -249,12 +267,22 @@ def train_boundary_predictor(
     except ModuleNotFoundError as error:
         raise MissingExtraError("teaching a boundary predictor", "PyTorch", "workshop") from error
     with Engine.open(model, attention="dense", residency="mapped", activations=activations) as engine:
-        kept = max(len(usable) // HELD_OUT, 1)
-        taught = [lessons_of(engine, document) for document in usable]
+        taught = [telling(lessons_of(engine, document)) for document in usable]
         known = fingerprint(engine.model.source, engine.architecture)
+    taught = [lessons for lessons in taught if lessons]
+    if len(taught) < 2:
+        raise UserError(
+            f"the model's attention shows borders in {len(taught)} of {len(usable)} documents and at least 2 "
+            "are needed; give other texts with --calibration.",
+            field="calibration",
+            given=len(taught),
+            nearest=2,
+        )
+    kept = max(len(taught) // HELD_OUT, 1)
     channels = taught[0][0].keys.shape[1]
     heads = next(count for count in range(min(heads, channels), 0, -1) if channels % count == 0)
     tensors = torch_part.fit(taught[kept:], channels, heads, window, passes, rate, seed)
     predictor = BoundaryPredictor(tensors, heads, window, known)
+    predictor = replace(predictor, threshold=_best_threshold(predictor, taught[kept : kept + HELD_OUT]))
     unseen = [lesson for document in taught[:kept] for lesson in document]
-    return Taught(predictor, scored(predictor, unseen), every_nth(unseen), len(usable) - kept)
+    return Taught(predictor, scored(predictor, unseen), every_nth(unseen), len(taught) - kept)

@@ -26,6 +26,7 @@ FILE = "boundaries.safetensors"
 """The predictor's name in a pack."""
 HIDDEN = 256
 EPS = 1e-5
+THRESHOLD = 1.1
 PIECE = 512
 """Gaps that are judged at once."""
 ADVICE = "train one into the pack: haversack pack MODEL --attention dhsa, or take mode=dhsa_topk"
@@ -71,14 +72,15 @@ class BoundaryPredictor:
     """Self-attention over the 2w keys around a gap, a layer norm, the means of both sides l and r, and two
     linear layers over [l, r, |l - r|, l * r, cos(l, r)].
 
-    `window` is w, `heads` those of the self-attention; `model` the fingerprint of the model it was trained
-    on.
+    `window` is w, `heads` those of the self-attention; `threshold` the logit above which a gap may be a
+    border, `model` the fingerprint of the model it was trained on.
     """
 
     tensors: Mapping[str, F32]
     heads: int
     window: int
     model: str
+    threshold: float = THRESHOLD
 
     @property
     def channels(self) -> int:
@@ -97,7 +99,7 @@ class BoundaryPredictor:
         file = SafetensorsFile.open(path)
         try:
             heads, window = int(file.metadata["heads"]), int(file.metadata["window"])
-            model = file.metadata["model"]
+            model, threshold = file.metadata["model"], float(file.metadata["threshold"])
         except (KeyError, ValueError) as error:
             raise DamagedFileError(path, "it is no boundary predictor") from error
         found: dict[str, F32] = {}
@@ -112,13 +114,14 @@ class BoundaryPredictor:
             raise DamagedFileError(path, "its tensors do not fit each other")
         if window < 1 or heads < 1 or len(norm) % heads:
             raise DamagedFileError(path, f"{heads} heads and a window of {window} cannot be")
-        return cls(found, heads, window, model)
+        return cls(found, heads, window, model, threshold)
 
     def write(self, path: Path) -> None:
         """Write the file that `open` reads."""
         from haversack.formats.safetensors import write_safetensors
 
         metadata = {"heads": str(self.heads), "window": str(self.window), "model": self.model}
+        metadata["threshold"] = repr(self.threshold)
         rows = [(name, "f32", each.shape, each.tobytes()) for name, each in self.tensors.items()]
         write_safetensors(path, rows, metadata)
 
@@ -163,17 +166,22 @@ class BoundaryPredictor:
         seen = np.matmul(shares, value.transpose(0, 1, 3, 2))  # [heads, gaps, 2w, width]
         mixed = np.ascontiguousarray(seen.transpose(1, 2, 0, 3)).reshape(gaps * size, self.channels)
         normal = self._norm(self._linear(mixed, "output")).reshape(gaps, 2, self.window, self.channels)
-        sides = normal.mean(axis=2)
-        left, right = sides[:, 0], sides[:, 1]
+        means = normal.mean(axis=2)
+        left, right = means[:, 0], means[:, 1]
         lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
         cosine = (left * right).sum(axis=1) / np.maximum(lengths, np.float32(1e-8))
-        features = np.concatenate([left, right, np.abs(left - right), left * right, cosine[:, None]], axis=1)
+        features = np.zeros((gaps, _padded(4 * self.channels + 1)), np.float32)  # the kernel likes sixteens
+        sides = (left, right, np.abs(left - right), left * right, cosine[:, None])
+        np.concatenate(sides, axis=1, out=features[:, : 4 * self.channels + 1])
         inner = np.maximum(self._linear(features, "first"), 0)
         out: F32 = self._linear(inner, "second")[:, 0]
         return out
 
     def _linear(self, x: F32, name: str) -> F32:
-        matrix = Matrix.from_array(self.tensors[f"{name}.weight"])
+        values = self.tensors[f"{name}.weight"]
+        if x.shape[1] > values.shape[1]:
+            values = np.pad(values, ((0, 0), (0, x.shape[1] - values.shape[1])))
+        matrix = Matrix.from_array(values)
         out: F32 = matmul(np.ascontiguousarray(x), matrix, bias=self.tensors[f"{name}.bias"])
         return out
 
@@ -182,3 +190,7 @@ class BoundaryPredictor:
 
         out: F32 = layer_norm(x, self.tensors["norm.weight"], self.tensors["norm.bias"], EPS)
         return out
+
+
+def _padded(count: int) -> int:
+    return -(-count // 16) * 16

@@ -137,11 +137,22 @@ class Tally:
 
 
 class Reader:
-    """Prepares the prompts of one engine. `first`: the block whose keys the borders come from."""
+    """Prepares the prompts of one engine. `first`: the first block with attention, whose keys the borders
+    come from unless each block has its own."""
 
     def __init__(self, method: DHSA, model: Model) -> None:
         self.method = method
         self.first, _ = first_attention(model.architecture)
+        blocks = [block.index for block in model.architecture.blocks if block.attention is not None]
+        if method.border_block and method.border_block not in blocks:
+            raise UserError(
+                f"border_block={method.border_block} has no attention (allowed {self.first} to "
+                f"{blocks[-1]}); use border_block={self.first}.",
+                field="border_block",
+                given=method.border_block,
+                nearest=self.first,
+            )
+        self.source = method.border_block or self.first
         self.predictor = predictor_of(method, model) if method.predicts else None
         self.tally = Tally()
 
@@ -156,6 +167,11 @@ class Reader:
     ) -> None:
         """Find the borders of the text that the steps `parts` go on with, hidden f32 [n, width] being the
         input of `block`; what is decoded, and what fits the budget, is left to dense attention."""
+        if block.index != self.first:
+            own = block.index == self.source or not self.method.share_borders
+            if self.predictor is not None and own and block.attention is not None:
+                self._renew(block, hidden, parts, weights, cache, activations)
+            return
         method, start = self.method, cache.length
         end = start + len(hidden)
         whole = max(cache.horizon, end)
@@ -170,13 +186,29 @@ class Reader:
             self.tally.note = f"dense, for the prompt's {whole} tokens fit in the budget of {budget}"
         if start >= until or whole <= budget:
             return
-        begun = time.perf_counter()
-        borders = self._borders(block, hidden, parts, weights, cache, activations, end - min(until, end))
-        self.tally.border_s += time.perf_counter() - begun
-        self.tally.borders = len(borders) - 1
-        prompt = Prompt(method, borders, until, budget, self.tally)
+        prompt = Prompt(method, np.array([0, end]), until, budget, self.tally)
         for _, step in parts:
             step.prompt = prompt
+        self._renew(block, hidden, parts, weights, cache, activations)
+
+    def _renew(
+        self,
+        block: Block,
+        hidden: F32,
+        parts: Sequence[tuple[slice, Step]],
+        weights: Weights,
+        cache: Cache,
+        activations: str,
+    ) -> None:
+        """Give the prompt under way the borders that `block` sees."""
+        prompt = parts[0][1].prompt
+        if prompt is None:
+            return
+        begun, end = time.perf_counter(), cache.length + len(hidden)
+        tail = end - min(prompt.until, end)
+        prompt.borders = self._borders(block, hidden, parts, weights, cache, activations, tail)
+        self.tally.border_s += time.perf_counter() - begun
+        self.tally.borders = len(prompt.borders) - 1
 
     def _borders(
         self,
@@ -189,12 +221,13 @@ class Reader:
         tail: int,
     ) -> I64:
         method, start, end = self.method, cache.length, cache.length + len(hidden)
-        if self.predictor is None:
+        if self.predictor is None or (block.index != self.source and method.share_borders):
             every = max(method.query_block // CHUNKS, 1) if method.mode == "dhsa" else method.key_block
             return np.unique(np.append(np.arange(0, end, every, dtype=np.int64), end))
-        gaps = cache.gaps
+        known = cache.gaps = cache.gaps or {}
+        gaps = known.get(block.index)
         if gaps is None or gaps.predictor is not self.predictor or gaps.end > start:
-            gaps = cache.gaps = Gaps(self.predictor)
+            gaps = known[block.index] = Gaps(self.predictor)
         if gaps.end < start:  # tokens that were read without a thought of borders
             layer = cache.layers[block.index]
             assert layer is not None
@@ -202,8 +235,9 @@ class Reader:
             gaps.extend(np.ascontiguousarray(keys.transpose(1, 0, 2)).reshape(start - gaps.end, -1))
         for rows, step in parts:
             gaps.extend(keys_of(block, hidden[rows], step, weights, activations))
-        edge, block_size = self.predictor.window, method.query_block
-        return choose_borders(gaps.logits, block_size, method.threshold, method.apart, edge, tail)
+        least = self.predictor.threshold if method.threshold is None else method.threshold
+        edge = self.predictor.window
+        return choose_borders(gaps.logits, method.query_block, least, method.apart, edge, tail)
 
 
 class Prompt:

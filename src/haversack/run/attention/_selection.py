@@ -39,8 +39,8 @@ def by_score(scores: F32, borders: I64, low: int, kept: Bools, most: int) -> I64
     total = np.cumsum(free[order])
     whole = int(np.searchsorted(total, most, side="right"))
     change = np.zeros(len(kept) + 1, np.int64)
-    np.add.at(change, begins[order[:whole]] - low, 1)
-    np.add.at(change, ends[order[:whole]] - low, -1)
+    change[begins[order[:whole]] - low] += 1  # no two chunks begin, or end, in one place
+    change[ends[order[:whole]] - low] -= 1
     taken = kept | (np.cumsum(change[:-1]) > 0)
     left = most - (int(total[whole - 1]) if whole else 0)
     if left > 0 and whole < len(order):

@@ -3,12 +3,14 @@
 Paper: Xiong et al., "Long-Context Modeling with Dynamic Hierarchical Sparse Attention for On-Device LLMs"
 (arXiv 2510.24606, 2025).
 What is here: borders by a trained predictor and non-maximum suppression, found from the first layer's keys
-and shared by all layers; chunk vectors whose length is normalised by its square root; chunk scores, of which
-a block of queries takes the best until its budget is full; exact softmax attention over what was taken, in a
-kernel that reads nothing else. A model's windows and soft caps hold. Modes: `dhsa`; `block`, equal blocks of
-`key_block` keys by their means; `sliding`, the last keys alone; `dense`; and the later, kernel-friendly forms
-[code], `dhsa_topk` (the first and the nearest key block always, the rest by their means) and `dhsa_vs` (half
-of the budget for columns, half for diagonals, by the attention of the last queries).
+and shared by all layers (`border_block`: a later one's, with equal distances before it;
+`share_borders=false`: each its own); chunk vectors whose length is normalised by its square root; chunk
+scores, of which a block of queries takes the best until its budget is full; exact softmax attention over what
+was taken, in a kernel that reads nothing else. A model's windows and soft caps hold. Modes: `dhsa`; `block`,
+equal blocks of `key_block` keys by their means; `sliding`, the last keys alone; `dense`; and the later,
+kernel-friendly forms [code], `dhsa_topk` (the first and the nearest key block always, the rest by their
+means) and `dhsa_vs` (half of the budget for columns, half for diagonals, by the attention of the last
+queries).
 What we changed: the released selection may take a key twice, which then weighs twice; here the choice is a
 set. A block's own keys are all seen, so that no query sees nothing, and count in the budget. A chunk that
 reaches beyond a block of queries is judged by its part before the block's end, so that the bits of a prompt
@@ -48,7 +50,7 @@ UNSURE = -100.0
 
 
 def choose_borders(
-    logits: F32, query_block: int, threshold: float = 1.1, apart: int = 8, edge: int = 4, tail: int = 0
+    logits: F32, query_block: int, threshold: float, apart: int = 8, edge: int = 4, tail: int = 0
 ) -> I64:
     """Borders 0 .. n, i64 [chunks + 1], from the logits f32 [n] of the gaps behind n tokens.
 
@@ -128,17 +130,22 @@ class DHSA(Method):
     local: int = parameter(128, help="nearest keys that are always seen")
     sinks: int = parameter(128, help="first keys that are always seen")
     tail: int = parameter(64, help="last tokens of a prompt, which see all keys")
-    threshold: float = parameter(1.1, help="logit above which a gap may be a border")
+    threshold: float | None = parameter(
+        None, help="logit above which a gap may be a border; none: the predictor's own"
+    )
     apart: int = parameter(8, help="gaps around a border that can be none")
     borders: str = parameter("predicted", allowed=("predicted", "fixed"), help="where chunks of dhsa begin")
     pooling: str = parameter("sqrt", allowed=("sqrt", "mean", "max"), help="how dhsa makes chunk vectors")
     heads: str = parameter("together", allowed=("together", "apart"), help="one choice, or one a key head")
+    share_borders: bool = parameter(True, help="borders of one layer serve those after it")
+    border_block: int = parameter(0, help="the block whose keys borders come from; equal distances before it")
     share_selection: bool = parameter(False, help="layers of one kind share the choice of the first of them")
     predictor: str = parameter("", help="the predictor's file, where the pack has none")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         least = {"budget": self.least, "local": 0, "sinks": 0, "tail": 0, "apart": 0, "density": 0}
+        least["border_block"] = 0
         for field, allowed in least.items():
             given = getattr(self, field)
             if not given >= allowed:
