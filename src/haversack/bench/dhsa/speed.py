@@ -16,9 +16,9 @@ from haversack.bench._rows import Bar, Outcome, Outcomes, Row, Unavailable
 from haversack.bench.dhsa._bench import bench
 from haversack.bench.dhsa._models import TEST, answered, documents, recall_folder, sparse
 
-LENGTH, BUDGET = 8192, 1536
+LENGTH, BUDGET = 8192, 1280
 LENGTHS = (512, 1024, 2048, 4096, 8192)
-QUERIES, LEAST = 128, 144
+QUERIES, LEAST = 64, 80
 """Queries of a block, and what these always see."""
 TEXTS, QUICK_TEXTS, ROUNDS = 6, 1, 3
 BYTES_LENGTH, BYTES_BUDGET, BYTES_BLOCK = 2048, 512, 64

@@ -27,7 +27,7 @@ FILE = "boundaries.safetensors"
 HIDDEN = 256
 EPS = 1e-5
 THRESHOLD = 1.1
-PIECE = 512
+PIECE = 1024
 """Gaps that are judged at once."""
 ADVICE = "train one into the pack: haversack pack MODEL --attention dhsa, or take mode=dhsa_topk"
 

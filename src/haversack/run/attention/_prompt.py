@@ -233,8 +233,12 @@ class Reader:
             assert layer is not None
             keys, _ = layer.floats(slice(gaps.end, start))
             gaps.extend(np.ascontiguousarray(keys.transpose(1, 0, 2)).reshape(start - gaps.end, -1))
+        held: list[F32] = []
         for rows, step in parts:
-            gaps.extend(keys_of(block, hidden[rows], step, weights, activations))
+            held.append(keys_of(block, hidden[rows], step, weights, activations))
+            if step is parts[-1][1] or sum(map(len, held)) >= PIECE:
+                gaps.extend(np.concatenate(held))
+                held.clear()
         least = self.predictor.threshold if method.threshold is None else method.threshold
         edge = self.predictor.window
         return choose_borders(gaps.logits, method.query_block, least, method.apart, edge, tail)
@@ -338,6 +342,14 @@ def _grouped(heads: F32, layer: Attention) -> F32:
     return found
 
 
+def _keys(cache: CacheLayer, begin: int, end: int) -> F32:
+    """The keys of entries `begin` to `end` - 1, f32 [key heads, entries, d], not copied where they are
+    f32."""
+    keys = cache.keys[:, begin:end].astype(np.float32, copy=False)
+    found: F32 = keys if cache.key_scales is None else keys * cache.key_scales[:, begin:end, None]
+    return found
+
+
 class Pool:
     """The chunks of one layer, added up as its keys are read: f32 [sets, chunks, d], one set for the mean of
     all key heads (`together`) or one for each."""
@@ -354,8 +366,8 @@ class Pool:
         borders = self.borders
         last = int(np.searchsorted(borders, end, side="left"))
         if end > self.end:
-            keys, _ = self.cache.floats(slice(self.end, end))
-            if self.together:
+            keys = _keys(self.cache, self.end, end)
+            if self.together and len(keys) > 1:
                 keys = keys.mean(axis=0, keepdims=True)
             first = int(np.searchsorted(borders, self.end, side="right")) - 1
             cuts = borders[first : last + 1].clip(self.end, end) - self.end
@@ -381,7 +393,7 @@ class Votes:
         """Of query f32 [n, heads, d], the entries `start` and on of the cache."""
         voters = query[-VOTERS:]
         end = start + len(query)
-        keys, _ = cache.floats(slice(0, end))
+        keys = _keys(cache, 0, end)
         positions = np.arange(end - len(voters), end)
         back = positions[:, None] - np.arange(end)[None]
         hidden = (back < 0) if layer.window is None else (back < 0) | (back >= layer.window)
