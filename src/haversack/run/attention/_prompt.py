@@ -28,7 +28,7 @@ from haversack.run.attention._predictor import (
     first_attention,
 )
 from haversack.run.attention._selection import always_kept, by_columns_and_bands, by_score
-from haversack.run.attention.dhsa import CHUNKS, DHSA, choose_borders, chunk_scores, chunk_sums
+from haversack.run.attention.dhsa import CHUNKS, DHSA, UNSURE, choose_borders, chunk_scores, chunk_sums
 from haversack.run.layers.attention import fused_norm
 
 if TYPE_CHECKING:
@@ -239,7 +239,7 @@ class Reader:
             if step is parts[-1][1] or sum(map(len, held)) >= PIECE:
                 gaps.extend(np.concatenate(held))
                 held.clear()
-        least = self.predictor.threshold if method.threshold is None else method.threshold
+        least = UNSURE if method.threshold is None else method.threshold
         edge = self.predictor.window
         return choose_borders(gaps.logits, method.query_block, least, method.apart, edge, tail)
 

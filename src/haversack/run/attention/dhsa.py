@@ -15,8 +15,9 @@ What we changed: the released selection may take a key twice, which then weighs 
 set. A block's own keys are all seen, so that no query sees nothing, and count in the budget. A chunk that
 reaches beyond a block of queries is judged by its part before the block's end, so that the bits of a prompt
 do not depend on how many tokens pass a layer at once. `dhsa_vs` votes every 256 tokens, with the last 16
-queries of them, and takes diagonals as wide as a key block. `heads=apart` scores and chooses for each key
-head, instead of averaging heads before scoring.
+queries of them, and takes diagonals as wide as a key block. Borders are the best gaps, as many as may be: the
+threshold of 1.1 [code] is left to `threshold`, for it leaves small models with a handful of long chunks.
+`heads=apart` scores and chooses for each key head, instead of averaging heads before scoring.
 Cost: budget x length products of query and key instead of length^2 / 2; length / query_block x chunks for the
 scores; the predictor, once a prompt. Below a length that `haversack bench 09` prints, dense attention is
 faster.
@@ -131,7 +132,7 @@ class DHSA(Method):
     sinks: int = parameter(128, help="first keys that are always seen")
     tail: int = parameter(64, help="last tokens of a prompt, which see all keys")
     threshold: float | None = parameter(
-        None, help="logit above which a gap may be a border; none: the predictor's own"
+        None, help="logit above which a gap may be a border; none: the best gaps, as many as may be"
     )
     apart: int = parameter(8, help="gaps around a border that can be none")
     borders: str = parameter("predicted", allowed=("predicted", "fixed"), help="where chunks of dhsa begin")
