@@ -9,12 +9,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from haversack.core import index
+from haversack.core.memory import MIB, MemoryPlan
 from haversack.run._source import open_model
 from haversack.run.attention._predictor import FILE
 from haversack.run.attention._prompt import predictor_of
 
 if TYPE_CHECKING:
     from haversack.plan._job import Job
+
+
+TEACHING_MIB = 320
+"""PyTorch and the steps of a predictor that is taught."""
+
+
+def teaching_memory(job: Job) -> MemoryPlan:
+    """What `attention_of` takes beside the packing."""
+    method: Any = None if job.attention is None else index.create("run", "attention", job.attention)
+    teaches = getattr(method, "predicts", False) and not method.predictor
+    return MemoryPlan((("teaching borders", TEACHING_MIB * MIB),) if teaches else ())
 
 
 @dataclass(frozen=True)

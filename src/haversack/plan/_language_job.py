@@ -17,7 +17,7 @@ from haversack.models import Tokenizer, read_architecture
 from haversack.models._calibration import TokenText, segments, token_text
 from haversack.models._checkpoint import checkpoint
 from haversack.models._hub_cache import hub_origin
-from haversack.plan._attention import attention_of
+from haversack.plan._attention import attention_of, teaching_memory
 from haversack.plan._candidates import Candidate, Plan
 from haversack.plan._enumerate import Space, predicted
 from haversack.plan._gguf_job import GgufJob, Origin
@@ -225,7 +225,7 @@ def pack_language(job: Job, source: Any, gguf: GgufJob | None, tell: Callable[[s
             for one in {candidate.plan.stored for candidate in fitting}
         ]
     )
-    memory = max(plans, key=lambda plan: plan.total_bytes)
+    memory = max(plans, key=lambda plan: plan.total_bytes) + teaching_memory(job)
     with progress(f"packing {job.model}") as bar, scratch_folder(job.output) as scratch:
         bench = Bench(job, source, scratch, bar, gguf)
         clock = Clock(job.effort_s)
