@@ -291,11 +291,12 @@ def test_what_is_written_is_dense(folder: Path, draft: Path) -> None:
     """Drafted tokens equal those written one by one, behind a prompt that was read sparsely."""
     given = f"dhsa:mode=block,budget=64,{SMALL}"
     answers = []
-    for slots in ({}, {"decode": "linear-draft:length=8", "draft": draft}):
+    trees = "tree:alpha=1e-5,branch_threshold=1e-3"
+    for slots in ({}, {"decode": "linear-draft:length=8", "draft": draft}, {"decode": trees, "draft": draft}):
         with Engine.open(folder, attention=given, **slots) as engine:
             answers.append([token.id for token in generate(engine, TEXT, Limits(24, end=()))])
             assert engine.reader.tally.pairs < 0.6 * engine.reader.tally.all
-    assert answers[0] == answers[1]
+    assert answers[0] == answers[1] == answers[2]
 
 
 def test_a_text_that_goes_on_knows_its_older_borders(folder: Path, tmp_path: Path) -> None:
