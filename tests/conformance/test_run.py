@@ -22,6 +22,7 @@ PROMPT = (np.random.default_rng(2).integers(0, 256, 40)).tolist()
 ANSWER = 24
 # Where a parameter's default would be idle on a prompt this short, a value that is not.
 WORKING = {
+    ("attention", "dhsa"): "mode=dhsa_topk",  # the plain mode needs a predictor that knows the model
     ("prefill", "chunked"): "tokens=16",
     ("residency", "streamed"): "keep=1",
     ("residency", "sealed"): "keep=1",

@@ -11,6 +11,7 @@ import msgspec
 
 from haversack.cli._drafting_record import DraftingRecord
 from haversack.cli._residency_records import ExpertsRecord, HeadRecord, RestorationRecord
+from haversack.cli._sparsity_records import AttentionRecord, SparsityRecord
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Share = Annotated[float, msgspec.Meta(ge=0)]
@@ -178,23 +179,11 @@ class ToolCall(_Record):
     arguments: dict[str, Any]
 
 
-class SparsityRecord(_Record):
-    """What tokens behind the prompt (`rows`) skipped: bytes of weights read by one, of `dense`; the share
-    skipped, and the one `asked` for; `drift`: what to do where the two are far apart."""
-
-    rows: Count
-    nbytes: float
-    dense: Count
-    sparsity: float | None
-    asked: float | None
-    drift: str | None
-
-
 class RunOutput(_Record):
     """`haversack run`. `stop`: max-tokens, end-of-text, stop-text or context. `tool_calls`: with --tools;
     `valid`: with --schema, that the answer is complete and satisfies it. `sparsity`: of packs that have
     any. `experts`: with experts that are streamed. `head`: rows of the output matrix, and those computed,
-    with --decode sparse-head. `drafting`: with --draft."""
+    with --decode sparse-head. `drafting`: with --draft. `attention`: with --attention dhsa."""
 
     text: str
     tokens: Count
@@ -213,6 +202,7 @@ class RunOutput(_Record):
     restoration: RestorationRecord | msgspec.UnsetType = msgspec.UNSET
     head: HeadRecord | msgspec.UnsetType = msgspec.UNSET
     drafting: DraftingRecord | msgspec.UnsetType = msgspec.UNSET
+    attention: AttentionRecord | msgspec.UnsetType = msgspec.UNSET
     valid: bool | msgspec.UnsetType = msgspec.UNSET
 
 

@@ -61,6 +61,13 @@ def command(
     ] = None,
     residency: Annotated[str | None, typer.Option(help="fix where weights live: mapped, copied, ...")] = None,
     cache_type: Annotated[str | None, typer.Option(help="fix the cache's type: f32, f16 or int8")] = None,
+    attention: Annotated[
+        str | None,
+        typer.Option(
+            help="how the pack's prompts are read, such as dhsa:budget=2048, whose boundary predictor is "
+            "taught on the calibration text and put into the pack"
+        ),
+    ] = None,
     requantize: Annotated[
         str | None,
         typer.Option(help="GGUF: tensors of types that are not run (Q4_K, Q6_K, ...) become int8 or f16"),
@@ -140,6 +147,7 @@ def command(
         activations=activations,
         residency=residency,
         cache_type=cache_type,
+        attention=attention,
         policy=Policy(output=output_matrix, embedding=embedding, kept="f16" if allow_kept else None),
         calibration=calibration,
         evaluation=evaluation,

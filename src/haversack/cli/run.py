@@ -79,7 +79,12 @@ def command(
     key: Annotated[
         Path | None, typer.Option(help="the file of a sealed pack's key", metavar="KEYFILE")
     ] = None,
-    attention: Annotated[str, typer.Option(help="dense, or sliding:window=N,sink=N")] = "dense",
+    attention: Annotated[
+        str | None,
+        typer.Option(
+            help="dense, sliding:window=N,sink=N or dhsa:budget=N (default: the pack's plan, or dense)"
+        ),
+    ] = None,
     context: Annotated[str, typer.Option(help="what of the prompt is read: tokens")] = "tokens",
     prefill: Annotated[str, typer.Option(help="whole, or chunked:tokens=N")] = "whole",
     decode: Annotated[
@@ -337,6 +342,8 @@ def _print_text(answer: Generation, size: tuple[int, int], text: str, log_probab
         print(held.words(answer.seconds), file=sys.stderr)
     if answer.drafting is not None:
         print(answer.drafting.words(), file=sys.stderr)
+    if engine.reader is not None:
+        print(engine.reader.tally.words(), file=sys.stderr)
 
 
 def _print_record(
@@ -383,6 +390,8 @@ def _print_record(
         record[held.told] = held.record(answer.seconds)
     if answer.drafting is not None:
         record["drafting"] = answer.drafting.stats()
+    if engine.reader is not None:
+        record["attention"] = engine.reader.tally.stats()
     if constraint is not None:
         record["valid"] = constraint.complete
     print_json(record)

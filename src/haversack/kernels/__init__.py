@@ -46,6 +46,8 @@ _PUBLIC = {
     "cache_gather": "attend",
     "cache_write": "attend",
     "rope_write": "attend",
+    "Chosen": "chosen",
+    "chosen_attention": "chosen",
     "PoolLayer": "pooled",
     "pool_attention": "pooled",
     "pool_write": "pooled",

@@ -75,8 +75,11 @@ class Job:
     requantize: str | None = None
     key: Path | None = None
     """The file of the key that the pack is sealed with; None: not sealed."""
+    attention: str | None = None
 
     def __post_init__(self) -> None:
+        if self.attention is not None:
+            index.create("run", "attention", self.attention)
         if self.objective not in OBJECTIVES:
             raise not_allowed("objective", self.objective, OBJECTIVES)
         if self.structure is not None:
@@ -188,6 +191,12 @@ def pack_model(job: Job, tell: Callable[[str], None] = lambda text: None) -> Out
             f"{job.model} is no decoder language model, and only these are sealed.",
             field="seal",
             given=job.model,
+        )
+    if job.attention is not None and (is_encoder(source.config) or is_speech(source.config)):
+        raise UserError(
+            f"--attention is for models that write text token by token; {job.model} is none.",
+            field="attention",
+            given=job.attention,
         )
     if is_encoder(source.config):
         from haversack.plan._encoder_job import pack_encoder

@@ -19,6 +19,7 @@ from haversack.models._calibration import TokenText, segments, token_text
 from haversack.models._checkpoint import checkpoint
 from haversack.models._experts import identity
 from haversack.models._hub_cache import hub_origin
+from haversack.plan._attention import attention_of, teaching_memory
 from haversack.plan._candidates import Candidate, Plan
 from haversack.plan._enumerate import Space, predicted
 from haversack.plan._gguf_job import GgufJob, Origin
@@ -49,6 +50,7 @@ EVALUATION_TOKENS = 16_384
 SEARCHED = 0.6
 """Share of the effort for uniform plans, where bits by layer may fit a budget better."""
 WINDOW = 1_024
+ATTENTION_LENGTH, ATTENTION_PIECES = 1_024, 24
 PROMPT_CHARACTERS, SPEED_TOKENS = 240, 32
 
 
@@ -105,6 +107,12 @@ class Bench(Shelf):
         count = -(-self.job.calibration_tokens // length)
         return segments(self.calibration.tokens, length, count, self.job.seed)
 
+    def long_texts(self) -> Any:
+        """Calibration text in the long pieces that attention is taught on."""
+        length = min(ATTENTION_LENGTH, self.architecture.context)
+        count = min(-(-self.job.calibration_tokens // length), ATTENTION_PIECES)
+        return segments(self.calibration.tokens, length, count, self.job.seed)
+
     def compressed(self, key: tuple[str, str]) -> Path:
         """See Shelf; a GGUF file's own types are kept as they are."""
         if self.gguf is None or not self.gguf.kept:
@@ -147,6 +155,7 @@ class Bench(Shelf):
         """`write`, with quality beside that of the model as it came, and what came of bits by layer."""
         assert best.quality is not None
         job, text = self.job, self.evaluation
+        chosen = attention_of(job, self.pack(best.plan), best.plan.activations, self.long_texts, self.scratch)
         self.write(
             found,
             best,
@@ -162,7 +171,10 @@ class Bench(Shelf):
                 *self._experts(best),
                 *sealed_facts(job),
                 *(lines_of(by_layer) if by_layer is not None else ()),
+                *chosen.facts,
             ],
+            plan=chosen.plan,
+            files=chosen.files,
             provenance={
                 **hub_origin(self.path),
                 **({"requantized": job.requantize} if job.requantize else {}),
@@ -252,7 +264,7 @@ def pack_language(job: Job, source: Any, gguf: GgufJob | None, tell: Callable[[s
             for one in {candidate.plan.stored for candidate in fitting}
         ]
     )
-    memory = max(plans, key=lambda plan: plan.total_bytes)
+    memory = max(plans, key=lambda plan: plan.total_bytes) + teaching_memory(job)
     with progress(f"packing {job.model}") as bar, scratch_folder(job.output) as scratch:
         bench = Bench(job, source, scratch, bar, gguf)
         clock = Clock(job.effort_s)

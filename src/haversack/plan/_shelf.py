@@ -115,10 +115,13 @@ class Shelf(ABC):
         quality: tuple[Quality, ...],
         facts: Sequence[tuple[str, str]],
         provenance: Mapping[str, str],
+        plan: Mapping[str, str] | None = None,
+        files: Mapping[str, bytes] | None = None,
     ) -> None:
         """The pack of `best` under the name the user gave, with its measurements and report.
 
-        `facts` are the report's first lines; `provenance` is kept beside model, device and objective.
+        `facts` are the report's first lines; `provenance` is kept beside model, device and objective. `plan`:
+        choices beside those of `best`; `files`: what they need in the pack.
         """
         job, pack = self.job, Pack.open(self.pack(best.plan))
         here = machine()
@@ -159,11 +162,13 @@ class Shelf(ABC):
             weights = {entry.file for entry in pack.tensors.values()}
             for name in (one for one in pack.record.files if one not in weights):
                 writer.add_file(name, pack.read_file(name))
+            for name, content in (files or {}).items():
+                writer.add_file(name, content)
             writer.add_file("report.html", page.encode())
             writer.finish(
                 {
                     "architecture": dict(self.config),
-                    "plan": sealed_plan(job, self.plan_record(best.plan)),
+                    "plan": sealed_plan(job, {**self.plan_record(best.plan), **(plan or {})}),
                     "activations": best.plan.activations,
                     "measurements": [measurement.record()],
                     "provenance": {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +25,8 @@ class Cache:
     here, so that a prompt gives the same bits in one piece or in many. Models that read a text again when it
     outgrows a length (see `_switch`) find its `tokens` i32 [capacity] here; `long` says which frequencies the
     entries have. Positions before `sparse_from` read row-sparse weights whole (run/forms/row_sparse.py); a
-    prefill method sets it to the end of its prompt. `layers`: memory of that size that is there already
-    (default: its own).
+    prefill method sets it to the end of its prompt. `gaps` is what a sparse attention method remembers of the
+    text (None: nothing). `layers`: memory of that size that is there already (default: its own).
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Cache:
         self.length = 0
         self.horizon = 0
         self.sparse_from = 0
+        self.gaps: Any = None
         self.linear = True
         self.positions: I32 = np.zeros(capacity, np.int32)
         self.tokens: I32 | None = np.full(capacity, -1, np.int32) if architecture.changes_at else None
@@ -96,6 +98,7 @@ class Cache:
                 nearest=max(0, min(length, self.length)),
             )
         self.length = length
+        self.gaps = None
         self.sparse_from = min(self.sparse_from, length)
         if length == 0:
             self.horizon = 0
@@ -120,6 +123,7 @@ class Cache:
             if self.tokens is not None:
                 self.tokens[first : len(kept)] = self.tokens[kept[first:]]
         self.length = len(kept)
+        self.gaps = None
         self._check_linear()
 
     def _check_linear(self) -> None:

@@ -67,6 +67,7 @@ class Engine:
         self.forward = Forward(model.architecture, activations=activations, attention=slots.attention)
         self.held: Any = None
         self.tally = Tally(model.source, model.architecture)
+        self.reader: Any = None
         self.draft_model: Model | None = None
         self.draft: Engine | None = None
         self.head_predictor: HeadPredictor | None = None
@@ -79,7 +80,7 @@ class Engine:
         source: str | os.PathLike[str] | TensorSource | Model,
         *,
         residency: str | Method | None = None,
-        attention: str | Method = "dense",
+        attention: str | Method | None = None,
         context: str | Method = "tokens",
         prefill: str | Method = "whole",
         decode: str | Method = "one-by-one",
@@ -94,18 +95,18 @@ class Engine:
     ) -> Self:
         """Open `source` (a pack, a checkpoint folder, a bundled name, or what `open_model` gave) for a run.
 
-        The slots take `NAME` or `NAME:key=value,...`. `residency`, `activations` and `cache_type` default to
-        the pack's plan (else mapped, f32, f32). `draft` is the draft model of a decode method that needs one,
-        `key` the file of the key of a sealed pack.
-        `context_length` bounds the tokens of a cache (default: the model's context). `budget.ram_mib` is
-        checked before weights are read, for `tokens` = (prompt, answer) when known, else for a full context.
-        Raises UserError for what cannot be opened, does not fit together or does not fit the budget.
+        The slots take `NAME` or `NAME:key=value,...`. `residency`, `attention`, `activations` and
+        `cache_type` default to the pack's plan (else mapped, dense, f32, f32). `draft` is the draft model of
+        a decode method that needs one, `key` the file of the key of a sealed pack. `context_length` bounds
+        the tokens of a cache (default: the model's context). `budget.ram_mib` is checked before weights are
+        read, for `tokens` = (prompt, answer) when known, else for a full context. Raises UserError for what
+        cannot be opened, does not fit together or does not fit the budget.
         """
         model = source if isinstance(source, Model) else open_model(source)
         check_tensors(model.source, model.architecture)
         slots = choose(
             residency=residency or str(model.plan.get("residency") or "mapped"),
-            attention=attention,
+            attention=attention or str(model.plan.get("attention") or "dense"),
             context=context,
             prefill=prefill,
             decode=decode,
@@ -212,6 +213,9 @@ class Engine:
         )
         if self.head_predictor is not None:
             plan += MemoryPlan((("predictor of output rows", 2 * self.head_predictor.nbytes),))
+        more = getattr(self.slots.attention, "planned", None)
+        if more is not None:
+            plan += MemoryPlan(more(architecture, min(prompt, self.context_length), self.cache_type))
         return plan if self.draft_model is None else plan + self._draft_plan(capacity)
 
     def _fitted(self) -> Any:
@@ -327,6 +331,8 @@ class Engine:
         for block in self.architecture.blocks:
             layer = cache.layers[block.index]
             with held.weights(block.index) as weights:
+                if self.reader is not None:
+                    self.reader.begin(block, hidden, parts, weights, cache, self.activations)
                 if len(parts) == 1:
                     forward.advance(block, hidden, parts[0][1], layer, weights)
                 else:

@@ -177,6 +177,14 @@ class Together:
     rows = ROWS
 
     def __init__(self, engine: Engine, slots: int, capacity: int | None = None) -> None:
+        if engine.reader is not None:
+            name = engine.slots.attention.name
+            raise UserError(
+                f"attention {name} reads one prompt at a time and cannot serve several; use dense.",
+                field="attention",
+                given=name,
+                nearest="dense",
+            )
         self.engine = engine
         self.pool = CachePool(
             engine.architecture, slots, capacity or engine.context_length, engine.cache_type

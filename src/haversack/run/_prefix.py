@@ -30,7 +30,8 @@ class Prefix:
         """The cache, cut back to what it shares with `prompt` i32 [n], and the tokens left to read (one at
         least).
 
-        Rotary scalings that look at a text's length, and contexts that choose what to read, share nothing.
+        Rotary scalings that look at a text's length, contexts that choose what to read, and attention that
+        looks at a whole prompt, share nothing.
         """
         if self._cache is None:
             self._cache = engine.cache(engine.context_length)
@@ -54,7 +55,7 @@ class Prefix:
 
     @staticmethod
     def _sharable(engine: Engine) -> bool:
-        if engine.slots.context.name != "tokens":
+        if engine.slots.context.name != "tokens" or engine.reader is not None:
             return False
         ropes = [block.attention.rope for block in engine.architecture.blocks if block.attention is not None]
         ends = [rope.changes_at() for rope in ropes if rope is not None]

@@ -50,7 +50,7 @@ class Programs:
     """The programs of one model, made when a block's weights are first seen and kept with them.
 
     `activations` and `attention` are those of `Forward`. Only what an attention method says by `visible(step,
-    layer)` is run here.
+    layer)` is run here; where that is None, `layers/` must.
     """
 
     def __init__(self, architecture: Architecture, activations: str, attention: Any) -> None:
@@ -86,8 +86,10 @@ class Programs:
         if not pooled and type(layer) is not CacheLayer:
             return 0
         assert layer is not None
-        cosine, sine = (None, None) if attention.rope is None else step.tables(attention.rope)
         seen = self._visible(step, attention)
+        if seen is None and not pooled:
+            return 0
+        cosine, sine = (None, None) if attention.rope is None else step.tables(attention.rope)
         if pooled:
             runs: Any = getattr(step, "runs", None)
             return done if program.run_pooled(hidden, layer.handle(), cosine, sine, runs, seen) else 0

@@ -25,11 +25,12 @@ class Step:
     `held` are the positions of the entries before them; None says that every entry, the new ones included,
     stands at its own index. `mask` bool [n, m + n] says which of the last m entries and of the new tokens
     each sees, beside all entries before those (None: itself and all before it). `horizon`: see Cache. `reads`
-    bool [n]: tokens that read row-sparse weights whole (None: no token does). Tables are made when a
-    block first asks, and serve all blocks.
+    bool [n]: tokens that read row-sparse weights whole (None: no token does). `prompt` is what a sparse
+    attention method knows of the prompt that the tokens belong to (None: they see all). Tables are made when
+    a block first asks, and serve all blocks.
     """
 
-    __slots__ = ("_tables", "_visible", "held", "horizon", "mask", "positions", "reads", "start")
+    __slots__ = ("_tables", "_visible", "held", "horizon", "mask", "positions", "prompt", "reads", "start")
 
     def __init__(
         self,
@@ -45,6 +46,7 @@ class Step:
         self.held = held
         self.horizon = horizon
         self.reads: Mask | None = None
+        self.prompt: Any = None
         self._tables: dict[int, tuple[F32, F32]] = {}
         self._visible: dict[tuple[int | None, int], Visible] = {}
 
