@@ -150,10 +150,9 @@ def ways(job: Job, side: Side) -> Iterator[Way]:
             continue
         given = {} if fixed is None else fixed[1]
         widths = next((one.allowed or () for one in entry.parameters if one.name == "bits"), ())
-        if fixed is not None and not widths:
-            plan = Plan(
-                full_name(index.create("shrink", "precision", str(job.precision)), given), structure, **how
-            )
+        if not widths and (fixed is not None or entry.name != "mixed"):  # whose bits the planner chooses
+            method = index.create("shrink", "precision", str(job.precision) if fixed else entry.name)
+            plan = Plan(full_name(method, given), structure, **how)
             plan = replace(plan, activations=job.activations or "f32")
             yield Way(plan, AS_NAMED, _refusal(job, side, plan.precision))
         for setting in SETTINGS:

@@ -166,8 +166,9 @@ class Training:
         kept = torch.ones_like(shares)
         scores = None
         if capacity is not None:
-            scores = torch.einsum("nkw,nw->nk", self.router[number][places], seen[rows])
-            scores = scores + self.bias[number][places]
+            # index_select, whose gradient is added in one order: the same seed, the same routers.
+            routers, biases = (one[number].index_select(0, places) for one in (self.router, self.bias))
+            scores = torch.einsum("nkw,nw->nk", routers, seen.index_select(0, rows)) + biases
             if not torch.is_grad_enabled():
                 self._scores.append(scores)
             self._expected.append((scores.softmax(dim=-1) @ self._widths).mean())
