@@ -18,6 +18,8 @@ from haversack.models.language.smallthinker_torch import (  # noqa: E402
     SmallThinker,
     SmallThinkerShape,
     load_balance,
+    products,
+    products_in_turn,
     routed,
 )
 
@@ -142,6 +144,16 @@ def test_an_expert_nobody_takes_costs_nothing_and_learns_nothing() -> None:
     mixed.sum().backward()
     assert float(mixture.experts[2].up.weight.grad.abs().max()) == 0.0
     assert all(float(mixture.experts[e].up.weight.grad.abs().max()) > 0 for e in routed_to(mixture, x))
+
+
+def test_products_one_by_one_equal_the_grouped_call() -> None:
+    """What an older PyTorch does; the second expert has no rows."""
+    generator = torch.Generator().manual_seed(4)
+    rows, matrices = torch.randn(9, 16, generator=generator), torch.randn(4, 16, 8, generator=generator)
+    ends = torch.tensor([2, 2, 6, 9], dtype=torch.int32)
+    found = products_in_turn(rows, matrices, ends)
+    assert torch.allclose(found[2:6], rows[2:6] @ matrices[2], atol=1e-5)
+    assert torch.allclose(found, products(rows, matrices, ends), atol=1e-5)
 
 
 def routed_to(mixture: Mixture, x: Any) -> list[int]:

@@ -126,6 +126,21 @@ def load_balance(scores: Tensor, counts: Tensor) -> Tensor:
     return scores.shape[-1] * (counts / counts.sum() * proportions).sum()
 
 
+def products_in_turn(rows: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
+    """Rows [n, inputs] times the matrices [experts, inputs, outputs] they are sorted by: those of expert e
+    end before row ``ends[e]``.
+    """
+    first = torch.cat((ends.new_zeros(1), ends[:-1]))
+    parts = rows.split((ends - first).tolist())
+    return torch.cat([part @ matrix for part, matrix in zip(parts, matrices, strict=True)])
+
+
+def products(rows: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
+    """The same in one call, which can be compiled, where PyTorch has it (2.10 and later)."""
+    grouped = getattr(functional, "grouped_mm", None)
+    return products_in_turn(rows, matrices, ends) if grouped is None else grouped(rows, matrices, offs=ends)
+
+
 class Permuted(torch.autograd.Function):
     """``rows[there]`` for a permutation ``there`` with the inverse ``back``: both ways are gathers."""
 
@@ -212,9 +227,9 @@ class Mixture(nn.Module):
         kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         rows = flat.to(kind)[:, None].expand(-1, self.top, -1).reshape(-1, x.shape[-1])
         rows = Permuted.apply(rows, order, places)
-        gate = functional.grouped_mm(rows, self.matrices("gate", kind), offs=ends)
-        up = functional.grouped_mm(rows, self.matrices("up", kind), offs=ends)
-        down = functional.grouped_mm(gate.relu() * up, self.matrices("down", kind), offs=ends)
+        gate = products(rows, self.matrices("gate", kind), ends)
+        up = products(rows, self.matrices("up", kind), ends)
+        down = products(gate.relu() * up, self.matrices("down", kind), ends)
         back = Permuted.apply(down, places, order).view(-1, self.top, x.shape[-1])
         mixed = (back * shares[..., None].to(kind)).sum(1)
         return mixed.view_as(x), load_balance(scores, counts)
