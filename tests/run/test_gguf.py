@@ -392,7 +392,7 @@ def test_a_run_holds_no_more_than_planned(tmp_path: Path, kind: str) -> None:
     record = json.loads(done.stdout)
     assert done.peak_mib <= record["ram_mib"]["planned"]
     weights = (tmp_path / "x.gguf").stat().st_size / 2**20
-    assert done.peak_mib < 70 + weights  # no second copy
+    assert done.peak_mib < 70 + 1.5 * weights  # the process, and no second copy
 
 
 def test_a_large_vocabulary_is_in_the_plan(tmp_path: Path) -> None:

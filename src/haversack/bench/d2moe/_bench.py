@@ -6,6 +6,7 @@ from haversack.bench._harness import Bench
 
 FILES = (
     "bench/d2moe/*.py",
+    "bench/_streaming.py",
     "bench/edgemoe/_toy.py",
     "core/expert_store.py",
     "core/_expert_file.py",
@@ -23,6 +24,7 @@ FILES = (
     "run/residency/d2moe.py",
     "run/residency/_d2moe_held.py",
     "run/residency/_edgemoe_held.py",
+    "run/residency/_store_held.py",
     "shrink/_bit_routers.py",
     "shrink/_bit_router_torch.py",
     "shrink/precision/_nested.py",

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
-import sys
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -13,6 +11,7 @@ import numpy as np
 
 from haversack.bench._harness import Run
 from haversack.bench._rows import MIN_PAIRS, Bar, Outcome, Outcomes, Row, Side, Unavailable
+from haversack.bench._streaming import process_over_budget
 from haversack.bench.d2moe import _toy
 from haversack.bench.d2moe._bench import bench
 from haversack.bench.d2moe.speed import TEXTS, buffer_kib, decode
@@ -73,22 +72,6 @@ def streamed(run: Run) -> Outcomes:
     }
 
 
-RESIDENT_PROGRAM = """
-import json, sys
-import numpy as np
-from haversack.core.budget import Budget
-from haversack.run import Engine
-pack, prompt, count, ram_mib = json.loads(sys.argv[1])
-budget, size = Budget(ram_mib=ram_mib), (len(prompt), count)
-with Engine.open(pack, residency="streamed:d2moe", budget=budget, tokens=size) as engine:
-    cache = engine.cache(len(prompt) + count)
-    logits, _ = engine.step(np.asarray(prompt, np.int32), cache=cache)
-    for _ in range(count):
-        logits, _ = engine.step([int(logits[0].argmax())], cache=cache)
-    print(json.dumps({"read": engine.held.store.bytes_read, "budget": engine.held.budget}))
-"""
-
-
 @bench.measure(
     Row(
         "process-bytes",
@@ -119,23 +102,12 @@ with Engine.open(pack, residency="streamed:d2moe", budget=budget, tokens=size) a
 )
 def resident(run: Run) -> Outcomes:
     _toy.trained(run)
-    from haversack.core.memory import drop_cached, run_measured
     from haversack.core.pack import Pack
-    from haversack.run import Engine
     from haversack.run._levels import ROUTER_NAME
 
     path, prompt = _toy.pack(_toy.ROUTED), edgemoe.prompts(1, PROMPT, run.seed)[0]
-    with Engine.open(path, residency="streamed:d2moe,buffer_kib=0", tokens=(PROMPT, STEPS)) as engine:
-        budget = engine.memory_plan((PROMPT, STEPS)).total_mib + 2.0
-    files = Pack.open(path).files
-    drop_cached(files)
-    given: list[Any] = [str(path), prompt.tolist(), STEPS, budget]
-    done = run_measured([sys.executable, "-c", RESIDENT_PROGRAM, json.dumps(given)], files=files, timeout=120)
-    if done.returncode:
-        raise Unavailable(f"the process ended with {done.returncode}: {done.stderr[-200:]}")
-    told = json.loads(done.stdout)
-    note = f"budget {budget:.1f} MiB, {told['budget'] / 2**20:.1f} of them for planes"
-    found = {"process-bytes": Outcome.single(done.peak_mib / budget, name="D2MoE", note=note)}
+    share, note = process_over_budget(path, prompt, STEPS, "streamed:d2moe", 2.0, "planes")
+    found = {"process-bytes": Outcome.single(share, name="D2MoE", note=note)}
     if run.quick:
         return found
     source = Pack.open(path)

@@ -8,13 +8,9 @@ copies too; beside EdgeMoE they are shifted to as few bits as cost calibration t
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from tempfile import mkdtemp
 from time import perf_counter
 from typing import Any
 
@@ -23,6 +19,7 @@ from numpy.typing import NDArray
 
 from haversack.bench._harness import Run
 from haversack.bench._rows import MIN_PAIRS, Bar, Outcome, Outcomes, Row, Side
+from haversack.bench._streaming import fast_storage
 from haversack.bench.d2moe import _toy
 from haversack.bench.d2moe._bench import bench
 from haversack.bench.d2moe.routing import equal_quality
@@ -69,23 +66,6 @@ def buffer_kib() -> int:
     source = Pack.open(_toy.pack(_toy.INT4))
     fitted = Fitted.of(EdgeMoE(), source, read_architecture(source.record.architecture))
     return -(-PLACES * max(room.held for room in fitted.rooms.values()) // 1024)
-
-
-@contextmanager
-def fast_storage() -> Iterator[Callable[[str], Path]]:
-    """precision -> its pack, in memory where the system has a file system there: what is slowed down must not
-    be slow already."""
-    memory = Path("/dev/shm")
-    folder = Path(mkdtemp(prefix="haversack-", dir=memory if os.access(memory, os.W_OK) else None))
-    try:
-
-        def copied(precision: str) -> Path:
-            goal = folder / _toy.pack(precision).parent.name
-            return goal if goal.is_dir() else Path(shutil.copytree(_toy.pack(precision), goal))
-
-        yield copied
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def opened(side: str, mb_s: int, pack: Callable[[str], Path], kib: int) -> Any:
@@ -174,7 +154,7 @@ def timed(run: Run, mb_s: int) -> Outcomes:
     equal_quality()
     kib, before = buffer_kib(), threads()
     names = [name for name in SIDES if not run.quick or name in (OURS, EQUAL) or BARS[name][1] is not None]
-    with fast_storage() as pack:
+    with fast_storage(_toy.pack) as pack:
         set_threads(1)
         engines: dict[str, Any] = {}
         try:

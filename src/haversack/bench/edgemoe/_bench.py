@@ -6,6 +6,7 @@ from haversack.bench._harness import Bench
 
 FILES = (
     "bench/edgemoe/*.py",
+    "bench/_streaming.py",
     "core/expert_store.py",
     "core/storage.py",
     "run/_reader.py",
@@ -16,6 +17,7 @@ FILES = (
     "run/_prediction.py",
     "run/residency/edgemoe.py",
     "run/residency/_edgemoe_held.py",
+    "run/residency/_store_held.py",
     "run/layers/mixture.py",
     "shrink/_expert_bits.py",
     "shrink/_expert_loss.py",

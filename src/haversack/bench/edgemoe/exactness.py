@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import json
-import sys
-from typing import Any
 
 import numpy as np
 
 from haversack.bench._harness import Run
 from haversack.bench._rows import Bar, Outcome, Outcomes, Row, Side, Unavailable
+from haversack.bench._streaming import process_over_budget
 from haversack.bench.edgemoe import _toy
 from haversack.bench.edgemoe._bench import bench
 from haversack.bench.edgemoe.speed import CHOSEN, FULL, buffer_kib, decode
@@ -79,22 +77,6 @@ def streamed(run: Run) -> Outcomes:
     }
 
 
-RESIDENT_PROGRAM = """
-import json, sys
-import numpy as np
-from haversack.core.budget import Budget
-from haversack.run import Engine
-pack, prompt, count, ram_mib, residency = json.loads(sys.argv[1])
-budget, size = Budget(ram_mib=ram_mib), (len(prompt), count)
-with Engine.open(pack, residency=residency, budget=budget, tokens=size) as engine:
-    cache = engine.cache(len(prompt) + count)
-    logits, _ = engine.step(np.asarray(prompt, np.int32), cache=cache)
-    for _ in range(count):
-        logits, _ = engine.step([int(logits[0].argmax())], cache=cache)
-    print(json.dumps({"read": engine.held.store.bytes_read, "budget": engine.held.budget}))
-"""
-
-
 @bench.measure(
     Row(
         "process-bytes",
@@ -119,23 +101,11 @@ with Engine.open(pack, residency=residency, budget=budget, tokens=size) as engin
 )
 def resident(run: Run) -> Outcomes:
     _toy.trained(run)
-    from haversack.core.memory import drop_cached, run_measured
-    from haversack.core.pack import Pack
     from haversack.run import Engine
 
     path, prompt = _toy.pack(FULL), _toy.prompts(1, PROMPT, run.seed)[0]
-    residency = "streamed:edgemoe"
-    with Engine.open(path, residency="streamed:edgemoe,buffer_kib=0", tokens=(PROMPT, TOKENS)) as engine:
-        least = engine.memory_plan((PROMPT, TOKENS)).total_mib
-    budget = least + 16.0  # room for some of the 48 experts of 0.85 MiB
-    given: list[Any] = [str(path), prompt.tolist(), TOKENS, budget, residency]
-    files = Pack.open(path).files
-    drop_cached(files)
-    done = run_measured([sys.executable, "-c", RESIDENT_PROGRAM, json.dumps(given)], files=files, timeout=120)
-    if done.returncode:
-        raise Unavailable(f"the process ended with {done.returncode}: {done.stderr[-200:]}")
-    told = json.loads(done.stdout)
-    note = f"budget {budget:.1f} MiB, {told['budget'] / 2**20:.1f} of them for experts"
+    # Room for some of the 48 experts of 0.85 MiB.
+    share, note = process_over_budget(path, prompt, TOKENS, "streamed:edgemoe", 16.0, "experts")
     per_token = {}
     for side, precision, way in (
         ("EdgeMoE", CHOSEN, f"streamed:edgemoe,buffer_kib={buffer_kib()}"),
@@ -147,7 +117,7 @@ def resident(run: Run) -> Outcomes:
             decode(engine, prompt[:1], TOKENS)
             per_token[side] = (engine.held.store.bytes_read - before) / TOKENS
     return {
-        "process-bytes": Outcome.single(done.peak_mib / budget, name="EdgeMoE", note=note),
+        "process-bytes": Outcome.single(share, name="EdgeMoE", note=note),
         "bytes-a-token": Outcome.single(
             per_token["EdgeMoE"], per_token["f32 on demand"], name="EdgeMoE", against="f32 on demand"
         ),

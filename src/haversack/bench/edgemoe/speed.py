@@ -9,13 +9,9 @@ demand keep nothing.
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from tempfile import mkdtemp
 from time import perf_counter
 from typing import Any
 
@@ -23,6 +19,7 @@ import numpy as np
 
 from haversack.bench._harness import Run
 from haversack.bench._rows import MIN_PAIRS, Bar, Outcome, Outcomes, Row, Side
+from haversack.bench._streaming import fast_storage
 from haversack.bench.edgemoe import _toy
 from haversack.bench.edgemoe._bench import bench
 
@@ -55,23 +52,6 @@ def buffer_kib() -> int:
     source = Pack.open(_toy.pack(FOUR))
     fitted = Fitted.of(EdgeMoE(), source, read_architecture(source.record.architecture))
     return -(-PLACES * max(room.held for room in fitted.rooms.values()) // 1024)
-
-
-@contextmanager
-def fast_storage() -> Iterator[Callable[[str], Path]]:
-    """precision -> its pack, in memory where the system has a file system there: what is slowed down must not
-    be slow already."""
-    memory = Path("/dev/shm")
-    folder = Path(mkdtemp(prefix="haversack-", dir=memory if os.access(memory, os.W_OK) else None))
-    try:
-
-        def copied(precision: str) -> Path:
-            goal = folder / _toy.pack(precision).parent.name
-            return goal if goal.is_dir() else Path(shutil.copytree(_toy.pack(precision), goal))
-
-        yield copied
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def opened(side: str, mb_s: int, pack: Callable[[str], Path]) -> Any:
@@ -136,7 +116,7 @@ def rows(mb_s: int) -> list[Row]:
 
 
 def timed(run: Run, mb_s: int) -> Outcomes:
-    with fast_storage() as pack:
+    with fast_storage(_toy.pack) as pack:
         return _timed(run, mb_s, pack)
 
 

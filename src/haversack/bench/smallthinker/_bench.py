@@ -6,6 +6,7 @@ from haversack.bench._harness import Bench
 
 FILES = (
     "bench/smallthinker/*.py",
+    "bench/_streaming.py",
     "core/expert_store.py",
     "core/storage.py",
     "kernels/neurons.py",
@@ -19,6 +20,7 @@ FILES = (
     "run/layers/_by_matrix.py",
     "run/layers/mixture.py",
     "run/residency/_edgemoe_held.py",
+    "run/residency/_store_held.py",
     "run/residency/_smallthinker_held.py",
     "run/residency/smallthinker.py",
     "shrink/_head_predictor.py",

@@ -4,15 +4,13 @@ published figures that need the released models."""
 from __future__ import annotations
 
 import itertools
-import json
-import sys
 from typing import Any
 
 import numpy as np
 
 from haversack.bench._harness import Run
 from haversack.bench._rows import Bar, Outcome, Outcomes, Row, Side, Unavailable
-from haversack.bench.edgemoe.exactness import RESIDENT_PROGRAM
+from haversack.bench._streaming import process_over_budget
 from haversack.bench.edgemoe.speed import decode
 from haversack.bench.smallthinker import _twins
 from haversack.bench.smallthinker._bench import bench
@@ -97,24 +95,10 @@ def streamed(run: Run) -> Outcomes:
 )
 def resident(run: Run) -> Outcomes:
     _twins.trained(run)
-    from haversack.core.memory import drop_cached, run_measured
-    from haversack.core.pack import Pack
-    from haversack.run import Engine
-
     path, prompt = _twins.pack("early", "keep:kind=f32"), _twins.prompts(1, PROMPT, run.seed)[0]
-    way = "streamed:smallthinker"
-    with Engine.open(path, residency=f"{way},buffer_kib=0", tokens=(PROMPT, TOKENS)) as engine:
-        least = engine.memory_plan((PROMPT, TOKENS)).total_mib
-    budget = least + 4.0  # room for some forty of the 96 matrices of 0.1 MiB
-    files = Pack.open(path).files
-    drop_cached(files)
-    given: list[Any] = [str(path), prompt.tolist(), TOKENS, budget, way]
-    done = run_measured([sys.executable, "-c", RESIDENT_PROGRAM, json.dumps(given)], files=files, timeout=120)
-    if done.returncode:
-        raise Unavailable(f"the process ended with {done.returncode}: {done.stderr[-200:]}")
-    told = json.loads(done.stdout)
-    note = f"budget {budget:.1f} MiB, {told['budget'] / 2**20:.1f} of them for matrices"
-    return {"process-bytes": Outcome.single(done.peak_mib / budget, name="SmallThinker", note=note)}
+    # Room for some forty of the 96 matrices of 0.1 MiB.
+    share, note = process_over_budget(path, prompt, TOKENS, "streamed:smallthinker", 4.0, "matrices")
+    return {"process-bytes": Outcome.single(share, name="SmallThinker", note=note)}
 
 
 CONTEXT, WINDOW, HYBRID = 16384, 4096, 0.4375

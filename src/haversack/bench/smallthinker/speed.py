@@ -9,13 +9,9 @@ All sides are Q4_0 and, but for `no cache`, have a buffer of half of all matrice
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
-from tempfile import mkdtemp
 from time import perf_counter
 from typing import Any
 
@@ -24,6 +20,7 @@ from numpy.typing import NDArray
 
 from haversack.bench._harness import Run
 from haversack.bench._rows import MIN_PAIRS, Bar, Outcome, Outcomes, Row
+from haversack.bench._streaming import fast_storage
 from haversack.bench.edgemoe.speed import decode
 from haversack.bench.smallthinker import _twins
 from haversack.bench.smallthinker._bench import bench
@@ -62,23 +59,6 @@ def sizes() -> tuple[int, int]:
     (name,) = fitted.units[0, 0, 0]
     (most,) = held
     return source.tensors[name].nbytes, most
-
-
-@contextmanager
-def fast_storage() -> Iterator[Callable[[str], Path]]:
-    """Twin -> its pack, in memory where the system has a file system there: what is slowed down must not be
-    slow already."""
-    memory = Path("/dev/shm")
-    folder = Path(mkdtemp(prefix="haversack-", dir=memory if os.access(memory, os.W_OK) else None))
-    try:
-
-        def copied(twin: str) -> Path:
-            goal = folder / f"{twin}.pack"
-            return goal if goal.is_dir() else Path(shutil.copytree(_twins.pack(twin, PRECISION), goal))
-
-        yield copied
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def opened(name: str, mb_s: int, pack: Callable[[str], Path]) -> Any:
@@ -201,7 +181,7 @@ def rows(mb_s: int) -> list[Row]:
 def clock(run: Run, mb_s: int) -> Outcomes:
     _twins.trained(run)
     names = (OURS, AFTER) if run.quick else (OURS, AFTER, NONE, LATE, MEMORY, LATE_MEMORY)
-    with fast_storage() as pack:
+    with fast_storage(lambda twin: _twins.pack(twin, PRECISION)) as pack:
         taken, told = in_turn(run, mb_s, names, pack)
     found = {f"ahead-{mb_s}": Outcome.of(taken, ours=OURS, baseline=AFTER, note=told)}
     if not run.quick:
@@ -325,7 +305,7 @@ def curve(run: Run) -> Outcomes:
             slowdowns(sides), ours="early router", baseline="late router"
         )
     rate = max(1, round(even(1.0).bytes_per_s / 1e6))
-    with fast_storage() as pack:
+    with fast_storage(lambda twin: _twins.pack(twin, PRECISION)) as pack:
         taken, told = in_turn(run, rate, (OURS, AFTER), pack)
     found["ahead-even"] = Outcome.of(taken, ours=OURS, baseline=AFTER, note=f"{rate} MB/s; {told}")
     return found

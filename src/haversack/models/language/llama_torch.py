@@ -106,11 +106,15 @@ class RootMeanSquareNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal attention with grouped key and value heads and rotary positions."""
+    """Causal attention with grouped key and value heads; rotary positions and a window where it has them.
 
-    def __init__(self, shape: LlamaShape) -> None:
+    ``shape`` has ``width``, ``heads``, ``key_value_heads`` and ``head_width``.
+    """
+
+    def __init__(self, shape: Any, rotary: bool = True, window: int | None = None) -> None:
         super().__init__()
         self.head_width = shape.head_width
+        self.rotary, self.window = rotary, window
         self.q_proj = nn.Linear(shape.width, shape.heads * shape.head_width, bias=False)
         self.k_proj = nn.Linear(shape.width, shape.key_value_heads * shape.head_width, bias=False)
         self.v_proj = nn.Linear(shape.width, shape.key_value_heads * shape.head_width, bias=False)
@@ -122,13 +126,36 @@ class Attention(nn.Module):
             projection(x).view(batch, length, -1, self.head_width).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        cosine, sine = cosine.to(query.dtype), sine.to(query.dtype)
-        query, key = rotate(query, cosine, sine), rotate(key, cosine, sine)
+        if self.rotary:
+            cosine, sine = cosine.to(query.dtype), sine.to(query.dtype)
+            query, key = rotate(query, cosine, sine), rotate(key, cosine, sine)
         group = query.shape[1] // key.shape[1]
         if group > 1:
             key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
-        mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        if self.window is None or length <= self.window:
+            mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        else:
+            places = torch.arange(length, device=x.device)
+            age = places[:, None] - places[None, :]
+            seen = (age >= 0) & (age < self.window)
+            mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=seen)
         return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
+
+
+def draw(model: nn.Module, seed: int, silent: tuple[str, ...]) -> None:
+    """Draw the matrices of ``model``: N(0, 1 / fan-in), the embedding N(0, 0.02^2); those whose names end as
+    ``silent`` says, which write to the residual, start at zero.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim < 2:
+                continue
+            if name.endswith(silent):
+                parameter.zero_()
+            else:
+                deviation = 0.02 if "embed_tokens" in name else parameter.shape[1] ** -0.5
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * deviation)
 
 
 class FeedForward(nn.Module):
@@ -178,19 +205,8 @@ class Llama(nn.Module):
         self.model = Decoder(shape)
 
     def initialize(self, seed: int) -> None:
-        """Draw the weights: matrices N(0, 1 / fan-in), those that write to the residual starting at zero."""
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for name, parameter in self.named_parameters():
-                if parameter.ndim < 2:
-                    continue
-                if name.endswith(("o_proj.weight", "down_proj.weight")):
-                    parameter.zero_()
-                elif "embed_tokens" in name:
-                    parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
-                else:
-                    deviation = parameter.shape[1] ** -0.5
-                    parameter.copy_(torch.randn(parameter.shape, generator=generator) * deviation)
+        """Draw the weights; see ``draw``."""
+        draw(self, seed, ("o_proj.weight", "down_proj.weight"))
 
     def hidden(self, tokens: Tensor) -> Tensor:
         """Last normed hidden state [batch, length, width] of ``tokens`` [batch, length]."""

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from haversack.models.language.llama_torch import RootMeanSquareNorm, rotary_angles, rotate
+from haversack.models.language.llama_torch import Attention, RootMeanSquareNorm, draw, rotary_angles
 
 FULL_EVERY = 4
 """Of so many blocks the first attends to everything, without positions."""
@@ -155,40 +155,6 @@ class Permuted(torch.autograd.Function):
         return gradient[back], None, None
 
 
-class Attention(nn.Module):
-    """Causal attention with grouped key and value heads; with a window and rotary positions, or neither."""
-
-    def __init__(self, shape: SmallThinkerShape, windowed: bool) -> None:
-        super().__init__()
-        self.head_width = shape.head_width
-        self.window = shape.window if windowed else None
-        self.q_proj = nn.Linear(shape.width, shape.heads * shape.head_width, bias=False)
-        self.k_proj = nn.Linear(shape.width, shape.key_value_heads * shape.head_width, bias=False)
-        self.v_proj = nn.Linear(shape.width, shape.key_value_heads * shape.head_width, bias=False)
-        self.o_proj = nn.Linear(shape.heads * shape.head_width, shape.width, bias=False)
-
-    def forward(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-        batch, length, _ = x.shape
-        query, key, value = (
-            projection(x).view(batch, length, -1, self.head_width).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        if self.window is not None:
-            cosine, sine = cosine.to(query.dtype), sine.to(query.dtype)
-            query, key = rotate(query, cosine, sine), rotate(key, cosine, sine)
-        group = query.shape[1] // key.shape[1]
-        if group > 1:
-            key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
-        if self.window is None or length <= self.window:
-            mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-        else:
-            places = torch.arange(length, device=x.device)
-            age = places[:, None] - places[None, :]
-            seen = (age >= 0) & (age < self.window)
-            mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=seen)
-        return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
-
-
 class Expert(nn.Module):
     """The matrices of down(relu(gate(x)) * up(x)); `Mixture` multiplies with them."""
 
@@ -241,7 +207,7 @@ class Block(nn.Module):
     def __init__(self, shape: SmallThinkerShape, windowed: bool) -> None:
         super().__init__()
         self.input_layernorm = RootMeanSquareNorm(shape.width, shape.norm_eps)
-        self.self_attn = Attention(shape, windowed)
+        self.self_attn = Attention(shape, rotary=windowed, window=shape.window if windowed else None)
         self.post_attention_layernorm = RootMeanSquareNorm(shape.width, shape.norm_eps)
         self.block_sparse_moe = Mixture(shape)
 
@@ -270,19 +236,8 @@ class SmallThinker(nn.Module):
         self.model = Decoder(shape)
 
     def initialize(self, seed: int) -> None:
-        """Draw the weights: matrices N(0, 1 / fan-in), those that write to the residual starting at zero."""
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for name, parameter in self.named_parameters():
-                if parameter.ndim < 2:
-                    continue
-                if name.endswith(("o_proj.weight", "down.weight")):
-                    parameter.zero_()
-                elif "embed_tokens" in name:
-                    parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
-                else:
-                    deviation = parameter.shape[1] ** -0.5
-                    parameter.copy_(torch.randn(parameter.shape, generator=generator) * deviation)
+        """Draw the weights; see ``draw``."""
+        draw(self, seed, ("o_proj.weight", "down.weight"))
 
     def active_parameters(self) -> int:
         """The parameters that a token meets: all but the experts it does not take."""

@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
-import atexit
 import mmap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from haversack.core._record import STORE_NAME
-from haversack.core.errors import DamagedFileError, UserError, not_allowed
-from haversack.core.expert_store import ExpertRecord, ExpertStore
+from haversack.core.errors import UserError, not_allowed
 from haversack.core.pack import Pack, TensorSource
-from haversack.core.storage import SlowStorage, aligned_buffer
+from haversack.core.storage import aligned_buffer
 from haversack.kernels.nested import Plane
 from haversack.models._architecture import Architecture
-from haversack.models._experts import Experts, experts_of, identity
+from haversack.models._experts import Experts, experts_of
 from haversack.run._eviction import eviction
 from haversack.run._expert_buffer import ExpertBuffer, Going
-from haversack.run._forms import forms_of, stored_names
+from haversack.run._forms import forms_of
 from haversack.run._levels import ROUTER_NAME, Levels, Uniform
-from haversack.run._residency import AllHeld
 from haversack.run._shelf import Item as Shelved
 from haversack.run._shelf import Key, Shelf
 from haversack.run._source import traits_of
 from haversack.run._weights import Weights, nbytes
 from haversack.run.forms.nested import BoundNested, names_of, plane_of
 from haversack.run.residency._edgemoe_held import DEFAULT_EXPERTS, Room, Sized
-from haversack.run.residency.copied import Copy
+from haversack.run.residency._store_held import Loaded, StoreHeld
 from haversack.run.residency.d2moe import Item, Planes, demand, schedule, waves
-from haversack.run.residency.streamed import drop_cached
 
 if TYPE_CHECKING:
     from haversack.run.layers.mixture import Routing
@@ -131,57 +126,24 @@ class Fitted(SizedPlanes):
         return PlanesHeld(self, self.buffer_nbytes(limit, self.resident_nbytes(total)))
 
 
-class _Loaded(dict[str, Plane]):
-    """Matrix name -> its plane, and the memory that the planes lie in."""
-
-    __slots__ = ("buffer",)
-
-    def __init__(self, planes: Mapping[str, Plane], buffer: mmap.mmap) -> None:
-        super().__init__(planes)
-        self.buffer = buffer
-
-
-class PlanesHeld(AllHeld):
-    """Everything but the experts bound once, and the experts' planes in a buffer of `budget` bytes.
-
-    `top` of a model's weights is AllHeld's; `levels` chooses levels where the method names bits. See Held,
-    Experts and Telling.
+class PlanesHeld(StoreHeld):
+    """The experts' planes in a buffer of `budget` bytes; `levels` chooses levels where the method names bits.
+    See StoreHeld.
     """
 
-    told = "experts"
-
     def __init__(self, fitted: Fitted, budget: int) -> None:
-        source, architecture, experts = fitted.source, fitted.architecture, fitted.experts
-        assert isinstance(source, Pack)
-        self.fitted, self.budget, self.experts = fitted, budget, experts
+        super().__init__(fitted, budget, fitted.rooms)
+        experts = fitted.experts
         method: Any = fitted.method
         self.method = method
         self.levels: Levels | None = Uniform(method.bits - fitted.first) if method.bits else None
         self.nested = not fitted.entry.get("copies")
         self.last = len(fitted.parts) - 1
-        self._layers = {block: layer for layer, block in enumerate(experts.blocks)}
-        entries = [
-            source.tensors[name]
-            for name in stored_names(source, architecture.tensors())
-            if source.tensors[name].file != STORE_NAME
-        ]
-        (file,) = {entry.file for entry in entries}
-        copy = Copy(source.path / file, entries)
-        super().__init__(source, architecture, copy.bytes, without=experts.owners)
-        drop_cached(source.path / STORE_NAME)
-        storage = SlowStorage(method.mb_s) if method.mb_s else None
-        self.store = ExpertStore.open(source.path / STORE_NAME, storage)
-        try:
-            self.store.require_model(identity(source, architecture))
-            self._records = {key: self._record(key) for key in fitted.rooms}
-        except BaseException:
-            self.store.close()
-            raise
         layers, planes = len(experts.blocks), len(fitted.parts)
         recipe: Any = Planes(layers, planes)
         if method.eviction != "planes":
             recipe = eviction("lru" if method.eviction == "none" else method.eviction, layers, experts.count)
-        self.buffer = ExpertBuffer(
+        buffer = ExpertBuffer(
             Shelf(budget, recipe, keeps=method.eviction != "none"),
             {key: room.held for key, room in fitted.rooms.items()},
             self._load,
@@ -197,21 +159,15 @@ class PlanesHeld(AllHeld):
         for (layer, expert, plane), room in fitted.rooms.items():
             self._sizes[layer][expert, plane] = room.held
         self._waves: list[list[Item]] = []
-        atexit.register(self.close)
+        self.opened(buffer)
 
-    def _record(self, key: Key) -> ExpertRecord:
+    def part_of(self, key: Key) -> tuple[str, Iterable[str]]:
+        """See StoreHeld."""
         layer, expert, plane = key
-        block, part = self.experts.blocks[layer], self.fitted.parts[plane]
-        record = self.store.records.get((block, expert, "" if plane == 0 else part))
-        if record is None:
-            raise DamagedFileError(self.store.path, f"{part} of expert {expert} of layer {block} is missing")
-        names = [f"{name}.{part}" for name in self.experts.tensors[layer, expert]]
-        needed = {name: self.fitted.source.tensors[name] for name in names}
-        if {entry.name: entry for entry in record.entries()} != needed:
-            raise DamagedFileError(self.store.path, f"{record} is not the one that pack.json describes")
-        return record
+        part = self.fitted.parts[plane]
+        return part if plane else "", [f"{name}.{part}" for name in self.experts.tensors[layer, expert]]
 
-    def _load(self, key: Key, leaving: list[Shelved], going: Going | None) -> _Loaded:
+    def _load(self, key: Key, leaving: list[Shelved], going: Going | None) -> Loaded:
         """Read a plane; runs in the reading thread. Memory of the right size is used again."""
         record = self._records[key]
         fresh_size = (-(-record.nbytes // mmap.PAGESIZE) + 1) * mmap.PAGESIZE
@@ -225,7 +181,7 @@ class PlanesHeld(AllHeld):
             name = stored.name.rpartition(".")[0]
             planes[name] = plane_of(forms[name], key[2], view[stored.start : stored.start + stored.nbytes])
         self.plane_nbytes[key[2]] += record.nbytes
-        return _Loaded(planes, buffer)
+        return Loaded(planes, buffer)
 
     def routed(self, routing: Routing) -> None:
         """See Experts: count what the step needs, order it, and begin to read."""
@@ -296,43 +252,22 @@ class PlanesHeld(AllHeld):
         return float(self.tokens @ widths) / total if total else 0.0
 
     def record(self, seconds: float | None = None) -> dict[str, Any]:
-        """What happened, as `run --json` prints it; see EdgeMoE's. `asked` counts planes."""
-        counts = self.buffer.statistics
-        found = {
-            **counts.record(),
-            "bytes_read": self.store.bytes_read,
-            "predict": "none",
-            "eviction": self.method.eviction,
+        """See StoreHeld. `asked` counts planes."""
+        return {
+            **super().record(seconds),
             "schedule": self.method.schedule,
-            "buffer_nbytes": self.budget,
             "plane_nbytes": list(self.plane_nbytes),
             "mean_bits": round(self.mean_bits, 4),
         }
-        least, busy = self.buffer.least_bytes(), self.buffer.reader.busy_s
-        if seconds is not None and least is not None and busy > 0:
-            rate = self.store.bytes_read / busy
-            bound = max(least / rate, seconds - counts.stall_s)
-            found |= {"bound_s": round(bound, 4), "times_bound": round(seconds / bound, 3)}
-        return found
 
     def words(self, seconds: float | None = None) -> str:
         """The same in two lines."""
         found = self.record(seconds)
-        bound = f"; {found['times_bound']:.2f} times the storage's bound" if "times_bound" in found else ""
         read = ", ".join(
             f"{count / 2**20:.1f} of {self.fitted.parts[plane]}"
             for plane, count in enumerate(self.plane_nbytes)
         )
         return (
             f"experts: {found['asked']} planes used, {found['hits']} were there, {found['demands']} loaded "
-            f"when chosen, {found['mean_bits']:.2f} bits a token\n"
-            f"storage: {found['bytes_read'] / 2**20:.1f} MiB read ({read}), {found['stall_s']:.2f} s waited, "
-            f"buffer {found['peak_nbytes'] / 2**20:.1f} of {self.budget / 2**20:.1f} MiB{bound}"
+            f"when chosen, {found['mean_bits']:.2f} bits a token\n{self.storage_words(found, f' ({read})')}"
         )
-
-    def close(self) -> None:
-        """End the reading thread and close the store."""
-        atexit.unregister(self.close)
-        if self.buffer.close():
-            self.store.close()
-        super().close()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import mmap
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -12,11 +10,10 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from haversack.core._record import STORE_NAME
-from haversack.core.errors import DamagedFileError, UserError
-from haversack.core.expert_store import TENSOR_STEP, ExpertRecord, ExpertStore, StoredTensor
+from haversack.core.errors import UserError
+from haversack.core.expert_store import TENSOR_STEP, ExpertRecord, StoredTensor
 from haversack.core.pack import Pack, TensorEntry, TensorSource
-from haversack.core.storage import BLOCK, SlowStorage, aligned_buffer
+from haversack.core.storage import BLOCK, aligned_buffer
 from haversack.kernels import Matrix
 from haversack.kernels._narrow import widen_int2
 from haversack.models._architecture import Architecture
@@ -27,12 +24,12 @@ from haversack.run._forms import assemble, forms_of, stored_names
 from haversack.run._paths import PROFILE_NAME, Profile
 from haversack.run._prediction import GateAhead, NoGuess, Paths, Predictor
 from haversack.run._products import multiply
-from haversack.run._residency import CHOSEN, GUESSED, AllHeld, Lines
+from haversack.run._residency import CHOSEN, GUESSED, Lines
 from haversack.run._shelf import Item, Key, Shelf
 from haversack.run._source import traits_of
 from haversack.run._weights import Weights, nbytes, tensor
-from haversack.run.residency.copied import HUGE, PIECE, Copy
-from haversack.run.residency.streamed import drop_cached
+from haversack.run.residency._store_held import Loaded, StoreHeld
+from haversack.run.residency.copied import HUGE, PIECE
 
 if TYPE_CHECKING:
     from haversack.run.layers.mixture import Routing
@@ -176,49 +173,13 @@ class Fitted(Sized):
         return ExpertsHeld(self, budget)
 
 
-class _Loaded(dict[str, Any]):
-    """The tensors of an expert, and the memory that they lie in."""
-
-    __slots__ = ("buffer",)
-
-    def __init__(self, tensors: Mapping[str, Any], buffer: mmap.mmap) -> None:
-        super().__init__(tensors)
-        self.buffer = buffer
-
-
-class ExpertsHeld(AllHeld):
-    """Everything but the experts bound once, and the experts in a buffer of `budget` bytes. See Held, Experts
-    and Telling.
-    """
-
-    told = "experts"
+class ExpertsHeld(StoreHeld):
+    """Whole experts, or what `fitted.units` names, in a buffer of `budget` bytes. See StoreHeld."""
 
     def __init__(self, fitted: Fitted, budget: int) -> None:
-        source, architecture, experts, method = (
-            fitted.source,
-            fitted.architecture,
-            fitted.experts,
-            fitted.method,
-        )
-        assert isinstance(source, Pack)
-        self.fitted = fitted
-        self.budget = budget
-        self.experts = experts
-        self._layers = {block: layer for layer, block in enumerate(experts.blocks)}
-        entries = [
-            source.tensors[name]
-            for name in stored_names(source, architecture.tensors())
-            if source.tensors[name].file != STORE_NAME
-        ]
-        (file,) = {entry.file for entry in entries}
-        copy = Copy(source.path / file, entries)
-        super().__init__(source, architecture, copy.bytes, without=experts.owners)
-        drop_cached(source.path / STORE_NAME)
-        storage = SlowStorage(method.mb_s) if method.mb_s else None
-        self.store = ExpertStore.open(source.path / STORE_NAME, storage)
+        super().__init__(fitted, budget, fitted.units)
+        experts, method = fitted.experts, fitted.method
         try:
-            self.store.require_model(identity(source, architecture))
-            self._records = {key: self._record(key) for key in fitted.units}
             self.profile = self._profile()
             self.predict, self._predictor = self._guesser()
         except BaseException:
@@ -241,26 +202,18 @@ class ExpertsHeld(AllHeld):
             keeps=method.eviction != "none",
         )
         sizes = {key: room.held for key, room in fitted.rooms.items()}
-        self.buffer = ExpertBuffer(
+        buffer = ExpertBuffer(
             *(shelf, sizes, self._load),
             stored={key: record.nbytes for key, record in self._records.items()},
             chance=experts.chosen / experts.count,
             timeout_s=method.timeout_s,
             names=self._records.__getitem__,
         )
-        atexit.register(self.close)
+        self.opened(buffer)
 
-    def _record(self, key: Key) -> ExpertRecord:
-        block, expert, part = self.experts.blocks[key[0]], key[1], PARTS[key[2]] if len(key) > 2 else ""
-        record = self.store.records.get((block, expert, part))
-        if record is None:
-            what = f"{part} of " if part else ""
-            raise DamagedFileError(self.store.path, f"{what}expert {expert} of layer {block} is missing")
-        source = self.fitted.source
-        needed = {name: source.tensors[name] for name in stored_names(source, self.fitted.units[key])}
-        if {entry.name: entry for entry in record.entries()} != needed:
-            raise DamagedFileError(self.store.path, f"{record} is not the one that pack.json describes")
-        return record
+    def part_of(self, key: Key) -> tuple[str, Iterable[str]]:
+        """See StoreHeld."""
+        return PARTS[key[2]] if len(key) > 2 else "", stored_names(self.fitted.source, self.fitted.units[key])
 
     def _profile(self) -> Profile | None:
         source = self.fitted.source
@@ -295,7 +248,7 @@ class ExpertsHeld(AllHeld):
         ahead = self.fitted.method.ahead
         return self.experts.chosen if ahead < 0 else ahead
 
-    def _load(self, key: Key, leaving: list[Item], going: Going | None) -> _Loaded:
+    def _load(self, key: Key, leaving: list[Item], going: Going | None) -> Loaded:
         """Read an expert; runs in the reading thread. Memory of the right size is used again."""
         record = self._records[key]
         staged = any(stored.kind == "int2" for stored in record.tensors)
@@ -312,7 +265,7 @@ class ExpertsHeld(AllHeld):
                 part = moved(part, stored, np.frombuffer(buffer, np.uint8), start)
             tensors[stored.name] = part if isinstance(part, Matrix) else tensor(entry, part)
         assemble(self._forms(key), tensors)
-        return _Loaded(tensors, buffer)
+        return Loaded(tensors, buffer)
 
     def _forms(self, key: Key) -> dict[str, Any]:
         held = forms_of(self.fitted.source)
@@ -349,45 +302,21 @@ class ExpertsHeld(AllHeld):
         return found
 
     def record(self, seconds: float | None = None) -> dict[str, Any]:
-        """What happened, as `run --json` prints it. With the `seconds` that the run took: how many times the
-        bound they were, which is the slower of reading what no eviction could have kept and computing."""
-        counts = self.buffer.statistics
-        found = {
-            **counts.record(),
-            "bytes_read": self.store.bytes_read,
-            "predict": self.predict,
-            "eviction": self.fitted.method.eviction,
-            "buffer_nbytes": self.budget,
-        }
-        least, busy = self.buffer.least_bytes(), self.buffer.reader.busy_s
-        if seconds is not None and least is not None and busy > 0:
-            rate = self.store.bytes_read / busy
-            bound = max(least / rate, seconds - counts.stall_s)
-            found |= {"bound_s": round(bound, 4), "times_bound": round(seconds / bound, 3)}
-        return found
+        """See StoreHeld."""
+        return {**super().record(seconds), "predict": self.predict}
 
     def words(self, seconds: float | None = None) -> str:
         """The same in two lines."""
         found = self.record(seconds)
-        bound = f"; {found['times_bound']:.2f} times the storage's bound" if "times_bound" in found else ""
         return (
             f"experts: {found['asked']} used, {found['hits']} were there, {found['late']} on their way, "
             f"{found['demands']} loaded when chosen; {found['preloads']} guessed ({found['predict']}), "
-            f"{found['useful']} of them used, {found['wasted']} not\n"
-            f"storage: {found['bytes_read'] / 2**20:.1f} MiB read, {found['stall_s']:.2f} s waited, buffer "
-            f"{found['peak_nbytes'] / 2**20:.1f} of {self.budget / 2**20:.1f} MiB{bound}"
+            f"{found['useful']} of them used, {found['wasted']} not\n{self.storage_words(found)}"
         )
 
     def expert(self, block: int, expert: int) -> AbstractContextManager[Weights]:
         """See Held."""
         return self.buffer.use((self._layers[block], expert))
-
-    def close(self) -> None:
-        """End the reading thread and close the store."""
-        atexit.unregister(self.close)
-        if self.buffer.close():
-            self.store.close()
-        super().close()
 
 
 def held_nbytes(stored: StoredTensor) -> int:

@@ -167,12 +167,10 @@ class MatricesHeld(ExpertsHeld):
     def words(self, seconds: float | None = None) -> str:
         """The same in two or three lines."""
         found = self.record(seconds)
-        bound = f"; {found['times_bound']:.2f} times the storage's bound" if "times_bound" in found else ""
         lines = [
             f"matrices of experts: {found['asked']} examined, {found['hits']} cached, {found['prefetched']} "
             f"begun before attention, {found['demands'] - found['prefetched']} when chosen",
-            f"storage: {found['bytes_read'] / 2**20:.1f} MiB read, {found['stall_s']:.2f} s waited, buffer "
-            f"{found['peak_nbytes'] / 2**20:.1f} of {self.budget / 2**20:.1f} MiB{bound}",
+            self.storage_words(found),
         ]
         if self.neurons_examined:
             share = self.neurons_activated / self.neurons_examined
