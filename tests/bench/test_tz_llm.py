@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from haversack.bench import Run
-from haversack.bench.tz_llm import bench
+from haversack.bench import Run, Unavailable
+from haversack.bench.tz_llm import _models, bench
 from haversack.bench.tz_llm.boards import boards
 from haversack.bench.tz_llm.co_driver import co_driver
+from haversack.bench.tz_llm.exactness import over_budget, same_logits
 from haversack.bench.tz_llm.latency import Speeds, overlapped, r_squared
 
 BARS = {
@@ -55,3 +58,15 @@ def test_overlap_is_measured_against_the_bound() -> None:
     taken = {"unpipelined": [4.8], "pipelined": [2.5]}
     outcome = overlapped(taken, stages, compute=2.4, note="")
     assert outcome.ours.values[0] == pytest.approx(1.0)
+
+
+def test_every_way_of_holding_weights_gives_the_same_logits(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3}
+    monkeypatch.setattr(_models, "CONFIG", _models.CONFIG | small)
+    run = Run(quick=False, seed=5, deadline=1e12)
+    found = same_logits(run)["same-logits"]
+    assert found.ours.values == (1.0,)
+    within = over_budget(run)
+    assert isinstance(within, Unavailable) and "ram_mib" in str(within)  # its base alone is above two thirds

@@ -2,7 +2,7 @@
 
     python -m haversack.bench.tz_llm._worker
 
-Requests: open {model, key, residency, storage_mb_s, threads}, first {tokens, kept}, decode {count}, times {}.
+Requests: open {model, key, residency, threads}, first {tokens, kept}, decode {count}, times {}.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,13 +19,8 @@ class Session:
     """An engine that gives its weights back before every first token, where it can."""
 
     def __init__(self, request: dict[str, Any]) -> None:
-        from haversack.core.storage import DirectFile, SlowStorage
         from haversack.run import Engine
-        from haversack.run.residency import streamed
 
-        if request["residency"].startswith("streamed"):  # the same storage for weights in the clear
-            slow = partial(DirectFile, storage=SlowStorage(request["storage_mb_s"]))
-            vars(streamed)["DirectFile"] = slow
         self.engine = Engine.open(
             request["model"], residency=request["residency"], key=request["key"], threads=request["threads"]
         )

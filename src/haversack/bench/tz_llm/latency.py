@@ -39,7 +39,7 @@ WAYS = {
     "unpipelined": "sealed:mb_s={},schedule=at-once",
     "random order": "sealed:mb_s={},schedule=random",
     "whole tensors": "sealed:mb_s={},schedule=whole-tensors",
-    "in the clear": "streamed:keep=0",
+    "in the clear": "streamed:keep=0,mb_s={}",
     "in memory": "copied",
 }
 
@@ -58,7 +58,6 @@ def workers(*names: str) -> Iterator[dict[str, Worker]]:
                 model=str(sealed if secret else plain),
                 key=str(key) if secret else None,
                 residency=WAYS[name].format(STORAGE_MB_S),
-                storage_mb_s=STORAGE_MB_S,
                 threads=1,
             )
             found[name] = worker
