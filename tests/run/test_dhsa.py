@@ -22,7 +22,7 @@ from haversack.run._source import open_model
 from haversack.run._step import Step
 from haversack.run.attention._predictor import FILE, BoundaryPredictor, fingerprint, shapes
 from haversack.run.attention._prompt import Gaps, Prompt, Tally
-from haversack.run.attention._selection import always_kept, by_columns_and_bands, by_score
+from haversack.run.attention._selection import by_columns_and_bands, by_score, left_to_choose
 from haversack.run.attention.dhsa import DHSA, choose_borders, pool_chunks
 
 TEXT = np.random.default_rng(5).integers(3, 280, 400).astype(np.int32)
@@ -124,28 +124,30 @@ def test_the_best_tokens_are_chosen_once(seed: int, low: int, size: int) -> None
     first, end = low + size, low + size + 4
     borders = np.unique(np.append(rng.integers(0, end, 8), [0, end]))
     scores = rng.permutation(len(borders) - 1).astype(np.float32)
-    kept = always_kept(low, first, end, int(rng.integers(0, 9)), int(rng.integers(0, 20)))
+    sinks, local = int(rng.integers(0, 9)), int(rng.integers(0, 20))
+    choice = left_to_choose(low, first, end, sinks, local)
+    kept = {t for t in range(low, first) if t < low + sinks or t >= end - local}
+    assert set(range(low, first)) - kept == set(choice)
     most = int(rng.integers(0, size + 5))
-    found = by_score(scores, borders, low, kept, most)
+    found = by_score(scores, borders, low, first, choice, most)
     assert found.tolist() == sorted(set(found.tolist()))
     assert all(low <= entry < first for entry in found)
-    assert set(low + np.flatnonzero(kept)) <= set(found)
+    assert kept <= set(found)
     of_token = {t: scores[int(np.searchsorted(borders, t, side="right")) - 1] for t in range(low, first)}
-    free = [t for t in range(low, first) if not kept[t - low]]
+    free = [t for t in range(low, first) if t not in kept]
     ranked = sorted(free, key=lambda t: (-of_token[t], t))[:most]
-    assert set(found) == set(low + np.flatnonzero(kept)) | set(ranked)
+    assert set(found) == kept | set(ranked)
 
 
 def test_columns_and_bands_share_the_budget() -> None:
-    kept = np.zeros(100, bool)
     columns, bands = np.zeros(100, np.float32), np.zeros(14, np.float32)
     columns[[7, 50]] = 1
     bands[5] = 1  # 40 to 47 keys back
-    found = by_columns_and_bands(columns, bands, 8, 0, 104, kept, 13)
+    found = by_columns_and_bands(columns, bands, 8, 0, 104, range(100), 13)
     assert {7, 50} <= set(found) and len(found) == 13
     assert set(found) - {7, 50} <= set(range(53, 64)) | set(np.flatnonzero(columns == 0))
     assert len(set(found) & set(range(53, 64))) >= 7
-    assert len(set(by_columns_and_bands(columns, bands, 8, 0, 104, kept, 300))) == 100
+    assert len(set(by_columns_and_bands(columns, bands, 8, 0, 104, range(100), 300))) == 100
 
 
 def brute_force(

@@ -231,7 +231,7 @@ def softmax_of(scores: Any, seen: Any) -> Any:
 
 @bench.measure(PEAK, seconds=10, quick_seconds=5)
 def peak_bytes(run: Run) -> Outcomes:
-    from haversack.run.attention._selection import always_kept, by_score
+    from haversack.run.attention._selection import by_score, left_to_choose
 
     rng = np.random.default_rng(run.seed)
     n, size, budget = BYTES_LENGTH, BYTES_BLOCK, BYTES_BUDGET
@@ -241,10 +241,10 @@ def peak_bytes(run: Run) -> Outcomes:
     borders = np.arange(0, n + 1, 16)
     for block in range(n // size):
         first, end = block * size, (block + 1) * size
-        kept = always_kept(0, first, end, 16, 64)
+        choice = left_to_choose(0, first, end, 16, 64)
         scores = rng.standard_normal(len(borders) - 1).astype(np.float32)
-        most = max(budget - size - int(kept.sum()), 0)
-        before = by_score(scores, borders, 0, kept, most) if first else np.arange(0)
+        most = max(budget - end + len(choice), 0)
+        before = by_score(scores, borders, 0, first, choice, most) if first else np.arange(0)
         own = np.concatenate([before, np.arange(first, end)])
         entries[block, : len(own)] = own
         entries[block, len(own) :] = n - 1  # later than every query: masked

@@ -159,7 +159,7 @@ class BoundaryPredictor:
         gaps = len(keys) - size + 1
         parts = self._linear(keys, "inputs").reshape(len(keys), 3, self.heads, width).transpose(1, 2, 0, 3)
         windows = np.lib.stride_tricks.sliding_window_view(parts, size, axis=2)  # [3, heads, gaps, width, 2w]
-        query, key, value = (np.ascontiguousarray(each) for each in windows)
+        query, key, value = windows
         scores = np.matmul(query.transpose(0, 1, 3, 2), key) * np.float32(width**-0.5)
         powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
         shares = powers / powers.sum(axis=-1, keepdims=True)

@@ -27,7 +27,7 @@ from haversack.run.attention._predictor import (
     BoundaryPredictor,
     first_attention,
 )
-from haversack.run.attention._selection import always_kept, by_columns_and_bands, by_score
+from haversack.run.attention._selection import by_columns_and_bands, by_score, left_to_choose
 from haversack.run.attention.dhsa import CHUNKS, DHSA, UNSURE, choose_borders, chunk_scores, chunk_sums
 from haversack.run.layers.attention import fused_norm
 
@@ -299,13 +299,13 @@ class Prompt:
         if method.mode == "dense" or end - low <= self.budget:
             return np.arange(low, first, dtype=np.int64)[None]
         local = self.budget - method.sinks if method.mode == "sliding" else method.kept_local
-        kept = always_kept(low, first, end, method.kept_sinks, local)
-        most = self.budget - (end - first) - int(kept.sum())
+        choice = left_to_choose(low, first, end, method.kept_sinks, local)
+        most = self.budget - (end - low) + len(choice)
         if method.mode == "sliding":
-            return np.flatnonzero(kept)[None] + low
+            return np.concatenate([np.arange(low, choice.start), np.arange(choice.stop, first)])[None]
         if votes is not None:
             columns, bands = votes.columns[low:first], votes.bands
-            return by_columns_and_bands(columns, bands, method.key_block, low, end, kept, most)[None]
+            return by_columns_and_bands(columns, bands, method.key_block, low, end, choice, most)[None]
         together = method.heads == "together"
         if self._pool is None or self._pool.cache is not cache:
             self._pool = Pool(cache, self.borders, together, self._pooling)
@@ -316,7 +316,7 @@ class Prompt:
             heads = query.max(axis=0)
             queries = heads.max(axis=0)[None] if together else _grouped(heads, layer)
         scores = chunk_scores(queries, sums, np.diff(borders), self._pooling)
-        return np.stack([by_score(each, borders, low, kept, most) for each in scores])
+        return np.stack([by_score(each, borders, low, first, choice, most) for each in scores])
 
     @property
     def _pooling(self) -> str:
@@ -370,14 +370,14 @@ class Pool:
             if self.together and len(keys) > 1:
                 keys = keys.mean(axis=0, keepdims=True)
             first = int(np.searchsorted(borders, self.end, side="right")) - 1
-            cuts = borders[first : last + 1].clip(self.end, end) - self.end
+            cuts = np.minimum(np.maximum(borders[first : last + 1], self.end), end) - self.end
             if self.pooling == "max":
                 new = np.maximum.reduceat(keys, cuts[:-1], axis=1)
                 np.maximum(self.sums[:, first:last], new, out=self.sums[:, first:last])
             else:
                 self.sums[:, first:last] += chunk_sums(keys, cuts)
             self.end = end
-        return self.sums[:, :last], borders[: last + 1].clip(0, end)
+        return self.sums[:, :last], np.minimum(borders[: last + 1], end)
 
 
 @dataclass(frozen=True, eq=False)
