@@ -16,6 +16,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := build/demo
 DEMO_DEVICE := raspberry-pi-zero-2w
+# Files of tests that run side by side. More take more memory: each has a PyTorch of its own.
+TESTS_AT_ONCE := 2
 # In this budget the plan that keeps 32-bit weights does not fit.
 DEMO_RAM_MIB := 80
 DEMO_PROMPT := def read_json(path):\n    with open(path) as f:
@@ -61,7 +63,7 @@ demo: $(VENV)/.light
 
 test: $(VENV)/.tests
 	@$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest -n $(TESTS_AT_ONCE) --dist loadfile tests
 
 lint: $(VENV)/.tests
 	$(BIN)/ruff format --check .

@@ -104,7 +104,7 @@ def precision_choices(fixed: str | None) -> list[str]:
 
 def full_name(method: Method, shown: Iterable[str]) -> str:
     """`NAME:key=value,...` with the parameters `shown` even at their defaults, so that a plan says what it
-    is.
+    is; the name alone where it has none of them.
 
     The group is left out where it has no meaning: whole rows share a scale at 8 bits.
     """
@@ -113,7 +113,8 @@ def full_name(method: Method, shown: Iterable[str]) -> str:
         for name in shown
         if hasattr(method, name) and not (name == "group" and getattr(method, "bits", 4) == 8)
     }
-    return f"{method.name}:{','.join(f'{name}={value}' for name, value in values.items())}"
+    told = ",".join(f"{name}={value}" for name, value in values.items())
+    return f"{method.name}:{told}" if told else method.name
 
 
 def create_precision(choice: str) -> Precision:
