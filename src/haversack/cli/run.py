@@ -101,6 +101,14 @@ def command(
     context_length: Annotated[
         int | None, typer.Option(help="most tokens of prompt and answer together")
     ] = None,
+    whole_cache: Annotated[
+        bool,
+        typer.Option(
+            "--whole-cache",
+            help="layers with a window keep the whole text, too: more memory, and a chat may go back any "
+            "distance without reading again",
+        ),
+    ] = False,
     threads: Annotated[
         int | None, typer.Option(help="threads of the kernels (default: all processors)")
     ] = None,
@@ -253,6 +261,7 @@ def command(
         context_length=context_length,
         budget=budget,
         tokens=size,
+        whole_cache=whole_cache,
     )
     with engine:
         if tokens is None or size is None:

@@ -144,6 +144,12 @@ class Attention:
         """The matrix products in order; those in one tuple multiply the same input."""
         return (self.query, self.key, self.value), (self.output,)
 
+    def cache_nbytes(self, entries: int, cache_type: str = "f32") -> int:
+        """Bytes of keys and values (and scales, for int8) of `entries` tokens."""
+        number = {"f32": 4, "f16": 2, "int8": 1}[cache_type]
+        entry = self.head_width * number + (4 if cache_type == "int8" else 0)
+        return 2 * self.key_value_heads * entries * entry
+
     def norms(self) -> tuple[Norm, ...]:
         """The norms inside the layer."""
         found: tuple[Norm, ...] = ()
@@ -439,12 +445,6 @@ class Architecture:
         return (*first, *(linear for block in self.blocks for linear in block.matrices()), *last)
 
     def cache_nbytes(self, capacity: int, cache_type: str = "f32") -> int:
-        """Bytes of keys and values (and scales, for int8) of `capacity` tokens."""
-        number = {"f32": 4, "f16": 2, "int8": 1}[cache_type]
-        total = 0
-        for block in self.blocks:
-            attention = block.attention
-            if attention is not None:
-                entry = attention.head_width * number + (4 if cache_type == "int8" else 0)
-                total += 2 * attention.key_value_heads * capacity * entry
-        return total
+        """Bytes of keys and values (and scales, for int8) of `capacity` tokens, every layer keeping all."""
+        attentions = (block.attention for block in self.blocks)
+        return sum(one.cache_nbytes(capacity, cache_type) for one in attentions if one is not None)

@@ -33,6 +33,7 @@ from haversack.run._step import Mask, checked_positions, is_linear, split
 from haversack.run._switch import read_across
 from haversack.run._units import aside_nbytes
 from haversack.run._weights import F32, check_tensors, kinds_of, nbytes, require_static
+from haversack.run._window import BACK, whole, windows_of
 
 if TYPE_CHECKING:
     from haversack.run._head_predictor import HeadPredictor
@@ -55,6 +56,7 @@ class Engine:
         cache_type: str,
         context_length: int | None,
         budget: Budget | None,
+        whole_cache: bool = False,
     ) -> None:
         self.model = model
         self.architecture = model.architecture
@@ -64,6 +66,9 @@ class Engine:
         self.budget = budget
         self.context_length = context_length or model.architecture.context
         self._given_context = context_length
+        self.windows = (
+            whole(model.architecture) if whole_cache else windows_of(model.architecture, slots.attention)
+        )
         self.forward = Forward(model.architecture, activations=activations, attention=slots.attention)
         self.held: Any = None
         self.tally = Tally(model.source, model.architecture)
@@ -92,6 +97,7 @@ class Engine:
         context_length: int | None = None,
         budget: Budget | None = None,
         tokens: tuple[int, int] | None = None,
+        whole_cache: bool = False,
     ) -> Self:
         """Open `source` (a pack, a checkpoint folder, a bundled name, or what `open_model` gave) for a run.
 
@@ -99,8 +105,9 @@ class Engine:
         `cache_type` default to the pack's plan (else mapped, dense, f32, f32). `draft` is the draft model of
         a decode method that needs one, `key` the file of the key of a sealed pack. `context_length` bounds
         the tokens of a cache (default: the model's context). `budget.ram_mib` is checked before weights are
-        read, for `tokens` = (prompt, answer) when known, else for a full context. Raises UserError for what
-        cannot be opened, does not fit together or does not fit the budget.
+        read, for `tokens` = (prompt, answer) when known, else for a full context. Layers with a window keep
+        that and not the whole text, unless `whole_cache`. Raises UserError for what cannot be opened, does
+        not fit together or does not fit the budget.
         """
         model = source if isinstance(source, Model) else open_model(source)
         check_tensors(model.source, model.architecture)
@@ -134,7 +141,7 @@ class Engine:
             from haversack.kernels import set_threads
 
             set_threads(threads)
-        engine = cls(model, slots, activations, cache_type, context_length, budget)
+        engine = cls(model, slots, activations, cache_type, context_length, budget, whole_cache)
         slots.prepare(engine)
         engine.require_memory(tokens)
         engine._load(tokens)
@@ -185,9 +192,15 @@ class Engine:
             **self.slots.record(),
             "activations": self.activations,
             "cache_type": self.cache_type,
+            "cache_keeps": "windows" if self._slides() else "everything",
             "threads": kernels.threads(),
             "isa": kernels.isa(),
         }
+
+    def _slides(self) -> bool:
+        """Whether a full context leaves something out of the cache."""
+        context = self.context_length
+        return any(window is not None and window.entries(context) < context for window in self.windows)
 
     def memory_plan(self, tokens: tuple[int, int] | None = None) -> MemoryPlan:
         """What a run will hold, for `tokens` = (prompt, answer), or for a full context when None."""
@@ -210,6 +223,7 @@ class Engine:
             files=len(source.files),
             limit=limit,
             aside=aside_nbytes(source, architecture),
+            windows=self.windows,
         )
         if self.head_predictor is not None:
             plan += MemoryPlan((("predictor of output rows", 2 * self.head_predictor.nbytes),))
@@ -228,12 +242,14 @@ class Engine:
         """What the draft model takes beside the model; program and tokenizer are shared."""
         assert self.draft_model is not None
         source, architecture = self.draft_model.source, self.draft_model.architecture
+        spare = getattr(self.slots.decode, "spare", 0)
         plan = planned_memory(
             architecture,
             blocks=[nbytes(source, block.tensors()) for block in architecture.blocks],
             top=nbytes(source, architecture.top_tensors()),
             cache_type=self.cache_type,
-            context=min(capacity, architecture.context) + getattr(self.slots.decode, "spare", 0),
+            context=min(capacity, architecture.context) + spare,
+            back=max(BACK, spare),
         )
         return MemoryPlan(tuple((f"draft: {label}", count) for label, count in plan.lines[2:]))
 
@@ -258,9 +274,16 @@ class Engine:
             needed = self._planned(tokens, 0).total_mib
             self.budget.require({"ram_mib": needed}, f"running {self.model.path.name}")
 
-    def cache(self, capacity: int | None = None) -> Cache:
-        """An empty cache of `capacity` tokens (default: the context length)."""
-        made = Cache(self.architecture, capacity or self.context_length, self.cache_type)
+    def cache(self, capacity: int | None = None, *, back: int = BACK, whole: bool = False) -> Cache:
+        """An empty cache of `capacity` tokens (default: the context length).
+
+        Layers with a window keep that, and as much before it that a text can be cut back by `back` entries
+        at any time; with `whole` every layer keeps everything.
+        """
+        windows = None if whole else self.windows
+        made = Cache(
+            self.architecture, capacity or self.context_length, self.cache_type, windows=windows, back=back
+        )
         wipe_later = getattr(self.held, "wipe_later", None)
         if wipe_later is not None:
             wipe_later(made)
@@ -328,16 +351,22 @@ class Engine:
         if self.tally and cache.sparse_from:
             for part, step in parts:
                 step.reads = positions[part] < cache.sparse_from
+        stretches = cache.stretches
+        if stretches:
+            cache.plan([step for _, step in parts])
         for block in self.architecture.blocks:
             layer = cache.layers[block.index]
+            stretch = stretches.get(block.index) if stretches else None
             with held.weights(block.index) as weights:
                 if self.reader is not None:
                     self.reader.begin(block, hidden, parts, weights, cache, self.activations)
                 if len(parts) == 1:
-                    forward.advance(block, hidden, parts[0][1], layer, weights)
+                    step = parts[0][1] if stretch is None else stretch.step(block.index, layer, 0)
+                    forward.advance(block, hidden, step, layer, weights)
                 else:
-                    for part, step in parts:
-                        forward.advance(block, hidden[part], step, layer, weights)
+                    for index, (part, step) in enumerate(parts):
+                        own = step if stretch is None else stretch.step(block.index, layer, index)
+                        forward.advance(block, hidden[part], own, layer, weights)
                 if self.tally:
                     self.tally.take(block.index, weights)
         cache.append(len(ids), is_linear(cache, positions))

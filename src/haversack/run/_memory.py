@@ -11,6 +11,7 @@ from haversack.core.memory import MIB, MemoryPlan
 from haversack.models._architecture import Architecture
 from haversack.run._forward import ROWS, scratch_nbytes
 from haversack.run._residency import Residency
+from haversack.run._window import BACK, Windows, cache_nbytes, windows_of
 
 BASE_MIB = 47.0
 """Interpreter, numpy, the native module, the command line and their imports."""
@@ -39,10 +40,19 @@ def run_lines(
     capacity: int,
     cache_type: str,
     prompt: int,
+    windows: Windows | None = None,
+    back: int = BACK,
 ) -> tuple[tuple[str, int], ...]:
-    """Lines of what depends on the text: a cache of `capacity` tokens, buffers for a prompt of `prompt`."""
+    """Lines of what depends on the text: a cache of `capacity` tokens, buffers for a prompt of `prompt`.
+
+    `windows`: what layers keep (default: as dense attention needs it), `back`: see `Cache`.
+    """
+    windows = windows_of(architecture) if windows is None else windows
     return (
-        (f"KV cache, {capacity} tokens", architecture.cache_nbytes(capacity, cache_type)),
+        (
+            f"KV cache, {capacity} tokens",
+            cache_nbytes(architecture, windows, capacity, cache_type, back),
+        ),
         ("buffers", scratch_nbytes(architecture, prompt) + 8 * architecture.vocabulary),
     )
 
@@ -61,6 +71,8 @@ def planned_memory(
     files: int = 1,
     limit: int | None = None,
     aside: int = 0,
+    windows: Windows | None = None,
+    back: int = BACK,
 ) -> MemoryPlan:
     """The memory of a run of `architecture`.
 
@@ -68,6 +80,7 @@ def planned_memory(
     prompt and answer together; `prompt`: the longest prompt (default: at most 256 tokens pass at once).
     `tokenizer_nbytes`: of its files, a lower bound of what the line predicts from the vocabulary. `limit`:
     bytes that streamed weights may take, None for the least; `aside`: those they take beside their buffers.
+    `windows`, `back`: see `run_lines`.
     """
     from haversack.core.index import create
 
@@ -77,7 +90,12 @@ def planned_memory(
         ("tokenizer", max(predicted_tokenizer_nbytes(architecture.vocabulary), tokenizer_nbytes or 0)),
     )
     rest = run_lines(
-        architecture, capacity=context, cache_type=cache_type, prompt=min(context, prompt or ROWS)
+        architecture,
+        capacity=context,
+        cache_type=cache_type,
+        prompt=min(context, prompt or ROWS),
+        windows=windows,
+        back=back,
     )
     if limit is not None:
         limit -= sum(count for _, count in base + rest)

@@ -31,7 +31,8 @@ class Prefix:
         least).
 
         Rotary scalings that look at a text's length, contexts that choose what to read, and attention that
-        looks at a whole prompt, share nothing.
+        looks at a whole prompt, share nothing, nor do texts that part before what layers with a window still
+        hold.
         """
         if self._cache is None:
             self._cache = engine.cache(engine.context_length)
@@ -43,6 +44,7 @@ class Prefix:
         if engine.tally:  # an answer was written sparse, and would now be read whole
             shared = min(shared, self._prompt)
         self._prompt = len(prompt)
+        shared = self._cache.reach(shared)
         self._cache.truncate(shared)
         self._tokens = prompt[:shared].copy()  # what holds even if reading the rest is interrupted
         self.reused = shared

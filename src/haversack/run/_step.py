@@ -26,11 +26,14 @@ class Step:
     stands at its own index. `mask` bool [n, m + n] says which of the last m entries and of the new tokens
     each sees, beside all entries before those (None: itself and all before it). `horizon`: see Cache. `reads`
     bool [n]: tokens that read row-sparse weights whole (None: no token does). `prompt` is what a sparse
-    attention method knows of the prompt that the tokens belong to (None: they see all). Tables are made when
-    a block first asks, and serve all blocks.
+    attention method knows of the prompt that the tokens belong to (None: they see all). Entries of a layer
+    with a window lie `shift` places before their own numbers, see `within`. Tables are made when a block
+    first asks, and serve all blocks.
     """
 
-    __slots__ = ("_tables", "_visible", "held", "horizon", "mask", "positions", "prompt", "reads", "start")
+    __slots__ = (
+        *("_tables", "_visible", "held", "horizon", "mask", "positions", "prompt", "reads", "shift", "start"),
+    )
 
     def __init__(
         self,
@@ -45,6 +48,7 @@ class Step:
         self.mask = mask
         self.held = held
         self.horizon = horizon
+        self.shift = 0
         self.reads: Mask | None = None
         self.prompt: Any = None
         self._tables: dict[int, tuple[F32, F32]] = {}
@@ -65,6 +69,29 @@ class Step:
             self._visible[window, sink] = found = self._look(window, sink)
         return found
 
+    def within(self, window: int, sink: int, shift: int) -> Step | None:
+        """The same tokens in a layer that holds the `sink` first entries, and those from sink + shift on in
+        the places behind them; None when, of the last `window` positions, a token would see another."""
+        base, positions, held, mask = sink + shift, self.positions, self.held, self.mask
+        first = int(positions[0]) if len(positions) == 1 else int(positions.min())
+        if base > self.start:
+            return None
+        newest = base - 1 if held is None else int(held[sink:base].max())
+        if newest >= first - (window - 1):
+            return None
+        if held is not None or sink:
+            stands = np.arange(self.start, dtype=np.int32) if held is None else held
+            held = np.concatenate([stands[:sink], stands[base:]])
+        start = self.start - shift
+        if mask is not None and mask.shape[1] > start - sink + len(
+            positions
+        ):  # it speaks of entries not held
+            begin = self.start + len(positions) - mask.shape[1]
+            mask = np.concatenate([mask[:, : max(0, sink - begin)], mask[:, base - begin :]], axis=1)
+        step = Step(positions, start, mask, held, self.horizon)
+        step.shift, step.reads, step.prompt, step._tables = shift, self.reads, self.prompt, self._tables
+        return step
+
     def write(
         self, q: F32, k: F32, v: F32, cos: F32 | None, sin: F32 | None, cache: CacheLayer, **norms: Any
     ) -> None:
@@ -79,8 +106,8 @@ class Step:
             return Visible(before, None, self.mask)
         oldest = positions.astype(np.int64) - (window - 1)
         if self.held is None and self.mask is None and sink == 0:
-            return Visible(self.start, oldest.clip(0), None)
-        held = np.arange(self.start) if self.held is None else self.held
+            return Visible(self.start, (oldest - self.shift).clip(0), None)
+        held = np.arange(self.shift, self.shift + self.start) if self.held is None else self.held
         stands = np.concatenate([held, positions])
         seen = stands[None, :] >= oldest[:, None]
         seen[:, : min(sink, len(stands))] = True

@@ -18,6 +18,7 @@ from haversack.kernels import filter_logits, only_allowed, softmax
 from haversack.run._drafting import Drafting
 from haversack.run._token_tree import TokenTree, shortfalls
 from haversack.run._verify import DRAFTED, Numbers, Verdict, pick, without
+from haversack.run._window import BACK
 
 if TYPE_CHECKING:
     from haversack.run._engine import Engine
@@ -59,7 +60,9 @@ class Drafter:
         self.method, self.small, self.session = method, small, session
         self.counts = Drafting()
         self.capacity = method.nodes + spare
-        self.cache = small.cache(min(capacity, small.context_length) + self.capacity)
+        self.cache = small.cache(
+            min(capacity, small.context_length) + self.capacity, back=max(BACK, self.capacity)
+        )
         self.tree = TokenTree(0, self.capacity)
         self.drafted: dict[int, Any] = {}
         self.exact = session.sampler.greedy or method.sampling == "tokens"

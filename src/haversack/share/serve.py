@@ -162,6 +162,7 @@ class Server:
             prefill="chunked:tokens=256",
             context_length=room.context_length,
             budget=budget,
+            whole_cache=True,  # a slot's cache and the prefixes keep every entry
             **engine,
         )
 

@@ -175,7 +175,7 @@ def lessons_of(engine: Engine, tokens: I32) -> list[Lesson]:
     plain = engine.forward
     engine.forward = Forward(engine.architecture, activations=engine.activations, attention=watched)
     try:
-        cache = engine.cache(len(tokens))
+        cache = engine.cache(len(tokens), whole=True)
         engine.step(tokens, cache=cache, want="none")
     finally:
         engine.forward = plain

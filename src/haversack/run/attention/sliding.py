@@ -5,7 +5,7 @@ with Attention Sinks" (2024) for the first tokens that stay visible.
 What is here: a query sees the last `window` positions, its own included, and the first `sink` entries. A
 model's own, narrower window still holds; with a window at least as long as the text nothing changes.
 What we changed: positions are those of the text, not of the window, so that keys are rotated once.
-Cost: window + sink entries a query instead of all.
+Cost: window + sink entries a query instead of all; the cache keeps these and a slack of 384 entries a layer.
 Limits: the output differs from dense attention's once a text is longer than the window; that is the point,
 and the plan says so.
 """
@@ -20,6 +20,7 @@ from haversack.kernels import CacheLayer, Visible, attention
 from haversack.models._architecture import Attention
 from haversack.run._products import F32
 from haversack.run._step import Step
+from haversack.run._window import Window
 
 
 @dataclass(frozen=True)
@@ -52,5 +53,12 @@ class Sliding(Method):
 
     def visible(self, step: Step, layer: Attention) -> Visible:
         """What each token sees."""
-        narrower = layer.window is not None and layer.window <= self.window
-        return step.visible(layer.window) if narrower else step.visible(self.window, self.sink)
+        return step.visible(layer.window) if self._narrower(layer) else step.visible(self.window, self.sink)
+
+    def keeps(self, layer: Attention) -> Window:
+        """What a layer must hold of a text."""
+        return Window(layer.window or 0) if self._narrower(layer) else Window(self.window, self.sink)
+
+    def _narrower(self, layer: Attention) -> bool:
+        """Whether the model's own window holds."""
+        return layer.window is not None and layer.window <= self.window
