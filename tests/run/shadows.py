@@ -14,7 +14,7 @@ from haversack.models.language import read_architecture
 from haversack.shrink._language import LanguageWalk
 from haversack.shrink._pipeline import Policy, compress
 
-EVERYTHING = "mllm-npu:beyond=0.03,threshold=2,keep=1"
+EVERYTHING = "mllm-npu:beyond=0.03,threshold=2,keep=1,alone=percentile"
 """Grids so narrow that every matrix of a drawn model has shadows, all of them executed."""
 
 

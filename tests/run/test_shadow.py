@@ -59,9 +59,9 @@ def test_chunks_have_the_bits_of_a_whole_prefill(policy: str, given: str, packed
 
 def test_a_prompt_that_goes_on_and_the_answer_behind_it(packed: Path) -> None:
     """Behind entries that another prompt left, and decoding over the cache that it fills."""
-    found = []
-    for prefill in ("whole", "chunked:shadow:tokens=16"):
-        with Engine.open(packed, prefill=prefill) as engine:
+    found, plain = [], "whole"
+    for way in (plain, "chunked:shadow:tokens=16"):
+        with Engine.open(packed, prefill=way) as engine:
             cache = engine.cache(120)
             read = engine.slots.prefill.prefill
             first = read(engine, TEXT[:21], cache)
@@ -92,7 +92,7 @@ def test_every_family_of_dense_decoders(name: str, make_folder: Any, record: Any
     with Engine.open(path) as engine:
         with engine.held.weights(0) as weights:
             held = [one for one in weights.values() if isinstance(one, ShadowMatrix)]
-        assert held and all(one.entry["kept"] == (one.entry["inputs"] == "shadow") for one in held)
+        assert held and all(one.entry["kept"] == one.in_floats for one in held)
 
 
 def test_the_choice_of_shadows(packed: Path, pruned: Path) -> None:

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from haversack.shrink.precision._mllm_npu_profile import Magnitudes
 from haversack.shrink.precision.mllm_npu import (
-    Magnitudes,
     hot_channels,
     kept_shadows,
     shadow_product,
@@ -77,6 +77,25 @@ def test_a_side_clips_unless_its_largest_stands_out():
     assert side.mode == "shadow" and side.scale == 3.0 / 127
     assert side.importance == pytest.approx(100 * 127 / 3) and side_of(10.0, 3.0, 5.0).importance == 0
     assert side_of(0.0, 0.0, 5.0).scale == 1.0  # a side that is always 0
+
+
+def test_a_grid_alone_is_the_one_of_the_least_error():
+    rng = np.random.default_rng(5)
+    x = rng.standard_normal(20_000).astype(np.float32)
+    x[:40] *= 30
+    seen = Magnitudes()
+    seen.add(x)
+    high = seen.passed_by(0.01)
+
+    def error_of(scale):
+        return np.square(x - np.clip(np.rint(x / scale), -128, 127) * scale).mean()
+
+    found = seen.clipping(high)
+    tried = np.geomspace(high, seen.largest, 33) / 127
+    assert error_of(found) <= 1.02 * min(error_of(scale) for scale in tried)
+    assert error_of(found) < 0.95 * min(error_of(high / 127), error_of(seen.largest / 127))
+    side = side_of(seen.largest, high, 5.0, found)
+    assert side.mode == "shadow" and side.alone == found and side.scale == high / 127
 
 
 def test_hot_channels_hold_most_outliers_and_are_few():

@@ -16,9 +16,54 @@ from haversack.kernels import Matrix, matmul
 from haversack.shrink._activations import Activations
 from haversack.shrink._rounding import F32
 from haversack.shrink._source import read_tensor
-from haversack.shrink.precision.mllm_npu import Magnitudes, MllmNpu, Profile, Side, side_of, split
+from haversack.shrink.precision.mllm_npu import HIGH, MllmNpu, Profile, Side, side_of, split
 
 I32 = NDArray[np.int32]
+I64 = NDArray[np.int64]
+SHIFT = 15
+BINS = 1 << (32 - SHIFT - 1)
+"""A bin holds the magnitudes that agree in exponent and eight more bits: 0.4 % wide at most."""
+CLIPS = 33
+"""Grids that are tried for a side whose shadow is left out."""
+
+
+class Magnitudes:
+    """The magnitudes of all numbers seen, counted in bins, and the largest."""
+
+    def __init__(self) -> None:
+        self.counts: I64 = np.zeros(BINS, np.int64)
+        self.largest = 0.0
+
+    def add(self, x: F32) -> None:
+        """See the numbers of x f32, any shape."""
+        sizes = np.abs(np.ascontiguousarray(x, np.float32)).reshape(-1)
+        self.largest = max(self.largest, float(sizes.max(initial=0.0)))
+        self.counts += np.bincount(sizes.view(np.uint32) >> SHIFT, minlength=BINS)
+
+    def passed_by(self, share: float) -> float:
+        """The magnitude that at most the share `share` of the numbers pass: the upper end of its bin."""
+        most = share * float(self.counts.sum())
+        above = np.cumsum(self.counts[::-1])[::-1]  # numbers in this bin or a higher one
+        passed = np.flatnonzero(above > most)
+        if not len(passed):
+            return self.largest
+        ends = (np.array([passed[-1] + 1], np.uint32) << SHIFT).view(np.float32)
+        return min(float(ends[0]), self.largest)
+
+    def clipping(self, high: float) -> float:
+        """The scale, between those of the magnitude `high` and of the largest, whose grid alone misses these
+        numbers least: by the squares of what is clipped, and of rounding, even over a step."""
+        if not 0 < high < self.largest:
+            return self.largest / HIGH or 1.0
+        edges = (np.arange(BINS, dtype=np.uint32) << SHIFT).view(np.float32)
+        held = np.flatnonzero(self.counts)
+        sizes, counts = edges[held].astype(np.float64), self.counts[held]
+        scales = np.geomspace(high, self.largest, CLIPS) / HIGH
+        errors = []
+        for scale in scales:
+            over = np.maximum(sizes - HIGH * scale, 0.0)
+            errors.append(float((counts * np.where(over > 0, over**2, scale**2 / 12)).sum()))
+        return float(scales[int(np.argmin(errors))])
 
 
 @dataclass
@@ -50,7 +95,9 @@ def profile_block(
         seen.outputs.setdefault(name, Magnitudes()).add(matmul(x, weights[name]))
 
     def side(found: Magnitudes) -> Side:
-        return side_of(found.largest, found.passed_by(method.beyond), method.threshold)
+        high = found.largest if method.sides == "clip" else found.passed_by(method.beyond)
+        alone = found.clipping(high) if method.alone == "searched" else 0.0
+        return side_of(found.largest, high, method.threshold, alone)
 
     for index in range(len(states)):
         walk.run(block, states.read(index), weights, look)

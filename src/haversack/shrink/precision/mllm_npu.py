@@ -9,13 +9,15 @@ than the former there are no outliers of note: the side clips, at max / 127. Els
 scale is that of the smaller one, and what passes the grid, r - clip(r) with r = round(x / s), is added in
 floats (run/forms/shadow.py, kernels/shadow.py). Outliers sit in few channels: those that hold `HOT_COVER` of
 them, at most `HOT_MOST` of all, have their weights kept apart. The importance of a matrix is its largest
-input over its scale; shadows of all but the `keep` most important share of the matrices are left out, which
-saves a meeting of the two processors each.
-What we changed: `beyond` is a choice, because a tenth of a percent is less than one channel of a narrow
-model. Importance looks at inputs alone, as [inferred]. Matrices of equal importance (query, key and value
-read the same input) stay or go in the order of use.
+input over its scale, or its largest output over its own; shadows of all but the `keep` most important share
+of the matrices are left out, which saves a meeting of the two processors each.
+What we changed: a side whose shadow is left out gets the clipping grid of the least squared error, found in
+its histogram, where the paper clips at the shadow's (`alone=percentile`). `beyond` is a choice, because a
+tenth of a percent is less than one channel of a narrow model. Matrices of equal importance (query, key and
+value read the same input) stay or go in the order of use.
 Cost: two passes of the text through each block of the float model, a product of every matrix and a count of
-its numbers; a histogram of `BINS` for each side. In use: what kernels/shadow.py says, where shadows are kept.
+its numbers; a histogram of 65,536 bins for each side. In use: what kernels/shadow.py says, where shadows are
+kept.
 Peak: a block in f32, the hidden states of the text (on disk beyond 256 MiB), the widest outputs of a text and
 a histogram for each matrix of one block.
 Limits: decoders without mixtures of experts: an expert's inputs are too few for a static grid. Rotation of
@@ -42,9 +44,6 @@ I64 = NDArray[np.int64]
 LOW, HIGH = -128, 127
 HOT_COVER = 0.8
 HOT_MOST = 0.03
-SHIFT = 15
-BINS = 1 << (32 - SHIFT - 1)
-"""A bin holds the magnitudes that agree in exponent and eight more bits: 0.4 % wide at most."""
 
 
 # Scales
@@ -56,38 +55,15 @@ def weight_codes(weight: F32) -> tuple[I8, float]:
     return np.clip(np.rint(weight / np.float32(scale)), -HIGH, HIGH).astype(np.int8), scale
 
 
-class Magnitudes:
-    """The magnitudes of all numbers seen, counted in bins, and the largest."""
-
-    def __init__(self) -> None:
-        self.counts: I64 = np.zeros(BINS, np.int64)
-        self.largest = 0.0
-
-    def add(self, x: F32) -> None:
-        """See the numbers of x f32, any shape."""
-        sizes = np.abs(np.ascontiguousarray(x, np.float32)).reshape(-1)
-        self.largest = max(self.largest, float(sizes.max(initial=0.0)))
-        self.counts += np.bincount(sizes.view(np.uint32) >> SHIFT, minlength=BINS)
-
-    def passed_by(self, share: float) -> float:
-        """The magnitude that at most the share `share` of the numbers pass: the upper end of its bin."""
-        most = share * float(self.counts.sum())
-        above = np.cumsum(self.counts[::-1])[::-1]  # numbers in this bin or a higher one
-        passed = np.flatnonzero(above > most)
-        if not len(passed):
-            return self.largest
-        ends = (np.array([passed[-1] + 1], np.uint32) << SHIFT).view(np.float32)
-        return min(float(ends[0]), self.largest)
-
-
 @dataclass(frozen=True)
 class Side:
     """One side of a matrix: the grid's `scale`, whether what passes it is clipped or in the shadow, and the
-    `largest` magnitude seen."""
+    `largest` magnitude seen; `alone`: the scale where a shadow is left out."""
 
     scale: float
     mode: str
     largest: float
+    alone: float
 
     @property
     def importance(self) -> float:
@@ -95,11 +71,12 @@ class Side:
         return self.largest / self.scale if self.mode == "shadow" else 0.0
 
 
-def side_of(largest: float, high: float, threshold: float) -> Side:
-    """The side whose magnitudes reach `largest`, all but a few of them at most `high`."""
+def side_of(largest: float, high: float, threshold: float, alone: float = 0.0) -> Side:
+    """The side whose magnitudes reach `largest`, all but a few of them at most `high`; `alone`: see Side
+    (0: as with the shadow)."""
     if high * threshold > largest or high <= 0.0:
-        return Side(largest / HIGH or 1.0, "clip", largest)
-    return Side(high / HIGH, "shadow", largest)
+        return Side(largest / HIGH or 1.0, "clip", largest, largest / HIGH or 1.0)
+    return Side(high / HIGH, "shadow", largest, alone or high / HIGH)
 
 
 # Shadow execution
@@ -162,6 +139,10 @@ class Profile:
         """See `hot_channels`."""
         return hot_channels(self.channels)
 
+    def importance(self, rounds: bool) -> float:
+        """Of the side that is more important; of the inputs, unless the outputs are rounded as well."""
+        return max(self.inputs.importance, self.outputs.importance if rounds else 0.0)
+
 
 @dataclass(frozen=True)
 class StoredShadow:
@@ -196,13 +177,13 @@ class Shadowed:
         inputs, outputs = self.profile.inputs, self.profile.outputs
         return {
             "form": "shadow",
-            "scale": inputs.scale,
+            "scale": inputs.scale if self.kept else inputs.alone,
             "inputs": inputs.mode,
-            "out_scale": outputs.scale if self.rounds else 0.0,
+            "out_scale": (outputs.scale if self.kept else outputs.alone) if self.rounds else 0.0,
             "outputs": outputs.mode if self.rounds else "clip",
             "kept": self.kept,
             "hot": len(self._hot),
-            "importance": round(inputs.importance, 3),
+            "importance": round(self.profile.importance(self.rounds), 3),
         }
 
     @property
@@ -244,6 +225,14 @@ class MllmNpu(Method):
     keep: float = parameter(
         0.15, allowed=(0.0, 0.15, 0.3, 1.0), help="share of the matrices whose shadows are executed"
     )
+    sides: str = parameter(
+        "profiled", allowed=("profiled", "clip"), help="clip: every side at its largest, without shadows"
+    )
+    alone: str = parameter(
+        "searched",
+        allowed=("searched", "percentile"),
+        help="grid of a side whose shadow is left out: of the least error, or as with its shadow",
+    )
     outputs: str = parameter(
         "int8", allowed=("int8", "f32"), help="products rounded to a grid of their own, or left as they are"
     )
@@ -262,6 +251,8 @@ class MllmNpu(Method):
 
     def working_nbytes(self, walk: Any) -> int:
         """Histograms of a block's matrices, and the outputs of the widest for a text of 512."""
+        from haversack.shrink.precision._mllm_npu_profile import BINS
+
         blocks = [[n for group in walk.products(b) for n in group] for b in range(walk.blocks)]
         widest = max((walk.shape(name)[0] for names in blocks for name in names), default=0)
         return 3 * 8 * BINS * max(map(len, blocks), default=0) + 3 * 4 * 512 * widest
@@ -309,7 +300,7 @@ class Profiled:
 
     def __init__(self, method: MllmNpu, profiles: Mapping[str, Profile]) -> None:
         self.method, self.profiles = method, profiles
-        importances = {name: found.inputs.importance for name, found in profiles.items()}
+        importances = {name: found.importance(method.outputs == "int8") for name, found in profiles.items()}
         self.kept = kept_shadows(importances, method.keep)
 
     def stored(self, rows: int, columns: int) -> StoredKind:
