@@ -74,6 +74,7 @@ void Program::run(const Step &step) const {
             break;
         case Operation::outliers: outliers().add(x, n, width, op.places, op.columns, op.one, space_->width(op.out), out); break;
         case Operation::gather: outliers().gather(x, n, width, op.places, space_->width(op.out), out); break;
+        case Operation::shadow: shadow().finish(op.missed, x, n, at(op.y), out, op.adds ? out : nullptr, op.one); break;
         case Operation::copy: std::memcpy(out, x, static_cast<size_t>(size) * sizeof(float)); break;
         }
     }

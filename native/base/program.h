@@ -9,6 +9,7 @@
 #include "cache.h"
 #include "gates.h"
 #include "matmul.h"
+#include "shadow.h"
 
 namespace haversack {
 
@@ -48,7 +49,7 @@ struct Step {
 };
 
 struct Operation {
-    enum Kind { rms_norm, layer_norm, products, rope_write, attention, gate, add, copy, outliers, gather };
+    enum Kind { rms_norm, layer_norm, products, rope_write, attention, gate, add, copy, outliers, gather, shadow };
     struct Matrix {
         Weights weights;
         int out;
@@ -65,6 +66,8 @@ struct Operation {
     Activations how = Activations::f32;
     Fixed fixed = {};
     Activation activation = Activation::silu;
+    Shadow missed = {};  // of `y`, which the product of `x` is in; its bias is `one`
+    bool adds = false;   // to what `out` holds
     bool interleaved = false;
     int64_t heads = 0;
     float scale = 0, softcap = 0;

@@ -1,10 +1,11 @@
-// What Python holds for a matrix, its outliers and a cache layer: checked once, used by every call.
+// What Python holds for a matrix, its outliers, its shadow and a cache layer: checked once, used by every call.
 #pragma once
 #include "bind/arrays.h"
 #include "bind/register.h"
 #include "cache.h"
 #include "matmul.h"
 #include "outliers.h"
+#include "shadow.h"
 
 namespace haversack {
 
@@ -84,6 +85,46 @@ class OutliersHandle {
     nanobind::object kept_[3];
     Array starts_, at_, values_;
     int64_t columns_;
+};
+
+// What is added to the products of one int8 matrix, its arrays looked through once.
+class ShadowHandle {
+  public:
+    ShadowHandle(nanobind::object matrix, nanobind::object hot, nanobind::object places, float scale, bool inputs,
+                 float out_scale, bool outputs)
+        : kept_{matrix, hot, places}, hot_(hot, Access::read), places_(places, Access::read) {
+        const Weights &weights = nanobind::cast<const MatrixHandle &>(matrix).weights;
+        bool fits = weights.kind == Kind::int8 && sound({scale, 0}) && (out_scale == 0.0f || sound({out_scale, 0})) &&
+                    hot_.none() == places_.none();
+        if (fits && !hot_.none()) {
+            fits = hot_.of<int8_t>(2) && hot_.size(1) == weights.rows && places_.of<int32_t>(1) &&
+                   places_.size(0) == weights.columns;
+            for (int64_t k = 0; fits && k < weights.columns; ++k) fits = places_.data<int32_t>()[k] < hot_.size(0);
+        }
+        if (!fits) throw nanobind::value_error("shadow: matrix, hot rows, places and scales do not fit each other");
+        shadow = {weights, hot_.data<int8_t>(), places_.data<int32_t>(), scale, inputs, out_scale, outputs};
+    }
+
+    bool finish(nanobind::handle x_, nanobind::handle y_, nanobind::handle out_, nanobind::handle add_,
+                nanobind::handle bias_) const {
+        const Array x(x_, Access::read), y(y_, Access::read), out(out_, Access::write);
+        const Array add(add_, Access::read), bias(bias_, Access::read);
+        if (!x.of<float>(2) || !y.of<float>(2) || !out.of<float>(2) || x.size(1) != shadow.weights.columns ||
+            y.size(0) != x.size(0) || y.size(1) != shadow.weights.rows || !out.same_shape(y) ||
+            !(add.none() || (add.of<float>(2) && add.same_shape(y))) ||
+            !(bias.none() || (bias.of<float>(1) && bias.size(0) == shadow.weights.rows)))
+            return false;
+        const Unlocked unlocked;
+        haversack::shadow().finish(shadow, x.data<float>(), x.size(0), y.data<float>(), out.data<float>(), add.data<float>(),
+                                   bias.data<float>());
+        return true;
+    }
+
+    Shadow shadow = {};
+
+  private:
+    nanobind::object kept_[3];
+    Array hot_, places_;
 };
 
 }  // namespace haversack

@@ -100,6 +100,19 @@ class Builder {
         kept_.append(at);
         append(std::move(op));
     }
+    void shadow(int x, nb::object shadow, int y, int out, nb::object bias, bool add) {
+        Operation op = made(Operation::shadow, x, out);
+        const ShadowHandle &handle = nb::cast<const ShadowHandle &>(shadow);
+        const Weights &weights = handle.shadow.weights;
+        if (weights.columns != width(x) || weights.rows != width(y) || width(out) != width(y) || x == out)
+            unfit("shadow: widths");
+        op.y = y;
+        op.missed = handle.shadow;
+        op.one = bias.is_none() ? nullptr : vector(bias, weights.rows);
+        op.adds = add;
+        kept_.append(shadow);
+        append(std::move(op));
+    }
     void add(int x, int out) { pair(Operation::add, x, out); }
     void copy(int x, int out) { pair(Operation::copy, x, out); }
 
@@ -224,6 +237,8 @@ HAVERSACK_BIND(program) {
         .def("gate", &Builder::gate, nb::arg("x"), nb::arg("up"), nb::arg("out"), nb::arg("kind"))
         .def("outliers", &Builder::outliers, nb::arg("x"), nb::arg("outliers"), nb::arg("out"))
         .def("gather", &Builder::gather, nb::arg("x"), nb::arg("at"), nb::arg("out"))
+        .def("shadow", &Builder::shadow, nb::arg("x"), nb::arg("shadow"), nb::arg("y"), nb::arg("out"), nb::arg("bias").none(),
+             nb::arg("add"))
         .def("add", &Builder::add, nb::arg("x"), nb::arg("out"))
         .def("copy", &Builder::copy, nb::arg("x"), nb::arg("out"))
         .def("run_pooled", &Builder::run_pooled, nb::arg("hidden").none(), nb::arg("pool").none(), nb::arg("cos").none(),

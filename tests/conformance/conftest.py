@@ -139,6 +139,29 @@ def nested_pack(mixture: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return packed_mixture(mixture, tmp_path_factory.mktemp("conformance"), "d2moe:group=32")
 
 
+@pytest.fixture(scope="session")
+def shadow_pack(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint in static int8, every matrix with shadows."""
+    from haversack.core import index
+    from haversack.core.pack import PackWriter
+    from haversack.formats.safetensors import HubFolder
+    from haversack.models.language import read_architecture
+    from haversack.shrink._language import LanguageWalk
+    from haversack.shrink._pipeline import Policy, compress
+
+    goal = tmp_path_factory.mktemp("conformance") / "shadow.pack"
+    source = HubFolder.open(checkpoint)
+    method = index.create("shrink", "precision", "mllm-npu:beyond=0.03,threshold=2,keep=1")
+    texts = np.random.default_rng(8).integers(0, 256, (2, 64)).astype(np.int32)
+    with PackWriter(goal) as writer:
+        walk = LanguageWalk(read_architecture(source.config))
+        compress(source, walk, method, writer, texts=texts, policy=Policy(), folder=goal.parent)  # type: ignore[arg-type]
+        writer.add_file("tokenizer.json", checkpoint / "tokenizer.json")
+        plan = {"precision": str(method), "activations": "int8-static"}
+        writer.finish({"architecture": source.config, "plan": plan, "activations": "int8-static"})
+    return goal
+
+
 def packed_mixture(
     mixture: Path, folder: Path, precision: str = "keep:kind=f32", *, matrices: bool = False
 ) -> Path:

@@ -24,6 +24,7 @@ ANSWER = 24
 WORKING = {
     ("attention", "dhsa"): "mode=dhsa_topk",  # the plain mode needs a predictor that knows the model
     ("prefill", "chunked"): "tokens=16",
+    ("prefill", "chunked:shadow"): "tokens=16",
     ("residency", "streamed"): "keep=1",
     ("residency", "sealed"): "keep=1",
     ("decode", "tree"): "alpha=1e-5,branch_threshold=1e-3",
@@ -42,7 +43,7 @@ def test_every_slot_of_the_stage_that_has_methods_is_tested() -> None:
     assert {entry.slot for entry in index.methods("run")} <= set(NAMES)
 
 
-SEALED, NESTED = "sealed-weights", "weight-type:nested"
+SEALED, NESTED, SHADOW = "sealed-weights", "weight-type:nested", "shadow-outliers"
 GIVEN_BY_PACKS = ("expert-store:experts", "expert-store:matrices", "head-predictor")
 
 
@@ -59,7 +60,12 @@ def choice(entry: MethodEntry, draft: Path, sealed: Path) -> str:
 
 @pytest.fixture(scope="module")
 def model_of(
-    checkpoint: Path, mixture_pack: Path, matrices_pack: Path, nested_pack: Path, sealed: Path
+    checkpoint: Path,
+    mixture_pack: Path,
+    matrices_pack: Path,
+    nested_pack: Path,
+    shadow_pack: Path,
+    sealed: Path,
 ) -> Callable[..., Path]:
     """What the methods are tried on: a mixture of experts where one of them needs what its pack has, a sealed
     pack where one needs that. `plain`: the same model as it is run without them.
@@ -71,6 +77,8 @@ def model_of(
             return sealed / "small.pack"
         if NESTED in needed:
             return nested_pack
+        if SHADOW in needed:
+            return shadow_pack
         if "expert-store:experts" in needed:
             return mixture_pack
         return matrices_pack if needed & set(GIVEN_BY_PACKS) else checkpoint

@@ -11,7 +11,7 @@ import msgspec
 
 from haversack.cli._drafting_record import DraftingRecord
 from haversack.cli._residency_records import ExpertsRecord, HeadRecord, RestorationRecord
-from haversack.cli._sparsity_records import AttentionRecord, SparsityRecord
+from haversack.cli._sparsity_records import AttentionRecord, PrefillRecord, SparsityRecord
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Share = Annotated[float, msgspec.Meta(ge=0)]
@@ -183,7 +183,8 @@ class RunOutput(_Record):
     """`haversack run`. `stop`: max-tokens, end-of-text, stop-text or context. `tool_calls`: with --tools;
     `valid`: with --schema, that the answer is complete and satisfies it. `sparsity`: of packs that have
     any. `experts`: with experts that are streamed. `head`: rows of the output matrix, and those computed,
-    with --decode sparse-head. `drafting`: with --draft. `attention`: with --attention dhsa."""
+    with --decode sparse-head. `drafting`: with --draft. `attention`: with --attention dhsa. `prefill`: with
+    --prefill chunked:shadow."""
 
     text: str
     tokens: Count
@@ -203,6 +204,7 @@ class RunOutput(_Record):
     head: HeadRecord | msgspec.UnsetType = msgspec.UNSET
     drafting: DraftingRecord | msgspec.UnsetType = msgspec.UNSET
     attention: AttentionRecord | msgspec.UnsetType = msgspec.UNSET
+    prefill: PrefillRecord | msgspec.UnsetType = msgspec.UNSET
     valid: bool | msgspec.UnsetType = msgspec.UNSET
 
 

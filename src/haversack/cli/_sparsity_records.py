@@ -1,4 +1,4 @@
-"""What `run --json` says of what a run left out: channels of weights, pairs of query and key."""
+"""What `run --json` says of how a run computed: what it left out, and how two processors shared a prompt."""
 
 from __future__ import annotations
 
@@ -33,3 +33,15 @@ class AttentionRecord(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     choice_ms: float
     gathered_mib: float
     note: str
+
+
+class PrefillRecord(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """A prompt in chunks on two processors. `graphs_built`: those that had to be made for it; `load_ms`:
+    opening the weights; `busy_ms`: processor -> time at work."""
+
+    chunks: Count
+    graphs_built: Count
+    load_ms: Share
+    build_ms: Share
+    run_ms: Share
+    busy_ms: dict[str, float]

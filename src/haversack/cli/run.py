@@ -86,7 +86,12 @@ def command(
         ),
     ] = None,
     context: Annotated[str, typer.Option(help="what of the prompt is read: tokens")] = "tokens",
-    prefill: Annotated[str, typer.Option(help="whole, or chunked:tokens=N")] = "whole",
+    prefill: Annotated[
+        str,
+        typer.Option(
+            help="whole, chunked:tokens=N, or on two processors: chunked:shadow:tokens=64,trace=FILE"
+        ),
+    ] = "whole",
     decode: Annotated[
         str | None,
         typer.Option(
@@ -353,6 +358,8 @@ def _print_text(answer: Generation, size: tuple[int, int], text: str, log_probab
         print(answer.drafting.words(), file=sys.stderr)
     if engine.reader is not None:
         print(engine.reader.tally.words(), file=sys.stderr)
+    if engine.told is not None:
+        print(engine.told.words(), file=sys.stderr)
 
 
 def _print_record(
@@ -401,6 +408,8 @@ def _print_record(
         record["drafting"] = answer.drafting.stats()
     if engine.reader is not None:
         record["attention"] = engine.reader.tally.stats()
+    if engine.told is not None:
+        record["prefill"] = engine.told.record()
     if constraint is not None:
         record["valid"] = constraint.complete
     print_json(record)

@@ -62,6 +62,8 @@ TRAITS: dict[str, tuple[str, ...]] = {
     "context-limit": (),
     "draft-model": (),
     "head-predictor": (),
+    "shadow-outliers": (),
+    "blocks-at-hand": (),
 }
 
 

@@ -58,6 +58,7 @@ _PUBLIC = {
     "pack_channels_int4": "sparse",
     "unpack_channels": "sparse",
     "Outliers": "outliers",
+    "Shadow": "shadow",
     "gather": "outliers",
     "filter_logits": "sampling",
     "only_allowed": "sampling",

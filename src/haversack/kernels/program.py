@@ -16,6 +16,7 @@ from haversack.kernels.gates import KINDS as GATES
 from haversack.kernels.outliers import Outliers
 from haversack.kernels.products import ACTIVATIONS, matrix_handle
 from haversack.kernels.rotary import STYLES
+from haversack.kernels.shadow import Shadow
 
 
 def workspace(widths: Sequence[int]) -> Any:
@@ -96,6 +97,10 @@ class Program:
     def outliers(self, x: int, outliers: Outliers, out: int) -> None:
         """`Outliers.add`."""
         self._native.outliers(x, outliers.handle, out)
+
+    def shadow(self, x: int, shadow: Shadow, y: int, out: int, bias: Array | None, add: bool) -> None:
+        """`Shadow.finish` of the product y of x; if `add`, to what `out` holds."""
+        self._native.shadow(x, shadow.handle, y, out, bias, add)
 
     def gather(self, x: int, at: Array, out: int) -> None:
         """`gather`; `at` i32."""

@@ -10,6 +10,7 @@ A step's bits do not depend on how many tokens it has: eight tokens at once equa
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self
 
@@ -78,6 +79,11 @@ class Engine:
         self.head_predictor: HeadPredictor | None = None
         self.learned: Any = None
         """What the decode method keeps from one answer for the next."""
+        self.prepared: Any = None
+        """What the prefill method keeps from one prompt for the next; has a `close`."""
+        self.told: Any = None
+        """How the prefill method read the last prompt, where it tells: `words()` and `record()`."""
+        self.load_ms = 0.0
 
     @classmethod
     def open(
@@ -144,7 +150,9 @@ class Engine:
         engine = cls(model, slots, activations, cache_type, context_length, budget, whole_cache)
         slots.prepare(engine)
         engine.require_memory(tokens)
+        began = time.perf_counter()
         engine._load(tokens)
+        engine.load_ms = 1e3 * (time.perf_counter() - began)
         return engine
 
     def _load(self, tokens: tuple[int, int] | None) -> None:
@@ -171,7 +179,7 @@ class Engine:
 
     def close(self) -> None:
         """Give the weights back, the draft's included; the engine cannot step any more."""
-        for part in (self.draft, self.held):
+        for part in (self.prepared, self.draft, self.held):
             if part is not None:
                 part.close()
 
@@ -230,6 +238,9 @@ class Engine:
         more = getattr(self.slots.attention, "planned", None)
         if more is not None:
             plan += MemoryPlan(more(architecture, min(prompt, self.context_length), self.cache_type))
+        more = getattr(self.slots.prefill, "planned", None)
+        if more is not None:
+            plan += MemoryPlan(more(architecture, min(prompt, self.context_length)))
         return plan if self.draft_model is None else plan + self._draft_plan(capacity)
 
     def _fitted(self) -> Any:
@@ -310,6 +321,25 @@ class Engine:
             raise UserError("step needs a cache; engine.cache(capacity) makes one.", field="cache")
         if want not in WANTS:
             raise not_allowed("want", want, WANTS)
+        ids = self._known(tokens)
+        n = ids.size
+        cache.require(n)
+        if positions is None:
+            positions = np.arange(cache.length, cache.length + n, dtype=np.int32)
+        else:
+            positions = np.ascontiguousarray(positions, np.int32)
+            if positions.shape != ids.shape:
+                raise UserError(f"{n} tokens stand at {positions.size} positions.", field="positions")
+        checked_positions(positions, mask, self.architecture.positions, cache.length)
+        beyond = self.architecture.changes_at
+        if beyond is None:
+            hidden = self._read(ids, positions, mask, cache)
+        else:
+            hidden = read_across(self._read, beyond, ids, positions, mask, cache)
+        return self._outputs(hidden, want)
+
+    def _known(self, tokens: Sequence[int] | I32) -> I32:
+        """`tokens` as i32 [n]. Raises UserError for none, for another shape and for unknown tokens."""
         try:
             ids = np.ascontiguousarray(tokens, np.int32)
         except (TypeError, ValueError, OverflowError) as error:
@@ -328,20 +358,7 @@ class Engine:
                 field="tokens",
                 given=lowest if lowest < 0 else highest,
             )
-        cache.require(n)
-        if positions is None:
-            positions = np.arange(cache.length, cache.length + n, dtype=np.int32)
-        else:
-            positions = np.ascontiguousarray(positions, np.int32)
-            if positions.shape != ids.shape:
-                raise UserError(f"{n} tokens stand at {positions.size} positions.", field="positions")
-        checked_positions(positions, mask, self.architecture.positions, cache.length)
-        beyond = self.architecture.changes_at
-        if beyond is None:
-            hidden = self._read(ids, positions, mask, cache)
-        else:
-            hidden = read_across(self._read, beyond, ids, positions, mask, cache)
-        return self._outputs(hidden, want)
+        return ids
 
     def _read(self, ids: I32, positions: I32, mask: Mask | None, cache: Cache) -> F32:
         forward, held = self.forward, self.held

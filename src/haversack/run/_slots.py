@@ -24,6 +24,7 @@ ADVICE = {
     "head-predictor": "Packs made with --precision q4_0:predictor=64 have one.",
     "expert-store:matrices": "Packs of mixture-of-experts models that are made with --precision q4_0 or "
     "--residency streamed:smallthinker have one: haversack pack MODEL --device DEVICE --precision q4_0.",
+    "shadow-outliers": "Packs made with --precision mllm-npu have them.",
     "weight-type:nested": "Such packs come from haversack pack MODEL --device DEVICE --precision d2moe.",
 }
 """What to do where a trait is missing."""

@@ -98,8 +98,11 @@ def traits_of(source: TensorSource) -> tuple[str, ...]:
     if STORE_NAME in source.record.files:
         parts = source.record.provenance.get(STORE_RECORDS) == "parts"
         found.append("expert-store:matrices" if parts else "expert-store:experts")
-    if any(form["form"] == "nested" for form in forms_of(source).values()):
+    forms = {form["form"] for form in forms_of(source).values()}
+    if "nested" in forms:
         found.append("weight-type:nested")
+    if "shadow" in forms:
+        found.append("shadow-outliers")
     return tuple(found)
 
 

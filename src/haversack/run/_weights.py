@@ -93,11 +93,11 @@ def require_static(source: TensorSource, architecture: Architecture) -> None:
     for block in architecture.blocks:
         for linear in block.matrices():
             form = str(forms[linear.weight]["form"]) if linear.weight in forms else "no form"
-            if form != "static-input":
+            if form not in ("static-input", "shadow"):
                 raise UserError(
                     f"{source.path}: int8-static needs a range for the inputs of every matrix, and "
-                    f"{linear.weight} has none; pack the model with --precision mobilequant, or run it with "
-                    "--activations int8-dynamic.",
+                    f"{linear.weight} has none; pack the model with --precision mobilequant or mllm-npu, or "
+                    "run it with --activations int8-dynamic.",
                     field="activations",
                     given="int8-static",
                     nearest="int8-dynamic",

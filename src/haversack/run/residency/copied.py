@@ -45,6 +45,7 @@ class Copied(Method):
     slot = "residency"
     paper = "-"
     summary = "Weights copied once into huge pages; faster, and the file's pages are dropped."
+    provides = frozenset({"blocks-at-hand"})
     excludes = frozenset({"sealed-weights"})
 
     def planned(

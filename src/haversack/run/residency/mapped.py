@@ -25,7 +25,7 @@ class Mapped(Method):
     slot = "residency"
     paper = "-"
     summary = "The kernels read the mapped file; nothing is copied."
-    provides = frozenset({"mapped-weights"})
+    provides = frozenset({"mapped-weights", "blocks-at-hand"})
     excludes = frozenset({"sealed-weights"})
 
     def planned(
