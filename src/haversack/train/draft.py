@@ -13,8 +13,9 @@ In every second step T0's blocks above the anchor are changed by random low-rank
 (evolution augmentation), so that the bridge does not fit one version too closely. The draft is written as an
 ordinary checkpoint, the bridge being its block m, so the engine runs it and `pack` packs it like any other.
 `rank` keeps the bridge's feed-forward matrices as two factors.
-What we changed: the bridge begins as a block of the target, not at random; the mean square is over the
-numbers of h, whose scale the last norm fixes. Muon learns the matrices.
+What we changed: the bridge does not begin at random but as a block of the target whose last matrix is fitted
+by least squares to what the target's last block gives, which saves most of the steps; the mean square is over
+the numbers of h, whose scale the last norm fixes. Muon learns the matrices.
 Cost: one pass of the target over the text, forward and back through one block and the output matrix.
 Limits: targets that keep the anchor; dense Llama, Mistral, Qwen2 and Qwen3; PyTorch (extra workshop).
 """
@@ -27,7 +28,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from haversack.core.errors import UserError
+from haversack.core.errors import UserError, not_allowed
 from haversack.core.memory import MemoryPlan
 from haversack.core.progress import Progress
 from haversack.models._adapter import adapted_matrices
@@ -49,6 +50,7 @@ from haversack.train._training import (
 )
 
 SYSTEM = 42
+STARTS = ("fitted", "block")
 FAMILY_MARK = "family.json"
 
 
@@ -59,6 +61,8 @@ class Bridge:
     `anchor_layers` None: a quarter of the target's blocks. `rank` None: whole feed-forward matrices. `mse`
     weighs the hidden states; `evolution` is the relative norm of the random changes of the target (0: none),
     `evolution_rank` their rank. `temperature` divides the target's logits: below 1 favours its first choice.
+    `start`: "block", the target's block above the anchor, or "fitted", that block with its last matrix fitted
+    to what the target's last block gives.
     """
 
     anchor_layers: int | None = None
@@ -67,8 +71,11 @@ class Bridge:
     evolution: float = 0.02
     evolution_rank: int = 8
     temperature: float = 1.0
+    start: str = "fitted"
 
     def __post_init__(self) -> None:
+        if self.start not in STARTS:
+            raise not_allowed("start", self.start, STARTS)
         for name in ("mse", "evolution"):
             value = getattr(self, name)
             if not 0 <= value < math.inf:

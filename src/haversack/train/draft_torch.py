@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from haversack.models._adapter import as_stored
-from haversack.models._blocks_torch import PLAIN, Hooks
+from haversack.models._blocks_torch import PLAIN, Hooks, Point
 from haversack.models._factored import RANKS
 from haversack.models._factored import VERSION as RANKS_VERSION
 from haversack.models._family import FAMILY_FILE, FamilyEntry, family_json
@@ -31,6 +31,9 @@ from haversack.train.draft import Bridge, draft_config
 from haversack.train.parameters.lora_torch import Beside, perturbation
 
 HELD_OUT_ROWS = 16
+FITTED_POSITIONS = 8
+"""For each input of the matrix that is fitted before training."""
+RIDGE = 1e-2
 
 
 class BridgeModule(nn.Module):
@@ -69,6 +72,46 @@ def begun(shapes: Mapping[str, tuple[int, ...]], start: Mapping[str, Tensor]) ->
             found[name] = (root[:, None] * right[:rank]).float().to(device).contiguous()
             found[f"{module}.led.1.weight"] = (left[:, :rank] * root).float().to(device).contiguous()
     return {name: found[name] for name in shapes}
+
+
+class _Inputs(Hooks):
+    """Keeps what one matrix multiplies."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.found = name, torch.empty(0)
+
+    def activation(self, point: Point, tensor: Tensor) -> Tensor:
+        """See Hooks."""
+        if point == (self.name, "input"):
+            self.found = tensor
+        return tensor
+
+
+@torch.no_grad()
+def fitted_start(model: FloatModel, layers: int, texts: Texts, learning: Learning) -> dict[str, Tensor]:
+    """The target's block `layers` with its last matrix fitted by least squares: what the block gives comes as
+    near as one matrix can bring it to what the target's last block gives, each position weighing one over
+    its mean square, since the last norm takes its size away."""
+    block = model.architecture.blocks[layers]
+    start = {name: model.weights[name].clone() for name in block.tensors()}
+    last = block.matrices()[-1]
+    gram = torch.zeros(last.inputs, last.inputs, dtype=torch.float64, device=model.device)
+    cross = torch.zeros(last.inputs, last.outputs, dtype=torch.float64, device=model.device)
+    count = -(-FITTED_POSITIONS * last.inputs // (learning.rows * learning.length))
+    rows = Rows(texts.learned, learning.rows, learning.length, learning.seed)
+    inputs = _Inputs(last.weight)
+    without = {**model.weights, last.weight: torch.zeros_like(start[last.weight])}
+    for step in range(count):
+        low = model.below(model.tokens(rows.at(step)[:, :-1]), layers)
+        wanted = model.through(low, model.architecture.blocks[layers:]).flatten(0, 1)
+        missing = wanted - model.through(low, (block,), inputs, without).flatten(0, 1)
+        weight = wanted.square().mean(-1, keepdim=True).clamp_min(1e-12).rsqrt()
+        x = inputs.found.flatten(0, 1) * weight
+        gram += (x.T @ x).double()
+        cross += (x.T @ (missing * weight)).double()
+    gram += RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    start[last.weight] = torch.linalg.solve(gram, cross).T.float().contiguous()
+    return start
 
 
 class Distillation:
@@ -149,7 +192,10 @@ def distil(
 ) -> Report | None:
     """Train the bridge and write the draft at `goal`; None where `stop_after` ended it before."""
     target = FloatModel(model, learning.compute)
-    start = {name: target.weights[name] for name in model.architecture.blocks[layers].tensors()}
+    if bridge.start == "block" or (folder / "state.pt").is_file():  # a state holds all that was begun with
+        start = {name: target.weights[name] for name in model.architecture.blocks[layers].tensors()}
+    else:
+        start = fitted_start(target, layers, texts, learning)
     module = BridgeModule(shapes, start)
     lesson = Distillation(target, layers, module, texts, bridge, learning)
     trainer, losses = run_trainer(module, learning, folder, lesson.loss, muon=True, **options)
