@@ -22,7 +22,7 @@ def fits(name: str, capsys: pytest.CaptureFixture[str]) -> msgspec.Struct:
 
 
 def test_every_command_has_a_record() -> None:
-    verbs = {"devices": ("list", "measure")}
+    verbs = {"devices": ("list", "measure"), "train": ("draft", "fit")}
     for name in command_names():
         for record in [f"{name}-{verb}" for verb in verbs.get(name, ())] or [name]:
             assert record in OUTPUTS, f"describe what `{name} --json` prints in cli/_records.py"

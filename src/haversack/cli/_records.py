@@ -12,6 +12,7 @@ import msgspec
 from haversack.cli._drafting_record import DraftingRecord
 from haversack.cli._residency_records import ExpertsRecord, HeadRecord, RestorationRecord
 from haversack.cli._sparsity_records import AttentionRecord, PrefillRecord, SparsityRecord
+from haversack.cli._train_records import TrainDraftOutput, TrainFitOutput
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Share = Annotated[float, msgspec.Meta(ge=0)]
@@ -486,6 +487,8 @@ OUTPUTS: dict[str, type[msgspec.Struct]] = {
     "compare": CompareOutput,
     "devices-list": DevicesListOutput,
     "devices-measure": DevicesMeasureOutput,
+    "train-draft": TrainDraftOutput,
+    "train-fit": TrainFitOutput,
     "systems": SystemsOutput,
     "bench": BenchOutput,
 }

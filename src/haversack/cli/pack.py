@@ -101,6 +101,18 @@ def command(
     key: Annotated[
         Path | None, typer.Option(help="--seal: the file of the owner's key", metavar="KEYFILE")
     ] = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(help="a PEFT LoRA adapter that is merged into the model first", metavar="FOLDER"),
+    ] = None,
+    family: Annotated[
+        str | None,
+        typer.Option(
+            help="a draft: the pack says that it belongs to its family, which is refused where the anchor is "
+            "another",
+            metavar="DRAFT",
+        ),
+    ] = None,
     work_ram_mib: Annotated[
         float | None, typer.Option(help="memory of the packing itself, MiB (default: half of this machine's)")
     ] = None,
@@ -128,6 +140,9 @@ def command(
         )
     if seal and compare:
         raise UserError("--compare does not seal; pack the method that you choose.", field="seal")
+    if compare and (adapter or family):
+        field = "adapter" if adapter else "family"
+        raise UserError(f"--compare takes no --{field}; pack the method that you choose.", field=field)
     job = Job(
         model=model,
         output=output or Path(f"{Path(model.partition('@')[0]).name}.pack"),
@@ -156,6 +171,8 @@ def command(
         seed=seed,
         requantize=requantize,
         key=key,
+        adapter=adapter,
+        family=family,
     )
     if compare:
         from haversack.cli._methods import show_comparison

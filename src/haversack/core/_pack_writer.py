@@ -232,10 +232,10 @@ class PackWriter:
     def finish(self, record: Mapping[str, Any]) -> PackRecord:
         """Complete the pack and give it its name; returns its record.
 
-        `record` may hold architecture, plan, activations (default: the plan's, else f32), provenance,
-        measurements. Raises ValueError for other keys, UserError when the disk is full.
+        `record` may hold architecture, plan, activations (default: the plan's, else f32), provenance, family
+        (a FamilyEntry), measurements. Raises ValueError for other keys, UserError when the disk is full.
         """
-        known = {"architecture", "plan", "activations", "provenance", "measurements"}
+        known = {"architecture", "plan", "activations", "provenance", "family", "measurements"}
         if not set(record) <= known:
             raise ValueError(f"a pack's record has no {sorted(set(record) - known)}")
         if self._torn:
@@ -253,6 +253,7 @@ class PackWriter:
                 plan=plan,
                 activations=str(record.get("activations", plan.get("activations", "f32"))),
                 provenance=provenance,
+                family=record.get("family"),
                 measurements=list(record.get("measurements", [])),
                 tensors=(),
                 forms=self._forms,

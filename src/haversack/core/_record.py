@@ -14,7 +14,7 @@ import msgspec
 from haversack.core._safetensors import DIMENSIONS_MOST, NAME_MOST
 from haversack.core.errors import not_allowed
 
-FORMAT = (1, 3)
+FORMAT = (1, 4)
 PACK_KINDS = ("language", "speech", "vision", "signal", "delta", "mcu", "split", "codec")
 RECORD_NAME = "pack.json"
 WEIGHTS_NAME = "weights.safetensors"
@@ -49,6 +49,8 @@ DTYPE_OF_KIND = {
 
 _SEAL = b'"crc32":"'
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+FAMILY_NAME_MOST = 200
 
 
 class TensorEntry(msgspec.Struct, frozen=True, kw_only=False):
@@ -81,6 +83,18 @@ class FileEntry(msgspec.Struct, frozen=True):
     pieces: tuple[int, ...]
 
 
+class FamilyEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """The family that a target or its draft belongs to: models that share an anchor (models/_family.py).
+
+    `name` is what people call it; `anchor_sha256` is the hash of the anchor's tensors as the float checkpoint
+    had them, however this pack stores them; `anchor_layers` counts the blocks of the anchor.
+    """
+
+    name: str
+    anchor_sha256: str
+    anchor_layers: int
+
+
 class PackRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What pack.json holds.
 
@@ -88,7 +102,8 @@ class PackRecord(msgspec.Struct, frozen=True, kw_only=True):
     `architecture`, `plan` (slot -> method), `provenance` (where it came from), `measurements` (records of
     core/measurement.py) are the business of those who made the pack; `activations` is the activation type of
     the matrix products. `forms`: matrix -> how its parts, the tensors NAME.PART, make it up: `form` (its
-    name), `shape` (as one matrix) and what the form asks for; run/_forms.py reads them.
+    name), `shape` (as one matrix) and what the form asks for; run/_forms.py reads them. `family`: null
+    where the model belongs to none.
     """
 
     format: tuple[int, int]
@@ -97,6 +112,7 @@ class PackRecord(msgspec.Struct, frozen=True, kw_only=True):
     plan: dict[str, Any] = {}
     activations: str = "f32"
     provenance: dict[str, Any] = {}
+    family: FamilyEntry | None = None
     measurements: list[dict[str, Any]] = []
     tensors: tuple[TensorEntry, ...]
     forms: dict[str, dict[str, Any]] = {}
@@ -187,6 +203,8 @@ def _check_record(record: PackRecord) -> None:
             raise ValueError(f"the file name {name[:80]!r} is not allowed in a pack")
         if not 0 <= file.start <= file.size or len(file.pieces) != -(-(file.size - file.start) // PIECE):
             raise ValueError(f"its checksums of {name} do not cover {file.size} bytes")
+    if record.family is not None:
+        check_family(record.family)
     seen: set[str] = set()
     for entry in record.tensors:
         shown = entry.name[:80]
@@ -210,6 +228,16 @@ def _check_record(record: PackRecord) -> None:
             raise ValueError(f"the tensor {shown} lies outside of {entry.file}")
     for name, form in record.forms.items():
         check_form_entry(name, form, seen)
+
+
+def check_family(family: FamilyEntry) -> None:
+    """Raises ValueError for a family without a name, a hash or an anchor."""
+    if not 1 <= len(family.name) <= FAMILY_NAME_MOST or not family.name.isprintable():
+        raise ValueError(f"the name of its family has not 1 to {FAMILY_NAME_MOST} printable characters")
+    if not _SHA256.fullmatch(family.anchor_sha256):
+        raise ValueError("the anchor_sha256 of its family is not 64 lower-case hexadecimal digits")
+    if not 1 <= family.anchor_layers <= 4096:
+        raise ValueError(f"its family has {family.anchor_layers} anchor_layers, not 1 to 4096")
 
 
 def check_form_entry(name: str, form: Mapping[str, Any], tensors: Collection[str]) -> None:

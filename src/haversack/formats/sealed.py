@@ -377,6 +377,7 @@ def seal(pack: Pack, goal: Path, key: bytes, *, name: str | None = None, sealed:
                 "plan": {**record.plan, "residency": "sealed"},
                 "activations": record.activations,
                 "provenance": record.provenance,
+                "family": record.family,
                 "measurements": record.measurements,
             }
         )

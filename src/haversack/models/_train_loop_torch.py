@@ -90,15 +90,26 @@ class Muon:
 
 
 class Trainer:
-    """Steps, checkpoints, a log and an average of the weights over the last part of the run."""
+    """Steps, checkpoints, a log and an average of the weights over the last part of the run.
+
+    ``muon`` False leaves matrices to AdamW too: the factors of low-rank changes are no maps between channels.
+    """
 
     def __init__(
-        self, model: nn.Module, schedule: Schedule, folder: Path, average_half_life_steps: float
+        self,
+        model: nn.Module,
+        schedule: Schedule,
+        folder: Path,
+        average_half_life_steps: float,
+        *,
+        muon: bool = True,
     ) -> None:
         self.model, self.schedule, self.folder = model, schedule, folder
         self.average_keep = 0.5 ** (1.0 / average_half_life_steps)
         named = dict(model.named_parameters())
-        matrices = {name for name, value in named.items() if value.ndim == 2 and "embed_" not in name}
+        matrices = {
+            name for name, value in named.items() if muon and value.ndim == 2 and "embed_" not in name
+        }
         self.muon = Muon([named[name] for name in sorted(matrices)], schedule)
         others = [value for name, value in named.items() if name not in matrices]
         self.adam = torch.optim.AdamW(others, lr=schedule.other_rate, betas=(0.9, 0.95), weight_decay=0.0)

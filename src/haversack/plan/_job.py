@@ -18,7 +18,6 @@ from haversack.core.measurement import machine
 from haversack.core.memory import MemoryPlan
 from haversack.core.pack import PackWriter
 from haversack.formats.safetensors import HubFolder
-from haversack.models._bundled import model_folder
 from haversack.models._factored import factored
 from haversack.models._gguf import is_gguf
 from haversack.models.audio import is_speech
@@ -27,6 +26,7 @@ from haversack.models.tokenizers import can_be_made, tokenizer_json
 from haversack.plan._candidates import OBJECTIVES, Candidate
 from haversack.plan._sealing import for_sealing
 from haversack.plan._structure import full_structure
+from haversack.plan._versions import model_of, refuse_version
 from haversack.shrink._pipeline import Policy
 from haversack.shrink.structure._packed import Layer
 
@@ -76,6 +76,10 @@ class Job:
     key: Path | None = None
     """The file of the key that the pack is sealed with; None: not sealed."""
     attention: str | None = None
+    adapter: Path | None = None
+    """A PEFT adapter that is merged into the model first."""
+    family: str | None = None
+    """A draft, or another model of the family that the pack will belong to."""
 
     def __post_init__(self) -> None:
         if self.attention is not None:
@@ -176,6 +180,7 @@ def pack_model(job: Job, tell: Callable[[str], None] = lambda text: None) -> Out
     check_goal(job.output)
     job = for_sealing(job)
     if is_gguf(job.model):
+        refuse_version(job, "a GGUF file")
         from haversack.plan._gguf_job import GgufJob
         from haversack.plan._language_job import pack_language
 
@@ -185,7 +190,12 @@ def pack_model(job: Job, tell: Callable[[str], None] = lambda text: None) -> Out
         raise UserError(
             f"--requantize is for GGUF files; {job.model} is none.", field="requantize", given=job.requantize
         )
-    source: Any = factored(HubFolder.open(model_folder(job.model)))
+    with model_of(job) as folder:
+        return _pack_folder(job, folder, tell)
+
+
+def _pack_folder(job: Job, folder: Path, tell: Callable[[str], None]) -> Outcome:
+    source: Any = factored(HubFolder.open(folder))
     if job.key is not None and (is_encoder(source.config) or is_speech(source.config)):
         raise UserError(
             f"{job.model} is no decoder language model, and only these are sealed.",
@@ -198,6 +208,8 @@ def pack_model(job: Job, tell: Callable[[str], None] = lambda text: None) -> Out
             field="attention",
             given=job.attention,
         )
+    if is_encoder(source.config) or is_speech(source.config):
+        refuse_version(job, "no decoder language model")
     if is_encoder(source.config):
         from haversack.plan._encoder_job import pack_encoder
 

@@ -38,6 +38,7 @@ from haversack.plan._search import Clock, screened, search
 from haversack.plan._sensitivity import Refined, lines_of, promising, refined
 from haversack.plan._shelf import Shelf
 from haversack.plan._structure import NONE, OFFERED, Structures, advised
+from haversack.plan._versions import family_of_job, version_facts
 from haversack.run._source import traits_of
 from haversack.run._weights import check_tensors
 from haversack.shrink._language import LanguageWalk
@@ -170,6 +171,7 @@ class Bench(Shelf):
                 *self._kept(best),
                 *self._experts(best),
                 *sealed_facts(job),
+                *version_facts(job, self.family),
                 *(lines_of(by_layer) if by_layer is not None else ()),
                 *chosen.facts,
             ],
@@ -178,6 +180,7 @@ class Bench(Shelf):
             provenance={
                 **hub_origin(self.path),
                 **({"requantized": job.requantize} if job.requantize else {}),
+                **({"adapter": job.adapter.resolve().name} if job.adapter else {}),
                 "evaluation": text.source,
                 "calibration": self.calibration_source,
             },
@@ -215,6 +218,7 @@ def pack_language(job: Job, source: Any, gguf: GgufJob | None, tell: Callable[[s
     if gguf is None:
         source = checkpoint(source, walk.architecture)
         check_tensors(source, walk.architecture)
+    family = None if gguf is not None else family_of_job(job, source)
     budget = device_budget(job.budget, job.device)
     files = sum(
         len(data) if isinstance(data, bytes) else data.stat().st_size
@@ -267,6 +271,7 @@ def pack_language(job: Job, source: Any, gguf: GgufJob | None, tell: Callable[[s
     memory = max(plans, key=lambda plan: plan.total_bytes) + teaching_memory(job)
     with progress(f"packing {job.model}") as bar, scratch_folder(job.output) as scratch:
         bench = Bench(job, source, scratch, bar, gguf)
+        bench.family = family
         clock = Clock(job.effort_s)
         tell("quality of the f32 model")
         reference = bench.reference()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from haversack import __version__
+from haversack.core._record import FamilyEntry
 from haversack.core.budget import Budget
 from haversack.core.measurement import Measurement, Quality, machine
 from haversack.core.memory import MemoryPlan
@@ -35,6 +36,8 @@ class Shelf(ABC):
     """
 
     kind: ClassVar[str] = "language"
+    family: FamilyEntry | None = None
+    """What the written pack belongs to."""
 
     def __init__(
         self,
@@ -170,6 +173,7 @@ class Shelf(ABC):
                     "architecture": dict(self.config),
                     "plan": sealed_plan(job, {**self.plan_record(best.plan), **(plan or {})}),
                     "activations": best.plan.activations,
+                    "family": self.family,
                     "measurements": [measurement.record()],
                     "provenance": {
                         "model": job.model,
