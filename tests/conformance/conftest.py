@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -113,6 +116,26 @@ def write_mixture(folder: Path) -> Path:
         tensors.append((name, "f32", shape, values.tobytes()))
     write_safetensors(folder / "model.safetensors", tensors)
     return folder
+
+
+@pytest.fixture(scope="session")
+def served() -> Iterator[Callable[[Path], str]]:
+    """The address of a server that verifies drafts for a model; each is started once."""
+    file = Path(__file__).parents[1] / "share" / "serving.py"
+    spec = importlib.util.spec_from_file_location("conformance_serving", file)
+    assert spec is not None and spec.loader is not None
+    serving: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(serving)
+    urls: dict[Path, str] = {}
+    with contextlib.ExitStack() as servers:
+
+        def url(model: Path) -> str:
+            if model not in urls:
+                server = servers.enter_context(serving.serving(model, verify=True))
+                urls[model] = server.verify_url
+            return urls[model]
+
+        yield url
 
 
 @pytest.fixture(scope="session")

@@ -28,6 +28,7 @@ WORKING = {
     ("residency", "streamed"): "keep=1",
     ("residency", "sealed"): "keep=1",
     ("decode", "tree"): "alpha=1e-5,branch_threshold=1e-3",
+    ("decode", "remote"): "log_probabilities=true,timeout_s=20",
 }
 
 every_method = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: f"{entry.slot}-{entry.name}")
@@ -47,8 +48,14 @@ SEALED, NESTED, SHADOW = "sealed-weights", "weight-type:nested", "shadow-outlier
 GIVEN_BY_PACKS = ("expert-store:experts", "expert-store:matrices", "head-predictor")
 
 
-def choice(entry: MethodEntry, draft: Path, sealed: Path) -> str:
+def asks_a_server(*entries: MethodEntry) -> bool:
+    return any(parameter.name == "server" for entry in entries for parameter in entry.parameters)
+
+
+def choice(entry: MethodEntry, draft: Path, sealed: Path, server: str = "ws://127.0.0.1:1") -> str:
     given = []
+    if asks_a_server(entry):
+        given.append(f"server={server}")
     if SEALED in entry.requires:
         given.append(f"key={sealed / 'key'}")
     if (entry.slot, entry.name) in WORKING:
@@ -87,9 +94,11 @@ def model_of(
 
 
 @pytest.fixture(scope="module")
-def answer(model_of: Callable[..., Path], draft: Path, sealed: Path) -> Callable[..., Answer]:
+def answer(
+    model_of: Callable[..., Path], draft: Path, sealed: Path, checkpoint: Path, served: Callable[[Path], str]
+) -> Callable[..., Answer]:
     """Tokens and log-probabilities of a run with these methods, the rest plain; each run once. `plain`: of
-    the same model without them.
+    the same model without them. Where a server verifies, it has the plain model, and the model here drafts.
     """
     kept: dict[tuple[object, ...], Answer] = {}
 
@@ -101,8 +110,13 @@ def answer(model_of: Callable[..., Path], draft: Path, sealed: Path) -> Callable
         return kept[key]
 
     def fresh(*entries: MethodEntry, sampler: Sampler | None = None, model: Path | None = None) -> Answer:
-        slots = {entry.slot: choice(entry, draft, sealed) for entry in entries}
-        with Engine.open(model or model_of(*entries), **slots) as engine:
+        model = model or model_of(*entries)
+        server = ""
+        if asks_a_server(*entries):
+            server = served(model_of(*entries, plain=True))
+            model = draft if model == checkpoint else model
+        slots = {entry.slot: choice(entry, draft, sealed, server) for entry in entries}
+        with Engine.open(model, **slots) as engine:
             made = generate(engine, PROMPT, Limits(max_tokens=ANSWER, end=()), sampler)
             for _ in made:
                 pass

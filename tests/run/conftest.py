@@ -103,6 +103,21 @@ def write_folder(path: Path, config: dict[str, Any], seed: int = 1, kind: str = 
     return path
 
 
+def shaken(folder: Path, to: Path, share: float = 0.1) -> Path:
+    """The model of `folder` with its weights shaken a little: a draft that is often right."""
+    config = json.loads((folder / "config.json").read_text())
+    made, noise = draw(config, 1), draw(config, 9)
+    to.mkdir(parents=True)
+    tensors = [
+        (name, "f32", one.shape, (one + share * noise[name]).astype("<f4").tobytes())
+        for name, one in made.items()
+    ]
+    write_safetensors(to / "model.safetensors", tensors)
+    for name in ("config.json", "tokenizer.json"):
+        (to / name).write_text((folder / name).read_text())
+    return to
+
+
 def quantized(values: np.ndarray, kind: str, group: int = 32) -> Matrix:
     """Rounded to nearest."""
     if kind == "int8":

@@ -29,6 +29,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def models() -> Any:
+    """tests/run/conftest.py"""
+    return MODELS
+
+
+@pytest.fixture(scope="session")
 def serving() -> Any:
     """tests/share/serving.py"""
     return SERVING

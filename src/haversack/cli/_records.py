@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from haversack.cli._drafting_record import DraftingRecord
+from haversack.cli._drafting_record import DraftingRecord, RemoteRecord
 from haversack.cli._residency_records import ExpertsRecord, HeadRecord, RestorationRecord
 from haversack.cli._sparsity_records import AttentionRecord, PrefillRecord, SparsityRecord
 from haversack.cli._train_records import TrainDraftOutput, TrainFitOutput
@@ -181,11 +181,11 @@ class ToolCall(_Record):
 
 
 class RunOutput(_Record):
-    """`haversack run`. `stop`: max-tokens, end-of-text, stop-text or context. `tool_calls`: with --tools;
-    `valid`: with --schema, that the answer is complete and satisfies it. `sparsity`: of packs that have
-    any. `experts`: with experts that are streamed. `head`: rows of the output matrix, and those computed,
-    with --decode sparse-head. `drafting`: with --draft. `attention`: with --attention dhsa. `prefill`: with
-    --prefill chunked:shadow."""
+    """`haversack run`. `stop`: max-tokens, end-of-text, stop-text, context or offline. `tool_calls`: with
+    --tools; `valid`: with --schema, that the answer is complete and satisfies it. `sparsity`: of packs that
+    have any. `experts`: with experts that are streamed. `head`: rows of the output matrix, and those
+    computed, with --decode sparse-head. `drafting`: with --draft. `remote`: with --server. `attention`: with
+    --attention dhsa. `prefill`: with --prefill chunked:shadow."""
 
     text: str
     tokens: Count
@@ -204,6 +204,7 @@ class RunOutput(_Record):
     restoration: RestorationRecord | msgspec.UnsetType = msgspec.UNSET
     head: HeadRecord | msgspec.UnsetType = msgspec.UNSET
     drafting: DraftingRecord | msgspec.UnsetType = msgspec.UNSET
+    remote: RemoteRecord | msgspec.UnsetType = msgspec.UNSET
     attention: AttentionRecord | msgspec.UnsetType = msgspec.UNSET
     prefill: PrefillRecord | msgspec.UnsetType = msgspec.UNSET
     valid: bool | msgspec.UnsetType = msgspec.UNSET
@@ -223,7 +224,8 @@ class ExportOutput(_Record):
 
 
 class ServeOutput(_Record):
-    """`haversack serve`, when it answers. `contexts` answers run at once, `queue` more may wait."""
+    """`haversack serve`, when it answers. `contexts` answers run at once, `queue` more may wait. `verify`:
+    the URL for devices that draft, with --verify."""
 
     url: str
     model: str
@@ -231,6 +233,7 @@ class ServeOutput(_Record):
     context_length: Count
     prefix_mib: float
     queue: Count
+    verify: str | None
     planned_mib: float
     plan: dict[str, Any]
 

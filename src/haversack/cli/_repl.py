@@ -111,8 +111,8 @@ def rate_line(answer: Generation | None, reused: int, stopped: bool) -> str:
     parts = [f"{len(answer.tokens)} tokens", f"{answer.tokens_per_s:.1f} tokens/s"]
     parts.append(f"first after {answer.first_token_ms:.0f} ms")
     parts.append(f"{answer.prompt_tokens - reused} of {answer.prompt_tokens} tokens read")
-    if answer.drafting is not None and answer.drafting.passes:
-        parts.append(f"{answer.drafting.tokens_a_pass:.1f} tokens a pass")
+    if answer.drafting is not None and answer.drafting.brief():
+        parts.append(answer.drafting.brief())
     return f"[{', '.join([*parts, how] if how else parts)}]"
 
 

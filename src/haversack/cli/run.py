@@ -95,10 +95,20 @@ def command(
     decode: Annotated[
         str | None,
         typer.Option(
-            help="one-by-one, sparse-head; with --draft: linear-draft:length=N (the default) or tree"
+            help="one-by-one, sparse-head; with --draft: linear-draft:length=N (the default) or tree; with "
+            "--server: remote"
         ),
     ] = None,
     draft: Annotated[str | None, typer.Option(help="the small model that drafts, such as code-draft")] = None,
+    server: Annotated[
+        str | None,
+        typer.Option(help="PACK drafts and this server verifies: ws://HOST:PORT of serve --verify"),
+    ] = None,
+    token: Annotated[str | None, typer.Option(envvar="HAVERSACK_TOKEN", help="the token of --server")] = None,
+    when_offline: Annotated[
+        str | None,
+        typer.Option(help="while --server is not reached: wait (default), alone (unverified) or stop"),
+    ] = None,
     activations: Annotated[
         str | None, typer.Option(help="f32 or int8-dynamic (default: the pack's plan)")
     ] = None,
@@ -257,7 +267,7 @@ def command(
         attention=attention,
         context=context,
         prefill=prefill,
-        decode=decode or ("linear-draft" if draft else "one-by-one"),
+        decode=_decode(decode, draft, server, token, when_offline, log_probabilities),
         draft=draft,
         key=key,
         activations=activations,
@@ -282,6 +292,35 @@ def command(
             _print_record(answer, size, seed, log_probabilities, talk, constraint)
         else:
             _print_text(answer, size, text, log_probabilities)
+
+
+def _decode(
+    decode: str | None,
+    draft: str | None,
+    server: str | None,
+    token: str | None,
+    when_offline: str | None,
+    log_probabilities: bool,
+) -> Any:
+    """The decode method; of remote decoding with what other options say of the server."""
+    remote = (decode or "").partition(":")[0] == "remote" or (decode is None and server is not None)
+    if not remote:
+        if server is not None or when_offline is not None:
+            option = "server" if server is not None else "when_offline"
+            raise UserError(
+                f"--{option.replace('_', '-')} is for --decode remote, not {decode or 'plain decoding'}.",
+                field=option,
+                given=server or when_offline,
+            )
+        return decode or ("linear-draft" if draft else "one-by-one")
+    from dataclasses import replace
+
+    from haversack.core import index
+
+    given: dict[str, Any] = {"server": server, "token": token, "offline": when_offline}
+    given |= {"log_probabilities": True} if log_probabilities else {}
+    method: Any = index.create("run", "decode", decode or "remote")
+    return replace(method, **{name: value for name, value in given.items() if value is not None})
 
 
 def _is_terminal() -> bool:
@@ -327,7 +366,9 @@ def _print_text(answer: Generation, size: tuple[int, int], text: str, log_probab
     """The text as it comes; then, on standard error, how it went."""
     import sys
 
+    told = 0
     for token in answer:
+        told = _tell(answer, told)
         if log_probabilities and token.id is not None:
             print(f"{token.log_probability:9.4f}  {token.id:>7}  {token.text!r}", flush=True)
         elif not log_probabilities:
@@ -335,6 +376,7 @@ def _print_text(answer: Generation, size: tuple[int, int], text: str, log_probab
             sys.stdout.flush()
     if not log_probabilities:
         print()
+    _tell(answer, told)
     from haversack.core.memory import peak_mib
     from haversack.run._residency import telling
 
@@ -360,6 +402,16 @@ def _print_text(answer: Generation, size: tuple[int, int], text: str, log_probab
         print(engine.reader.tally.words(), file=sys.stderr)
     if engine.told is not None:
         print(engine.told.words(), file=sys.stderr)
+
+
+def _tell(answer: Generation, told: int) -> int:
+    """Print what happened to the link since `told` notices; returns how many there are."""
+    import sys
+
+    found = getattr(answer.drafting, "notices", [])
+    for notice in found[told:]:
+        print(f"\n[{notice}]", file=sys.stderr, flush=True)
+    return len(found)
 
 
 def _print_record(
@@ -405,7 +457,7 @@ def _print_record(
     if (held := telling(engine.held)) is not None:
         record[held.told] = held.record(answer.seconds)
     if answer.drafting is not None:
-        record["drafting"] = answer.drafting.stats()
+        record[answer.drafting.told] = answer.drafting.stats()
     if engine.reader is not None:
         record["attention"] = engine.reader.tally.stats()
     if engine.told is not None:

@@ -50,6 +50,17 @@ def command(
     deadline: Annotated[float, typer.Option(help="most seconds of an answer, queue included")] = 600.0,
     grace: Annotated[float, typer.Option(help="seconds that running answers get at the end", min=0)] = 30.0,
     max_body_kib: Annotated[int, typer.Option(help="most KiB of a request", min=1)] = 1024,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="verify devices' drafts: run DRAFT --decode remote --server URL"),
+    ] = False,
+    draft: Annotated[
+        str | None,
+        typer.Option(help="with --verify: the devices' draft model, for sampling by rejection"),
+    ] = None,
+    idle: Annotated[
+        float, typer.Option(help="with --verify: seconds of silence after which a device is let go")
+    ] = 60.0,
     max_connections: Annotated[int, typer.Option(help="most open connections", min=1)] = 256,
     residency: Annotated[
         str | None,
@@ -93,6 +104,9 @@ def command(
         grace_s=grace,
         body_bytes=max_body_kib * 1024,
         connections=max_connections,
+        verify=verify,
+        draft=draft,
+        idle_s=idle,
         budget=Budget(ram_mib=ram_mib),
     )
     server = Server(
@@ -128,6 +142,8 @@ def _print_ready(server: Server) -> None:
         f"{room.contexts} answers at once, {server.options.queue} may wait; "
         f"{room.prefix_bytes / 2**20:.0f} MiB keep prompts' beginnings"
     )
+    if server.options.verify:
+        print(f"drafts are verified: haversack run DRAFT --decode remote --server {server.verify_url}")
     print(f"{server.name} is served at {server.url} (page) and {server.url}/v1; end with Ctrl-C", flush=True)
 
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from haversack.core.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from haversack.run._cache import Cache
     from haversack.run._engine import Engine
+    from haversack.run._sampler import Session
+
+    F32 = npt.NDArray[np.float32]
 
 
 def open_draft(engine: Engine, draft: str) -> None:
@@ -28,6 +36,44 @@ def open_draft(engine: Engine, draft: str) -> None:
     engine.draft_model = model
 
 
+def draft_chain(
+    small: Engine,
+    drafts: Cache,
+    session: Session,
+    count: int,
+    *,
+    coupled: bool,
+    enough: Callable[[int, F32], bool] | None = None,
+) -> tuple[list[int], list[F32]]:
+    """Up to `count` tokens that `small` drafts one after the other behind the text of `session`, and, unless
+    `coupled`, the distributions f32 [vocabulary] they were drawn from.
+
+    `drafts` is the small model's cache of the text, which it reads as far as it has not. Coupled drafts are
+    greedy or use the numbers of the plain run. `enough` hears of every token and the logits it was drawn
+    from, and ends the chain behind it.
+    """
+    import numpy as np
+
+    from haversack.run._verify import DRAFTED, number_at, pick
+
+    chain: list[int] = []
+    shares: list[F32] = []
+    history = session.tokens
+    while len(chain) < count:
+        following = np.concatenate([history, np.asarray(chain, np.int32)])
+        rows, _ = small.step(following[drafts.length :], None, None, drafts)
+        assert rows is not None
+        step = session.drawn + len(chain)
+        if coupled:
+            chain.append(session.sampler.draw(rows[-1], following, step)[0])
+        else:
+            shares.append(session.sampler.distribution(rows[-1], following))
+            chain.append(pick(shares[-1], number_at(session, DRAFTED, step)))
+        if enough is not None and enough(chain[-1], rows[-1]):
+            break
+    return chain, shares
+
+
 def _tokenizer_bytes(model: Any) -> bytes:
     path: Path = model.path / "tokenizer.json"
     return path.read_bytes() if path.is_file() else b""
@@ -36,6 +82,16 @@ def _tokenizer_bytes(model: Any) -> bytes:
 def _table(model: Any) -> dict[str, int]:
     table: dict[str, int] = model.tokenizer().table()
     return table
+
+
+class Drafts(Protocol):
+    """What a decode method that drafts tells of an answer. `told`: where `run --json` says it."""
+
+    told: ClassVar[str]
+
+    def brief(self) -> str: ...
+    def words(self) -> str: ...
+    def stats(self) -> dict[str, Any]: ...
 
 
 @dataclass
@@ -47,6 +103,8 @@ class Drafting:
     use after the pass. Times are seconds: of the small model alone (`drafting_s`), of the passes
     (`verifying_s`), and, within those, of drafting beside their reads (`beside_s`).
     """
+
+    told: ClassVar[str] = "drafting"
 
     passes: int = 0
     tokens: int = 0
@@ -79,6 +137,10 @@ class Drafting:
     def acceptance(self) -> float | None:
         """The share of drafted tokens that was right; None when nothing was drafted."""
         return self.accepted / self.drafted if self.drafted else None
+
+    def brief(self) -> str:
+        """A few words; none when nothing was drafted."""
+        return f"{self.tokens_a_pass:.1f} tokens a pass" if self.passes else ""
 
     def words(self) -> str:
         """One line for people, the acceptance first."""

@@ -182,6 +182,9 @@ class Engine:
         for part in (self.prepared, self.draft, self.held):
             if part is not None:
                 part.close()
+        close = getattr(self.learned, "close", None)  # a connection, say
+        if close is not None:
+            close()
 
     def observe(self, observer: Observer | None) -> None:
         """Tell `observer` what every router of a mixture of experts chooses (`layers.mixture.Routing`), once

@@ -17,7 +17,7 @@ from haversack.run._sampler import Sampler, Session
 
 if TYPE_CHECKING:
     from haversack.run._constraint import Constraint
-    from haversack.run._drafting import Drafting
+    from haversack.run._drafting import Drafts
     from haversack.run._prefix import Prefix
 
 I32 = npt.NDArray[np.int32]
@@ -95,7 +95,8 @@ class Generation:
     """An answer under way: iterate over its `Token`s; afterwards the fields say how it went.
 
     `stop`: why it ended, `max-tokens`, `end-of-text`, `stop-text` or `context`; a text that its constraint
-    completes ends as `end-of-text`. Times are of this machine's clock, from the call of `generate`.
+    completes ends as `end-of-text`; `offline` where a server is needed that is not reached. Times are of this
+    machine's clock, from the call of `generate`.
     """
 
     def __init__(
@@ -135,7 +136,7 @@ class Generation:
         return len(self.tokens) / self.seconds if self.seconds > 0 else 0.0
 
     @property
-    def drafting(self) -> Drafting | None:
+    def drafting(self) -> Drafts | None:
         """What a decode method with a draft model did so far; None of other methods."""
         return self._session.drafting
 
@@ -185,7 +186,7 @@ class Generation:
             rest = getattr(engine.held, "rest", None)
             if rest is not None:
                 rest()
-        self.stop = self.stop or "context"
+        self.stop = self.stop or self._session.broken or "context"
         rest = stops.add(stream.finish())
         rest += "" if stops.met else stops.finish()
         if rest:

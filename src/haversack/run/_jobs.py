@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,9 @@ import numpy.typing as npt
 from haversack.core.errors import UserError
 from haversack.run._generate import Limits, StopTexts
 from haversack.run._sampler import Sampler, Session
+
+if TYPE_CHECKING:
+    from haversack.run._rounds import Rounds
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
@@ -55,7 +58,7 @@ class Ask:
     """What a job wants. `top`: log-probabilities of so many likeliest tokens beside each token's own (None:
     none at all). `deadline`: of `time.monotonic`. `constraint` makes the constraint of one answer. `tell`:
     each token is delivered, not only the end. `embed`: no answer but the mean of the normalized hidden
-    states."""
+    states. `rounds`: others write the answer, it is verified (see `_rounds`)."""
 
     prompt: I32
     limits: Limits = field(default_factory=Limits)
@@ -66,6 +69,7 @@ class Ask:
     constraint: Callable[[], Any] | None = None
     tell: bool = False
     embed: bool = False
+    rounds: Rounds | None = None
 
 
 @dataclass(slots=True)

@@ -72,8 +72,8 @@ class CachePool:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The next tokens of the text in `slot`. `want`: `last` gives its logits f32 [vocabulary], `hidden` the
-    normalized hidden states f32 [n, width] of its tokens, `none` nothing."""
+    """The next tokens of the text in `slot`. `want`: `last` gives its logits f32 [vocabulary], `all` those of
+    every token f32 [n, vocabulary], `hidden` the normalized hidden states f32 [n, width], `none` nothing."""
 
     slot: int
     tokens: Sequence[int] | I32
@@ -235,7 +235,9 @@ class Together:
     def _alone(self, part: Part) -> F32 | None:
         """One text's part, for models that may have to read a text again (see `_switch`)."""
         logits, hidden = self.engine.step(part.tokens, cache=self.caches[part.slot], want=part.want)
-        return hidden if part.want == "hidden" else None if logits is None else logits[-1]
+        if part.want == "hidden":
+            return hidden
+        return logits if logits is None or part.want == "all" else logits[-1]
 
     def _outputs(self, parts: Sequence[Part], runs: list[list[int]], hidden: F32) -> list[F32 | None]:
         found: list[F32 | None] = [None] * len(parts)
@@ -248,7 +250,9 @@ class Together:
             for at, index in enumerate(last):
                 found[index] = logits[at]
         for index, part in enumerate(parts):
+            row, count = runs[index][:2]
             if part.want == "hidden":
-                row, count = runs[index][:2]
                 found[index] = self.engine._outputs(hidden[row : row + count], "hidden")[1]
+            elif part.want == "all":
+                found[index] = self.engine._outputs(hidden[row : row + count], "all")[0]
         return found

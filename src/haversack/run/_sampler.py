@@ -14,7 +14,7 @@ from haversack.kernels import filter_logits, only_allowed, sample, softmax
 
 if TYPE_CHECKING:
     from haversack.run._constraint import Constraint
-    from haversack.run._drafting import Drafting
+    from haversack.run._drafting import Drafts
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
@@ -110,7 +110,8 @@ class Sampler:
 class Session:
     """One text under way: its tokens so far and how the next are drawn, by `sampler` among those that
     `constraint` allows. `ended`: how many tokens the answer had when the constraint said that it is complete,
-    else None. `drafting`: what a method that drafts has done so far."""
+    else None. `drafting`: what a method that drafts has done so far. `broken`: why a decode method ends the
+    answer early, in a word."""
 
     def __init__(
         self, sampler: Sampler, prompt: I32, most: int, constraint: Constraint | None = None
@@ -118,7 +119,8 @@ class Session:
         self.sampler = sampler
         self.constraint = constraint
         self.ended: int | None = None
-        self.drafting: Drafting | None = None
+        self.drafting: Drafts | None = None
+        self.broken: str | None = None
         self.prompt_length = len(prompt)
         self.most = most
         self._tokens = np.empty(len(prompt) + most + 1, np.int32)

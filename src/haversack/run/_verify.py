@@ -120,6 +120,53 @@ def verify_same(tree: TokenTree, nodes: Sequence[int], rows: F32, session: Sessi
         node = following
 
 
+def number_at(session: Session, stream: int, step: int) -> float:
+    """The random number in [0, 1) of a purpose for token number `step` of the answer: a function of (seed,
+    stream, step), so that whoever knows the seed knows it, in whatever order texts are read."""
+    from haversack.kernels.sampling import uniform
+
+    return uniform(session.sampler.seed ^ (stream << 32), step)
+
+
+def verify_chain(
+    chain: Sequence[int], rows: F32, session: Session, shares: Sequence[Any] | None = None
+) -> list[Drawn]:
+    """What the model makes of `chain`, tokens drafted one after the other: those it accepts and one of its
+    own, (token, log-probability); `session` gets them all.
+
+    `rows` f32 [n + 1, vocabulary] are its logits before, between and behind the n tokens. Without `shares` a
+    token is accepted when it is the very one that plain decoding would give. With them, f32 [n, vocabulary],
+    the distributions that the tokens were drawn from, it is kept with min(1, p / q), else replaced from
+    max(p - q, 0), normalized: the distribution is the model's.
+    """
+    found: list[Drawn] = []
+    for place, row in enumerate(rows):
+        if shares is None:
+            drawn = session.draw(row)
+            accepted = place < len(chain) and drawn[0] == chain[place]
+        else:
+            token, accepted = _judged(row, chain, shares, session, place)
+            session.add(token)
+            drawn = (token, log_probability(row, token))
+        found.append(drawn)
+        if not accepted:
+            break
+    return found
+
+
+def _judged(
+    row: F32, chain: Sequence[int], shares: Sequence[Any], session: Session, place: int
+) -> tuple[int, bool]:
+    """The rule for one place: the token, and whether it is the drafted one."""
+    p, step = session.distribution(row), session.drawn
+    if place == len(chain):
+        return pick(p, number_at(session, REPLACED, step)), False
+    token, q = chain[place], shares[place]
+    if number_at(session, ACCEPTED, step) < kept_share(float(p[token]), float(q[token])):
+        return token, True
+    return pick(remainder(p, q), number_at(session, REPLACED, step)), False
+
+
 class Rejection:
     """Acceptance that keeps the distribution; the numbers that decide it are those of `seed`."""
 

@@ -24,6 +24,8 @@ from haversack.share._asks import Asker, check_dimensions
 from haversack.share._encoding import Encoding
 from haversack.share._errors import ApiError, stopping
 from haversack.share._http import Bodies
+from haversack.share._protocol import FOREIGN
+from haversack.share._protocol import PATH as VERIFY
 from haversack.share._requests import (
     MOST_TEXTS,
     ChatRequest,
@@ -33,6 +35,7 @@ from haversack.share._requests import (
     several,
 )
 from haversack.share._telemetry import Telemetry, resident_bytes
+from haversack.share._verifier import Verifier
 from haversack.share._waiting import (
     Gone,
     Receive,
@@ -77,6 +80,7 @@ class App:
         self.bodies = Bodies(server.limits)
         self.batch: Batch | None = None
         self.asker: Asker | None = None
+        self.verifier: Verifier | None = None
         self.encoding: Encoding | None = None
         if server.engine is not None:
             self._open_batch(server.engine)
@@ -97,8 +101,21 @@ class App:
             tokenizer=tokenizer,
             deliver=self.waiting.deliver,
             watch=self.telemetry,
+            draft=server.draft,
         )
         self.asker = Asker(engine, tokenizer, server.template, server.name, server.options)
+        options = server.options
+        if options.verify:
+            self.verifier = self.telemetry.verifier = Verifier(
+                self.batch,
+                server.name,
+                options.token or "",
+                most=max(1, server.room.contexts - 1),  # a slot is left for who asks otherwise
+                idle_s=options.idle_s,
+                deadline_s=options.deadline_s,
+                write_s=options.write_s,
+                telemetry=self.telemetry,
+            )
 
     def _routes(self) -> FastAPI:
         api = FastAPI(title="Haversack", version=__version__, docs_url=None, redoc_url=None)
@@ -125,6 +142,8 @@ class App:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
+        if scope["type"] == "websocket":
+            await self._device(scope, receive, send)
         if scope["type"] != "http":
             return
         status = 0
@@ -143,6 +162,22 @@ class App:
             await _guarded(admitted, scope, receive, counted)
         finally:  # 499: the client left before it was answered
             self.telemetry.requests.labels(_route(scope), str(status or 499)).inc()
+
+    async def _device(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A device's connection (share/_verifier.py); the token is proved on it, never sent."""
+        status = 101
+        try:
+            if self.verifier is None or scope["path"] != VERIFY:
+                raise ApiError(404, "there is no such path.", code="not_found")
+            if not self._token:
+                self._from_here(dict(scope["headers"]))
+            await self.verifier(scope, receive, send)
+        except ApiError as error:
+            status = error.status
+            await receive()
+            await send({"type": "websocket.close", "code": FOREIGN})  # before it is accepted: HTTP 403
+        finally:
+            self.telemetry.requests.labels(_route(scope), str(status)).inc()
 
     def _admit(self, scope: Scope) -> None:
         """Raises ApiError for who may not ask, and while the server stops."""
@@ -178,6 +213,8 @@ class App:
     async def drain(self, grace_s: float, hurry: asyncio.Event) -> None:
         """Take no more, wait for what runs (until `grace_s` or `hurry`), then end it."""
         self.waiting.stopping = True
+        if self.verifier is not None:
+            self.verifier.stop()
         idle, hurried = asyncio.create_task(self.waiting.idle()), asyncio.create_task(hurry.wait())
         await asyncio.wait({idle, hurried}, timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
         await asyncio.to_thread(self.close)
@@ -352,6 +389,7 @@ class App:
                 "planned_mib": round(room.plan.total_mib, 1),
                 "budget_mib": self.server.options.budget.ram_mib,
                 "prefix_share": share,
+                "devices": len(self.verifier.devices) if self.verifier is not None else None,
                 "seconds": round(time.time() - self.started),
             },
         )
@@ -429,6 +467,7 @@ def _route(scope: Scope) -> str:
         "/v1/models",
         "/metrics",
         "/state",
+        VERIFY,
         *OPEN,
     )
     return path if path in known else "other"

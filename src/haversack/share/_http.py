@@ -124,12 +124,14 @@ class HttpServer(uvicorn.Server):
         yield
 
 
-def http_server(app: Any, limits: Limits) -> HttpServer:
-    """A server of the ASGI application `app`."""
+def http_server(app: Any, limits: Limits, message_bytes: int | None = None) -> HttpServer:
+    """A server of the ASGI application `app`; with `message_bytes`, WebSockets of messages up to that."""
     config = uvicorn.Config(
         app,
         http=protocol(limits),
-        ws="none",
+        ws="none" if message_bytes is None else "auto",
+        ws_max_size=message_bytes or 1,
+        ws_per_message_deflate=False,
         lifespan="off",
         loop="asyncio",
         access_log=False,

@@ -12,11 +12,14 @@ from haversack.run._encoder import Encoder
 from haversack.run._forward import ROWS
 from haversack.run._memory import planned_memory
 from haversack.run._residency import Residency
+from haversack.run._rounds import ROWS_DUE
 from haversack.run._source import Model
 from haversack.run._weights import nbytes
 
 SERVER_MIB = 28.0
 """FastAPI, uvicorn, the metrics and their imports, over the command line's own."""
+VERIFIER_MIB = 4.0
+"""The WebSocket library and the devices' connections, over that."""
 DEFAULT_CONTEXTS = 8
 DEFAULT_PREFIX_MIB = 64.0
 EXPERTS = "weights, experts in memory"
@@ -47,8 +50,11 @@ def make_room(
     bodies_bytes: int,
     contexts: int | None = None,
     prefix_mib: float | None = None,
+    verify: bool = False,
+    small: Model | None = None,
 ) -> Room:
     """What fits `budget.ram_mib` (None: the defaults). `contexts` and `prefix_mib` fix what is given.
+    `verify`: rounds of drafts are verified as well; `small`: by this draft model's distributions too.
 
     Raises BudgetError, with the least that would do, when not even one context fits, or not what was fixed.
     """
@@ -70,14 +76,17 @@ def make_room(
 
     base = planned(0 if streams and budget.ram_mib is not None else None)
     one = architecture.cache_nbytes(context_length, cache_type)
-    logits = 8 * 4 * architecture.vocabulary
+    logits = (8 + verify * 2 * ROWS_DUE) * 4 * architecture.vocabulary
     fixed = MemoryPlan(
         (
             *(line for line in base.lines if not line[0].startswith("KV cache")),
-            ("server", int(SERVER_MIB * MIB)),
+            ("server", int((SERVER_MIB + verify * VERIFIER_MIB) * MIB)),
             ("requests", bodies_bytes + logits),
+            *(() if small is None else _draft_lines(small, cache_type)),
         )
     )
+    if small is not None:  # a slot holds both models' caches
+        one += small.architecture.cache_nbytes(context_length, cache_type)
     limit = None if budget.ram_mib is None else int(budget.ram_mib * MIB)
     wanted_prefix = None if prefix_mib is None else int(prefix_mib * MIB)
     if limit is None:
@@ -101,6 +110,20 @@ def make_room(
     budget.require({"ram_mib": plan.total_mib}, f"serving {model.path.name}")
     experts = dict(plan.lines).get(EXPERTS, 0) - held.staging if streams and limit is not None else None
     return Room(contexts, prefix, context_length, plan, experts)
+
+
+def _draft_lines(small: Model, cache_type: str) -> tuple[tuple[str, int], ...]:
+    """What the draft model takes beside the model, without its caches."""
+    source, architecture = small.source, small.architecture
+    plan = planned_memory(
+        architecture,
+        blocks=[nbytes(source, block.tensors()) for block in architecture.blocks],
+        top=nbytes(source, architecture.top_tensors()),
+        cache_type=cache_type,
+        context=ROWS,
+    )
+    lines = (line for line in plan.lines[2:] if not line[0].startswith("KV cache"))
+    return tuple((f"draft: {label}", count) for label, count in lines)
 
 
 def fitted(model: Model, residency: Residency | str) -> tuple[Any, bool]:

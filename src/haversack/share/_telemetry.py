@@ -8,7 +8,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 from prometheus_client.core import HistogramMetricFamily
@@ -18,6 +18,9 @@ from prometheus_client.registry import Collector
 from haversack.core.memory import PAGE
 from haversack.run._batch import Batch
 from haversack.run._jobs import Job
+
+if TYPE_CHECKING:
+    from haversack.share._verifier import Verifier
 
 FIRST_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 TOKEN_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
@@ -57,6 +60,7 @@ class Telemetry:
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         self.batch: Batch | None = None
+        self.verifier: Verifier | None = None
         ProcessCollector(registry=registry)
         self.requests = Counter(
             "haversack_requests", "Requests answered", ["route", "status"], registry=registry
@@ -86,8 +90,12 @@ class Telemetry:
             ("prefix_bytes", "Room for prefixes", lambda: self._of("prefixes.nbytes")),
             ("prefix_blocks", "Blocks of prefixes that are kept", lambda: self._of("prefixes.used")),
             ("resident_bytes", "Memory held now", resident_bytes),
+            ("devices", "Devices whose drafts are verified", self._devices),
         ):
             Gauge(f"haversack_{name}", what, registry=registry).set_function(value)
+        self._rounds = Counter("haversack_rounds", "Rounds of drafts verified", registry=registry)
+        drafts = Counter("haversack_drafts", "Drafts verified", ["accepted"], registry=registry)
+        self._right, self._wrong = drafts.labels("yes"), drafts.labels("no")
         self._written: deque[tuple[float, int]] = deque()
         self.total = 0
 
@@ -127,6 +135,17 @@ class Telemetry:
 
     def over(self, job: Job) -> None:
         self.answers.labels(job.stop or "failed").inc()
+
+    def verified(self, drafted: int, accepted: int) -> None:
+        """A device's round was verified (told by the event loop)."""
+        self._rounds.inc()
+        self._right.inc(accepted)
+        self._wrong.inc(drafted - accepted)
+        self._answer.inc(accepted + 1)
+        self._note(accepted + 1)
+
+    def _devices(self) -> float:
+        return float(len(self.verifier.devices)) if self.verifier is not None else 0.0
 
     def _note(self, count: int) -> None:
         now = time.monotonic()

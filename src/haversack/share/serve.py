@@ -23,6 +23,8 @@ from haversack.models._chat import ChatTemplate
 from haversack.run._encoder import Encoder
 from haversack.run._engine import Engine
 from haversack.run._source import Model, encodes, open_model, open_source
+from haversack.share._family import family_of, require_pair, tokenizer_hash
+from haversack.share._protocol import FIRST_BYTES
 from haversack.share._room import Room, encoder_room, make_room
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -34,7 +36,8 @@ class Options:
     """How to serve. `name`: what clients call the model. `chat_template`: a file, instead of the model's own.
     `max_prompt`, `max_tokens`: most tokens of a prompt
     and of an answer (None: the context). `deadline_s`: most seconds of an answer. `grace_s`: what running
-    answers get when the server is told to stop."""
+    answers get when the server is told to stop. `verify`: devices may send drafts (docs/remote.md); `draft`:
+    their draft model, for sampling by rejection; `idle_s`: silence after which a device is let go."""
 
     host: str = "127.0.0.1"
     port: int = 8000
@@ -54,6 +57,9 @@ class Options:
     header_s: float = 10.0
     body_s: float = 20.0
     write_s: float = 20.0
+    verify: bool = False
+    draft: str | os.PathLike[str] | None = None
+    idle_s: float = 60.0
     budget: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:
@@ -67,7 +73,10 @@ class Options:
                 f"a token has at least {TOKEN_LEAST} ASCII characters; use for example {new_token()}",
                 field="token",
             )
-        for name in ("queue", "deadline_s", "body_bytes", "connections", "header_s", "body_s", "write_s"):
+        if self.draft is not None and not self.verify:
+            raise UserError("a draft model is for --verify, which is not given.", field="draft")
+        seconds = ("deadline_s", "header_s", "body_s", "write_s", "idle_s")
+        for name in ("queue", "body_bytes", "connections", *seconds):
             if not getattr(self, name) > 0:
                 raise UserError(
                     f"{name}={getattr(self, name)} is not supported (allowed above 0).",
@@ -84,7 +93,7 @@ class Server:
     """
 
     def __init__(self, model: str | os.PathLike[str] | Model, options: Options, **engine: Any) -> None:
-        _require_extra()
+        _require_extra(options.verify)
         from haversack.share._http import Limits, listen
 
         self.options = options
@@ -100,10 +109,15 @@ class Server:
         self.name = options.name or source.path.name.removesuffix(".pack") or "model"
         self.files = source.files
         self.engine: Engine | None = None
+        self.draft: Engine | None = None
         self.encoder: Encoder | None = None
         self.template: ChatTemplate | None = None
         self.socket = listen(options.host, options.port)
         try:
+            if encodes(source) and options.verify:
+                raise UserError(
+                    "an encoder writes nothing that could be verified; leave --verify out.", field="verify"
+                )
             if encodes(source):
                 given = {name: engine.get(name) for name in ("residency", "activations", "threads")}
                 self.encoder = Encoder.open(source, **given)
@@ -115,15 +129,34 @@ class Server:
                     if options.chat_template is None
                     else ChatTemplate.of_file(options.chat_template, source)
                 )
-                self.room = self._make_room(opened, engine)
+                small = self._draft_model(opened)
+                self.room = self._make_room(opened, engine, small)
                 self.engine = self._open(opened, self.room, engine)
+                if small is not None:
+                    self.draft = Engine.open(small, cache_type=engine.get("cache_type"))
         except BaseException:
             self.socket.close()
             raise
         self.asked: int | None = None
         """The signal that asked it to stop."""
 
-    def _make_room(self, model: Model, engine: dict[str, Any]) -> Room:
+    def _draft_model(self, model: Model) -> Model | None:
+        """The draft model's copy, opened. Raises UserError for one that is no draft of `model`."""
+        if self.options.draft is None:
+            return None
+        small = open_model(self.options.draft)
+        require_pair(family_of(model), family_of(small))
+        same = small.architecture.vocabulary == model.architecture.vocabulary
+        if not same or tokenizer_hash(small) != tokenizer_hash(model):
+            raise UserError(
+                f"the draft {self.options.draft} has another tokenizer than {model.path.name}; a draft must "
+                "share it.",
+                field="draft",
+                given=str(self.options.draft),
+            )
+        return small
+
+    def _make_room(self, model: Model, engine: dict[str, Any], small: Model | None = None) -> Room:
         options, context = self.options, model.architecture.context
         length = options.context_length or context
         if not 1 <= length <= context:
@@ -142,13 +175,17 @@ class Server:
             bodies_bytes=self.limits.bodies_bytes,
             contexts=options.contexts,
             prefix_mib=options.prefix_mib,
+            verify=options.verify,
+            small=small,
         )
 
     def _open(self, model: Model, room: Room, engine: dict[str, Any]) -> Engine:
         budget = None
         if self.options.budget.ram_mib is not None:  # what is left for the engine and one context
             more = {"server", "requests", "prefixes"}
-            others = sum(count for label, count in room.plan.lines if label in more)
+            others = sum(
+                count for label, count in room.plan.lines if label in more or label.startswith("draft")
+            )
             others += (room.contexts - 1) * model.architecture.cache_nbytes(
                 room.context_length, engine.get("cache_type") or str(model.plan.get("cache_type") or "f32")
             )
@@ -172,6 +209,11 @@ class Server:
         host, port = self.socket.getsockname()[:2]
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
+    @property
+    def verify_url(self) -> str:
+        """What devices are told: `run DRAFT --decode remote --server URL`."""
+        return self.url.replace("http://", "ws://", 1)
+
     def record(self) -> dict[str, Any]:
         """What `--json` prints when it serves."""
         return {
@@ -181,6 +223,7 @@ class Server:
             "context_length": self.room.context_length,
             "prefix_mib": round(self.room.prefix_bytes / 2**20, 2),
             "queue": self.options.queue,
+            "verify": self.verify_url if self.options.verify else None,
             "planned_mib": round(self.room.plan.total_mib, 2),
             "plan": self.engine.plan if self.engine is not None else self.encoder.plan,  # type: ignore[union-attr]
         }
@@ -212,7 +255,7 @@ class Server:
     def close(self) -> None:
         """Give the port and the weights back."""
         self.socket.close()
-        for part in (self.engine, self.encoder):
+        for part in (self.engine, self.encoder, self.draft):
             if part is not None:
                 part.close()
 
@@ -225,7 +268,7 @@ class Server:
 
         self._loop, self._stop, hurry = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
         self.app = app = App(self)
-        http = http_server(app, self.limits)
+        http = http_server(app, self.limits, self._message_bytes() if self.options.verify else None)
         try:
             if signals:
                 for number in (signal.SIGTERM, signal.SIGINT):
@@ -245,6 +288,10 @@ class Server:
         finally:
             await asyncio.to_thread(app.close)
 
+    def _message_bytes(self) -> int:
+        """Of a device's longest message, which opens a text."""
+        return 4 * self.room.context_length + FIRST_BYTES
+
     def _asked(self, number: int, hurry: asyncio.Event) -> None:
         if self._stop.is_set():
             hurry.set()
@@ -257,8 +304,9 @@ def serve(model: str | os.PathLike[str], options: Options | None = None, **engin
     Server(model, options or Options(), **engine).run()
 
 
-def _require_extra() -> None:
-    for module in ("fastapi", "uvicorn", "httptools", "prometheus_client"):
+def _require_extra(verify: bool) -> None:
+    needed = ("fastapi", "uvicorn", "httptools", "prometheus_client", "websockets")
+    for module in needed if verify else needed[:-1]:
         try:
             __import__(module)
         except ImportError as error:

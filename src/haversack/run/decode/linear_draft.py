@@ -22,16 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from haversack.core.method import Method, parameter
-from haversack.run._drafting import Drafting, open_draft
-from haversack.run._verify import (
-    ACCEPTED,
-    DRAFTED,
-    REPLACED,
-    kept_share,
-    log_probability,
-    pick,
-    remainder,
-)
+from haversack.run._drafting import Drafting, draft_chain, open_draft
+from haversack.run._verify import verify_chain
 
 if TYPE_CHECKING:
     from haversack.run._cache import Cache
@@ -76,13 +68,15 @@ class LinearDraft(Method):
         while cache.length < cache.capacity:
             room = min(cache.capacity - cache.length, session.left, drafts.capacity - session.length + 1)
             began = perf_counter()
-            chain, shares = self._draft(small, drafts, session, min(self.length, room - 1))
+            coupled = self._coupled(session)
+            count = min(self.length, room - 1)
+            chain, shares = draft_chain(small, drafts, session, count, coupled=coupled)
             drafted = perf_counter()
             start = cache.length
             tokens = np.concatenate([session.tokens[-1:], np.asarray(chain, np.int32)])
             rows, _ = engine.step(tokens, None, None, cache, want="all")
             assert rows is not None
-            kept = self._verify(rows, chain, shares, session)
+            kept = verify_chain(chain, rows, session, None if coupled else shares)
             cache.truncate(start + len(kept))
             drafts.truncate(min(drafts.length, cache.length))
             counts.steps += len(chain)
@@ -90,60 +84,5 @@ class LinearDraft(Method):
             counts.passed(len(chain), len(kept) - 1, perf_counter() - drafted)
             yield from kept
 
-    def _draft(
-        self, small: Engine, drafts: Cache, session: Session, count: int
-    ) -> tuple[list[int], list[F32]]:
-        """Up to `count` drafted tokens, and the distributions they were drawn from (rejection only)."""
-        chain: list[int] = []
-        shares: list[F32] = []
-        sampler = session.sampler
-        history = session.tokens
-        while len(chain) < count:
-            following = np.concatenate([history, np.asarray(chain, np.int32)])
-            rows, _ = small.step(following[drafts.length :], None, None, drafts)
-            assert rows is not None
-            step = session.drawn + len(chain)
-            if self._coupled(session):
-                chain.append(sampler.draw(rows[-1], following, step)[0])
-            else:
-                shares.append(sampler.distribution(rows[-1], following))
-                chain.append(pick(shares[-1], _number(session, DRAFTED, step)))
-        return chain, shares
-
-    def _verify(self, rows: F32, chain: list[int], shares: list[F32], session: Session) -> list[Drawn]:
-        """The tokens that the model accepts of `chain`, and the one it says itself after them."""
-        found: list[Drawn] = []
-        for index, row in enumerate(rows):
-            if self._coupled(session):
-                drawn = session.draw(row)
-                accepted = index < len(chain) and drawn[0] == chain[index]
-            else:
-                drawn, accepted = self._judge(row, chain, shares, session, index)
-                session.add(drawn[0])
-            found.append(drawn)
-            if not accepted:
-                break
-        return found
-
-    def _judge(
-        self, row: F32, chain: list[int], shares: list[F32], session: Session, index: int
-    ) -> tuple[Drawn, bool]:
-        """The papers' rule for one position: the draft with probability min(1, p / q), else the remainder."""
-        ours, step = session.distribution(row), session.drawn
-        if index == len(chain):
-            token = pick(ours, _number(session, REPLACED, step))
-            return (token, log_probability(row, token)), False
-        token, theirs = chain[index], shares[index]
-        if _number(session, ACCEPTED, step) < kept_share(float(ours[token]), float(theirs[token])):
-            return (token, log_probability(row, token)), True
-        token = pick(remainder(ours, theirs), _number(session, REPLACED, step))
-        return (token, log_probability(row, token)), False
-
     def _coupled(self, session: Session) -> bool:
         return session.sampler.greedy or self.sampling == "tokens"
-
-
-def _number(session: Session, stream: int, step: int) -> float:
-    from haversack.kernels.sampling import uniform
-
-    return uniform(session.sampler.seed ^ (stream << 32), step)
