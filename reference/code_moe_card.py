@@ -3,7 +3,7 @@
     python reference/code_moe_card.py --work DIR [--stdlib DIR]
 
 Every number is measured by this command or read from the logs of the training runs in DIR. The twin is what
-`train_code_moe.py --dense` left in DIR.
+`train_code_moe.py --dense` left in DIR; without one the card says that it is missing.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ def recipe_lines(recipe: Recipe) -> str:
 
 def verdict(numbers: dict[str, Any]) -> str:
     """What the mixture is worth beside a dense model of its active size."""
+    if "dense_bits_per_byte" not in numbers:
+        return "not yet compared with a dense twin"
     gain = 1 - numbers["bits_per_byte"] / numbers["dense_bits_per_byte"]
     aim = f"the aim of {BAR:.0%} is {'met' if gain >= BAR else 'missed'}"
     compared = f"{abs(gain):.1%} {'fewer' if gain >= 0 else 'more'} than its dense twin's"
@@ -58,7 +60,19 @@ def per_block(shares: list[float]) -> str:
     return ", ".join(f"{share:.0%}" for share in shares)
 
 
-def card(numbers: dict[str, Any], run: Path, dense_run: Path) -> str:
+def twin_line(numbers: dict[str, Any], dense_run: Path | None) -> str:
+    """What the dense twin is, and how long it took."""
+    twin = "one expert as wide as a token's together"
+    if dense_run is None:
+        return f"- The twin ({twin}, the same tokens in the same order) is not trained to its end yet."
+    return (
+        f"- The twin: {twin}, {numbers['dense_parameters']:,} parameters, the same\n"
+        f"  tokens in the same order with the same schedule, trained in {duration(dense_run)}. "
+        "It is not shipped."
+    )
+
+
+def card(numbers: dict[str, Any], run: Path, dense_run: Path | None) -> str:
     """The text of CARD.md."""
     return f"""# code-moe
 
@@ -70,15 +84,13 @@ without a download; not an assistant.
 {text_lines()}
 - **Held-out: {numbers["bits_per_byte"]:.4f} bits a byte** ({numbers["tokens"]:,} tokens; windows of 2,048
   that advance by 1,024), {verdict(numbers)}.
-- The twin: one expert as wide as a token's together, {numbers["dense_parameters"]:,} parameters, the same
-  tokens in the same order with the same schedule. It is not shipped.
+{twin_line(numbers, dense_run)}
 - Of 200 held-out `def` bodies completed greedily, {numbers["parse_share"]:.1%} parse.
 - Routers over 8,192 held-out tokens, block by block: evenness (entropy over its largest value)
   {per_block(numbers["evenness"])}; the most taken expert has {per_block(numbers["most"])} of the choices, the
   least taken one {per_block(numbers["least"])}.
 - Zeros inside the experts taken, block by block: {per_block(numbers["zeros"])}.
-- Trained by `reference/train_code_moe.py` in {duration(run)};
-  the twin in {duration(dense_run)}:
+- Trained by `reference/train_code_moe.py` in {duration(run)}:
   {machine()}.
 - Scored by `reference/code_moe_evaluate.py`, in the engine, on the f16 weights.
 
@@ -104,10 +116,13 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     set_threads(arguments.threads)
-    numbers = evaluate(OUT, arguments.work / "code-moe-dense", arguments.stdlib)
+    dense = arguments.work / "code-moe-dense"
+    trained = dense.is_dir()
+    numbers = evaluate(OUT, dense if trained else None, arguments.stdlib)
     print(json.dumps(numbers, indent=2))
-    runs = (newest(arguments.work, f"code-moe-{kind}{HEX}") for kind in ("", "dense-"))
-    (OUT / "CARD.md").write_text(card(numbers, *runs), encoding="utf-8")
+    dense_run = newest(arguments.work, f"code-moe-dense-{HEX}") if trained else None
+    run = newest(arguments.work, f"code-moe-{HEX}")
+    (OUT / "CARD.md").write_text(card(numbers, run, dense_run), encoding="utf-8")
 
 
 if __name__ == "__main__":

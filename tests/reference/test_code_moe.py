@@ -124,6 +124,15 @@ def test_the_card_says_when_the_twin_is_as_good(dense: float, words: str, writer
     assert words in said and ("aim of 2% is met" if dense == 1.25 else "aim of 2% is missed") in said
 
 
+def test_a_card_without_a_twin_says_so(writer: Any, tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text(
+        json.dumps({"step": 800, "minutes": 61.0, "cpu_minutes": 50.0}) + "\n", encoding="utf-8"
+    )
+    alone = {name: value for name, value in NUMBERS.items() if not name.startswith("dense")}
+    text = writer.card(alone, tmp_path, None)
+    assert "not yet compared with a dense twin" in text and "is not trained to its end yet" in text
+
+
 def test_the_twin_is_of_the_active_size(writer: Any) -> None:
     import train_code_moe  # type: ignore[import-not-found]  # in reference/
 
