@@ -17,6 +17,7 @@ from haversack.models import read_architecture
 from haversack.models._bundled import bundled_names, model_folder
 from haversack.plan._enumerate import Space, create_precision, precision_choices, predicted
 from haversack.plan._predict import MIB, Sizes, bits_a_weight, times
+from haversack.run._window import BACK, ROOM
 from haversack.shrink._language import LanguageWalk
 from haversack.shrink._pipeline import Policy, compress, stored_kinds
 
@@ -97,6 +98,21 @@ def test_predictions_order_plans_as_physics_does():
         < int8.ram_mib
     )
     assert of("gptq:bits=8", residency="streamed").device < int8.device
+
+
+def test_layers_with_a_window_are_planned_by_what_the_attention_keeps():
+    config = {"model_type": "mistral", "sliding_window": 32, "max_position_embeddings": 4096}
+    fixed = {"precision": "gptq:bits=4,group=32", "residency": "mapped", "cache_type": "f32"}
+
+    def ram_mib(**changes):
+        options = {**fixed, "config": config, "context": 4096, "activations": "f32", **changes}
+        return predicted(space(**options))[0][0].ram_mib
+
+    entry = 2 * 2 * 2 * 16 * 4 / 2**20  # of both layers
+    left_out = 4096 - (31 + BACK + ROOM)
+    assert ram_mib(attention="dhsa:budget=1024") - ram_mib() == pytest.approx(left_out * entry)
+    assert ram_mib(attention="sliding:window=16") == pytest.approx(ram_mib() - 16 * entry)
+    assert ram_mib(attention="sliding:window=64") == ram_mib()
 
 
 def test_time_is_bound_by_what_the_device_is_short_of():

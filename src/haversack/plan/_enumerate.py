@@ -19,6 +19,7 @@ from haversack.models._experts import experts_of
 from haversack.plan._candidates import Candidate, Plan
 from haversack.plan._predict import LOSS_PER_NOISE, MIB, Sizes, bits_a_weight, noise, times
 from haversack.run._memory import planned_memory
+from haversack.run._window import Windows, windows_of
 from haversack.shrink._language import LanguageWalk
 from haversack.shrink._pipeline import Policy, Walk, stored_kinds
 from haversack.shrink._precision import (
@@ -64,6 +65,14 @@ class Space:
     structures: tuple[str, ...] = ("none",)
     compression: Callable[[str, str], Precision] | None = None
     """(precision, structure) -> what compresses so; plan/_structure.py has it. None: no structures."""
+    attention: str | None = None
+    """What the pack names: it says what layers keep of a text. None: dense."""
+
+    @functools.cached_property
+    def windows(self) -> Windows:
+        """What layers keep of a text."""
+        method = None if self.attention is None else index.create("run", "attention", self.attention)
+        return windows_of(self.architecture, method)
 
     def method(self, precision: str, structure: str) -> Precision:
         """What compresses by `precision` and `structure`."""
@@ -333,6 +342,7 @@ def predict(space: Space, plan: Plan, found: Sizes, added: float, held: Any = No
         cache_type=plan.cache_type,
         context=space.context,
         base_mib=space.device.base_ram_mib,
+        windows=space.windows,
     )
     return Candidate(
         plan,

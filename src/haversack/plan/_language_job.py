@@ -248,6 +248,7 @@ def pack_language(job: Job, source: Any, gguf: GgufJob | None, tell: Callable[[s
         expert_store=job.key is None,
         structures=(structures.choice(job.structure),),
         compression=structures.compression,
+        attention=job.attention,
     )
     what = f"{job.model} on {job.device.name}"
     kept = gguf if gguf is not None and gguf.kept else None

@@ -112,6 +112,7 @@ class LanguageSide:
             cache_type=plan.cache_type,
             structures=(plan.structure,),
             compression=self.structures.compression,
+            attention=self.job.attention,
         )
         return replace(predicted(space)[0][0], plan=plan)
 

@@ -3,7 +3,8 @@ costs.
 
 exactness.py and parity.py: kernels, packed weights and whole models compute what they should. quality.py:
 losses of compression and of the reference models. three_bits.py: what 3 bits a weight cost and keep.
-footprint.py: memory, install size, start of the command. against_llama_cpp.py and bandwidth.py: speed.
+footprint.py: memory, install size, start of the command. windows.py: layers that keep their window alone.
+against_llama_cpp.py and bandwidth.py: speed.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from haversack.bench.engine import (
     parity,
     quality,
     three_bits,
+    windows,
 )
 from haversack.bench.engine._bench import bench
 
@@ -28,4 +30,5 @@ __all__ = [
     "parity",
     "quality",
     "three_bits",
+    "windows",
 ]

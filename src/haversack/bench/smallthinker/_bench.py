@@ -16,6 +16,7 @@ FILES = (
     "run/_head_predictor.py",
     "run/_reader.py",
     "run/_shelf.py",
+    "run/_window.py",
     "run/decode/sparse_head.py",
     "run/layers/_by_matrix.py",
     "run/layers/mixture.py",

@@ -22,7 +22,8 @@ Cost: budget x length products of query and key instead of length^2 / 2; length 
 scores; the predictor, once a prompt. Below a length that `haversack bench 09` prints, dense attention is
 faster.
 Limits: prompts that fit the budget, and prompts too short for the predictor, are read densely, and so are the
-last `tail` tokens (the instruction) and every token that is written. Reads one prompt at a time.
+last `tail` tokens (the instruction) and every token that is written. Reads one prompt at a time. Layers with
+a window keep the whole text all the same.
 """
 
 from __future__ import annotations
