@@ -144,29 +144,3 @@ def recall(run: Run) -> Outcomes:
         scores["dhsa", "eighth"], scores["block", "eighth"], name="DHSA", against="fixed blocks", note=note
     )
     return found
-
-
-PUBLISHED = (
-    Row(
-        "needle-gemma",
-        "needle in a haystack, 1k to 8k tokens at 10 depths, equal to dense",
-        "share of words",
-        "quality",
-        published="equal to dense (Gemma-2-2B)",
-    ),
-    Row(
-        "longbench",
-        "LongBench, 11 English tasks, equal to dense",
-        "score",
-        "quality",
-        published="equal to dense (Gemma-2-2B); 12 to 20 % above block-sparse in the later version",
-    ),
-)
-
-
-@bench.measure(*PUBLISHED, seconds=1, quick_seconds=1)
-def published(run: Run) -> Outcomes:
-    reason = Unavailable(
-        "needs a model of two billion parameters and its texts, which this bench does not fetch"
-    )
-    return {row.id: reason for row in PUBLISHED}
