@@ -21,7 +21,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """Profiles and caches of the person who runs the tests are neither read nor written.
 
     Ctrl-C works in the processes that tests start even where a shell started the tests with it ignored.
+    Threads of PyTorch that wait let the cores go: files of tests run side by side.
     """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     signal.signal(signal.SIGINT, signal.default_int_handler)
     folder = Path(tempfile.mkdtemp(prefix="haversack-tests-"))
     _folders.append(folder)
