@@ -57,6 +57,7 @@ def main() -> None:
                             n,
                         )
         digest.update(outliers(rng, rows, columns, x))
+        digest.update(shadows(rng, rows, columns, x))
     print(kernels.isa(), digest.hexdigest())
 
 
@@ -74,6 +75,22 @@ def outliers(rng: np.random.Generator, rows: int, columns: int, x: np.ndarray) -
         for n in (1, 2, 15, 16, 33):
             part = slice(n, 2 * n)
             got = made.add(x[part], before[part].copy())
+            assert np.array_equal(got.view(np.uint32), whole[part].view(np.uint32)), (rows, columns, n)
+    return bytes(whole.tobytes())
+
+
+def shadows(rng: np.random.Generator, rows: int, columns: int, x: np.ndarray) -> bytes:
+    """What static inputs miss, the same however many rows and threads."""
+    matrix = kernels.pack_int8(rng.integers(-127, 128, (rows, columns)), np.full(rows, 0.01))
+    made = kernels.Shadow(matrix, 0.02, out_scale=0.3, outputs=True)
+    y = kernels.matmul(x, matrix, activations="int8-static", static_scale=0.02)
+    kernels.set_threads(1)
+    whole = made.finish(x, y)
+    for threads in (1, 3):
+        kernels.set_threads(threads)
+        for n in (1, 2, 15, 16, 33):
+            part = slice(n, 2 * n)
+            got = made.finish(x[part], y[part])
             assert np.array_equal(got.view(np.uint32), whole[part].view(np.uint32)), (rows, columns, n)
     return bytes(whole.tobytes())
 

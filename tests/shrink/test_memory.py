@@ -47,7 +47,7 @@ with PackWriter(folder.parent / "a.pack") as writer:
 """
 
 
-@pytest.mark.parametrize("choice", ["gptq", "awq:tokens=512", "smoothquant:pairs=all"])
+@pytest.mark.parametrize("choice", ["gptq", "awq:tokens=512", "smoothquant:pairs=all", "mllm-npu"])
 def test_the_peak_stays_below_the_plan(tmp_path, choice):
     folder = tmp_path / "hub"
     folder.mkdir()

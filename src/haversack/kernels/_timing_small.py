@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from haversack.kernels import attend, gates, norms, probabilities, rotary, sampling
-from haversack.kernels._matrix import Array
+from haversack.kernels import attend, gates, norms, probabilities, rotary, sampling, shadow
+from haversack.kernels._matrix import Array, pack_int8
 from haversack.kernels.processor import isa, set_threads, usable_processors
 
 HEADS, KV_HEADS, HEAD_DIM, WIDTH, FEED_FORWARD, VOCABULARY = 32, 4, 64, 2048, 5632, 32000
@@ -88,6 +88,17 @@ def rows_of(tokens: int) -> Iterator[tuple[str, Call, Call]]:
     )
 
 
+def shadow_of(tokens: int) -> tuple[str, Call, Call]:
+    """What static inputs miss of a square matrix: six channels in 2048 pass the grid."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((tokens, WIDTH), np.float32)
+    x[:, ::400] *= 60
+    codes = rng.integers(-127, 128, (WIDTH, WIDTH), dtype=np.int8)
+    made = shadow.Shadow(pack_int8(codes, np.full(WIDTH, 0.01, np.float32)), 0.04, out_scale=1.0)
+    y = rng.standard_normal((tokens, WIDTH), np.float32)
+    return "shadow", lambda: made.finish(x, y), lambda: shadow.finish_twin(made, x, y)
+
+
 def attention_of(tokens: int, entries: int, kind: str) -> tuple[str, Call, Call, float]:
     """Attention of the last `tokens` of `entries`, and its operations (a multiply-add is two)."""
     rng = np.random.default_rng(0)
@@ -126,7 +137,7 @@ def main() -> None:
     print(f"{isa()}, {given.threads} threads")
     print(f"{'kernel':32} {'tokens':>6} {'native us':>10} {'numpy us':>10} {'ratio':>7} {'GOP/s':>7}")
     for tokens in given.tokens:
-        lines = [(*line, 0.0) for line in rows_of(tokens)]
+        lines = [(*line, 0.0) for line in (*rows_of(tokens), shadow_of(tokens))]
         for kind in attend.CACHE_KINDS:
             lines += [attention_of(tokens, entries, kind) for entries in (256, 2048) if entries >= tokens]
         if tokens == 1:
