@@ -198,3 +198,10 @@ def test_the_longest_common_subsequence_is_the_tables(first: str, second: str) -
         for at, other in enumerate(second, 1):
             row.append(last[at - 1] + 1 if letter == other else max(last[at], row[-1]))
     assert longest_common(first, second) == longest_common(second, first) == row[-1]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(alphabet="ab =(", min_size=1, max_size=40), st.text(alphabet="ab =(", min_size=1, max_size=40))
+def test_code_is_as_alike_as_the_benchmarks_package_says(reply: str, answer: str) -> None:
+    fuzz = pytest.importorskip("rapidfuzz.fuzz", reason="comes with jiwer")
+    assert code_like(reply, answer) == pytest.approx(round(fuzz.ratio(reply, answer)) / 100)
