@@ -95,7 +95,9 @@ def test_an_archive_made_anew_is_the_same_set(registered: Dataset, origin: tuple
 
 
 @pytest.mark.parametrize(
-    "content", [archive({**FILES, "set-1/b.wav": b"altered"}, "gz"), archive({}, "gz"), b"an error page"]
+    "content",
+    [archive({**FILES, "set-1/b.wav": b"altered"}, "gz"), archive({}, "gz"), b"an error page"],
+    ids=["altered", "empty", "no archive"],
 )
 def test_an_altered_download_is_removed(
     registered: Dataset, origin: tuple[Path, str], content: bytes, cache: Path
