@@ -9,9 +9,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
+from haversack.cli._records import RunOutput
 from haversack.core.errors import DamagedFileError, UserError
 from haversack.core.memory import run_measured
 from haversack.core.pack import Pack
@@ -258,6 +260,7 @@ def test_measured_memory_stays_below_the_plan(tmp_path: Path, make_folder: Any, 
     done = run_measured([*argv, "--ignore-end", "--json"], files=[path / "weights.safetensors"], timeout=120)
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
+    msgspec.convert(record, RunOutput)
     assert record["prompt_tokens"] > 128 and record["prefill"]["chunks"] == -(-record["prompt_tokens"] // 64)
     assert record["plan"]["prefill"] == "chunked:shadow"
     assert done.peak_mib <= record["ram_mib"]["planned"]

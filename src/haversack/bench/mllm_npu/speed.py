@@ -30,6 +30,7 @@ SIDES = {
     "chunk order, all cores": f"chunked:shadow:tokens={CHUNK},policy=chunk",
     "out of order, all cores": f"chunked:shadow:tokens={CHUNK}",
 }
+ALONE = "serial, a core each"
 QUICK = ("serial, all cores", "out of order, all cores")
 FLOAT = "float, all cores"
 
@@ -60,6 +61,14 @@ FLOAT = "float, all cores"
     ),
     Row("order-shared", "out of order beside chunk order, all cores for both", "ms", "time", Bar("<=", 1.03)),
     Row(
+        "overlap-replayed",
+        "the schedules played over the times that each subgraph took in the fastest serial run, a core for "
+        "each processor: out of order beside serial",
+        "ms",
+        "quality",
+        published="18 to 44 % less",
+    ),
+    Row(
         "beside-float",
         "time to read a prompt beside the same engine in f32, whole, with all cores",
         "ms",
@@ -78,9 +87,11 @@ FLOAT = "float, all cores"
 )
 def schedules(run: Run) -> Outcomes:
     from haversack.run._engine import Engine
+    from haversack.simulate.npu_prefill import simulate
 
     tokens = np.asarray(held_out(run, 3000, 2000).tokens, np.int32)[:PROMPT]
     pack, times, builds = pack_of("pruned"), {}, []
+    fastest: list[Any] = []
     with ExitStack() as stack:
 
         def side(prefill: str, model: Any, activations: str) -> Callable[[], float]:
@@ -90,7 +101,10 @@ def schedules(run: Run) -> Outcomes:
                 cache = engine.cache(PROMPT)
                 began = perf_counter()
                 engine.slots.prefill.prefill(engine, tokens, cache)
-                return 1e3 * (perf_counter() - began)
+                took = 1e3 * (perf_counter() - began)
+                if prefill == SIDES[ALONE] and (not fastest or took < fastest[0]):
+                    fastest[:] = [took, engine.told.spans, engine.prepared.graphs.shapes]
+                return took
 
             once()
             if engine.told is not None:
@@ -116,6 +130,12 @@ def schedules(run: Run) -> Outcomes:
     found["order-apart"] = beside("out of order, a core each", "chunk order, a core each")
     found["order-shared"] = beside("out of order, all cores", "chunk order, all cores")
     found["beside-float"] = beside("out of order, all cores", FLOAT)
+    _, spans, shapes = fastest
+    taken = [[0.0] * len(shapes) for _ in range(PROMPT // CHUNK)]
+    for span in spans:
+        taken[span.chunk][span.index] = 1e3 * (span.end - span.start)
+    free, serial = (simulate(shapes, taken, policy).span for policy in ("out-of-order", "serial"))
+    found["overlap-replayed"] = Outcome.single(free, serial, name="out of order", against="serial")
     found["build"] = Outcome(
         Side("build", tuple(build for build, _ in builds)), Side("run", tuple(ran for _, ran in builds))
     )

@@ -21,7 +21,7 @@ or mapped; no mixtures of experts.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from haversack.models._architecture import Architecture
     from haversack.run._cache import Cache
     from haversack.run._engine import Engine
-    from haversack.run.prefill._executors import Executor
+    from haversack.run.prefill._executors import Executor, Span
     from haversack.run.prefill._graphs import Graphs
 
 F32 = npt.NDArray[np.float32]
@@ -47,7 +47,7 @@ I32 = npt.NDArray[np.int32]
 @dataclass(frozen=True)
 class Told:
     """How a prompt was read. `build_ms`: graphs that had to be made; `load_ms`: opening the weights;
-    `busy_ms`: processor -> milliseconds at work."""
+    `busy_ms`: processor -> milliseconds at work; `spans`: what ran when."""
 
     tokens: int
     chunks: int
@@ -56,6 +56,7 @@ class Told:
     build_ms: float
     run_ms: float
     busy_ms: Mapping[str, float]
+    spans: Sequence[Span]
 
     def record(self) -> dict[str, Any]:
         """As `run --json` holds it."""
@@ -168,6 +169,7 @@ class ChunkedShadow(Method):
             build_ms + built_ms,
             run_ms,
             {one: executor.busy_ms(one) for one in PROCESSORS},
+            executor.spans,
         )
         if self.trace:
             write_trace(Path(self.trace), shapes, executor.spans)
