@@ -184,6 +184,12 @@ def draft(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def alike(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A draft that is often right about `folder`."""
+    return shaken(folder, tmp_path_factory.mktemp("alike") / "alike")
+
+
+@pytest.fixture(scope="session")
 def family() -> Any:
     """A model of any recorded case, in memory: family(name) -> source."""
 

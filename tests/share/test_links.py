@@ -83,7 +83,7 @@ def test_answers_that_come_late(verifying: Any, small: Path, plain: list[int]) -
         return [message]
 
     with DEVICES.between(verifying, meddle) as between:
-        found = written(small, between.url, "timeout_s=0.2,adaptive=false,length=3")
+        found = written(small, between.url, "timeout_s=0.2,adaptive=none,length=3")
     assert found.tokens == plain[:COUNT]
     assert found.drafting.repeated >= 2 and found.drafting.stale >= 2 and between.connections == 1
 
@@ -99,7 +99,7 @@ def test_answers_that_come_twice_and_out_of_order(verifying: Any, small: Path, p
         return [said[max(0, len(said) - 3)], other, message, message, said[0]]
 
     with DEVICES.between(verifying, meddle) as between:
-        found = written(small, between.url, "adaptive=false,length=3")
+        found = written(small, between.url, "adaptive=none,length=3")
     assert found.tokens == plain[:COUNT]
     assert found.drafting.stale > found.drafting.stats()["rounds"]
 
@@ -134,7 +134,7 @@ def test_a_server_that_lets_go_in_the_middle(verifying: Any, small: Path, plain:
         return isinstance(message, wire.Reply) and seen[0] in (3, 6)
 
     with DEVICES.between(verifying, lambda message: [message], closing=closing) as between:
-        found = written(small, between.url, "timeout_s=1,adaptive=false,length=3")
+        found = written(small, between.url, "timeout_s=1,adaptive=none,length=3")
     assert found.tokens == plain[:COUNT] and between.connections == 3
     stats = found.drafting.stats()
     assert stats["reopened"] == 2 and stats["unverified"] == 0 and stats["offline_s"] > 0
@@ -152,7 +152,7 @@ def test_a_server_that_forgets_the_text(verifying: Any, small: Path, plain: list
         return [message]
 
     with DEVICES.between(verifying, meddle) as between:
-        found = written(small, between.url, "adaptive=false,length=3")
+        found = written(small, between.url, "adaptive=none,length=3")
     assert found.tokens == plain[:COUNT] and found.drafting.reopened == 2 and between.connections == 1
 
 
@@ -172,7 +172,7 @@ OUTAGE = [Segment(0.15, 10, 10), Segment(1.2, 0, 10), Segment(60, 10, 10)]
 def test_an_outage_is_waited_for(verifying: Any, small: Path, plain: list[int]) -> None:
     with Channel(OUTAGE, address(verifying.verify_url)) as channel:
         url = "ws://{}:{}".format(*channel.address)
-        found = written(small, url, "timeout_s=0.3,adaptive=false,length=1,patience_s=30", count=40)
+        found = written(small, url, "timeout_s=0.3,adaptive=none,length=1,patience_s=30", count=40)
     assert found.tokens == plain[:40] and found.stop == "max-tokens"
     assert found.drafting.unverified == 0 and found.seconds > 1.2
 
@@ -180,7 +180,7 @@ def test_an_outage_is_waited_for(verifying: Any, small: Path, plain: list[int]) 
 def test_an_outage_stops_where_that_is_asked_for(verifying: Any, small: Path, plain: list[int]) -> None:
     with Channel(OUTAGE, address(verifying.verify_url)) as channel:
         url = "ws://{}:{}".format(*channel.address)
-        found = written(small, url, "timeout_s=0.2,adaptive=false,length=1,offline=stop", count=200)
+        found = written(small, url, "timeout_s=0.2,adaptive=none,length=1,offline=stop", count=200)
     assert found.stop == "offline" and 0 < len(found.tokens) < 200
     assert found.tokens == plain[: len(found.tokens)]
     assert "stopping here" in found.drafting.notices[-1]
@@ -193,7 +193,7 @@ def test_alone_is_said_and_verified_again_afterwards(
     url = {}
     with Channel([Segment(60, 10, 4)], address(verifying.verify_url)) as channel:
         url["value"] = "ws://{}:{}".format(*channel.address)
-        text = f"remote:server={url['value']},token={DEVICES.TOKEN},timeout_s=0.3,adaptive=false,length=2"
+        text = f"remote:server={url['value']},token={DEVICES.TOKEN},timeout_s=0.3,adaptive=none,length=2"
         decode = index.create("run", "decode", f"{text},offline=alone")
         with Engine.open(small, decode=decode) as engine:
             answer = generate(engine, PROMPT, Limits(400, end=()), Sampler())
@@ -234,7 +234,7 @@ def test_a_server_that_is_killed_between_rounds(
     found: list[Any] = []
     with serving.Command(tiny, "--port", "0", *words) as first:
         port = first.port
-        text = f"remote:server=ws://127.0.0.1:{port},token={DEVICES.TOKEN},timeout_s=0.5,adaptive=false"
+        text = f"remote:server=ws://127.0.0.1:{port},token={DEVICES.TOKEN},timeout_s=0.5,adaptive=none"
         decode = index.create("run", "decode", f"{text},length=1,patience_s=60")
         enough = threading.Event()
 

@@ -59,7 +59,9 @@ def written(model: Path, decode: Any, sampler: Sampler, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", SAMPLERS)
-@pytest.mark.parametrize("how", ["", "adaptive=false,length=0", "adaptive=false,length=16", "most=3"])
+@pytest.mark.parametrize(
+    "how", ["", "adaptive=none,length=0", "adaptive=none,length=16", "most=3", "adaptive=channel"]
+)
 def test_the_very_tokens_of_the_server_s_plain_run(
     kind: str, how: str, verifying: Any, tiny: Path, small: Path
 ) -> None:
@@ -79,12 +81,12 @@ def test_the_very_tokens_of_the_server_s_plain_run(
 def test_by_rejection_it_is_the_same_under_a_seed_and_accepts_more(
     verifying: Any, tiny: Path, small: Path
 ) -> None:
-    decode, accepted = method(verifying, "sampling=rejection,adaptive=false,length=4"), [0, 0]
+    decode, accepted = method(verifying, "sampling=rejection,adaptive=none,length=4"), [0, 0]
     for seed in range(4):
         sampler = Sampler(temperature=1.0, seed=seed)
         one, two = (written(small, decode, sampler) for _ in range(2))
         assert one.tokens == two.tokens
-        coupled = written(small, method(verifying, "adaptive=false,length=4"), sampler)
+        coupled = written(small, method(verifying, "adaptive=none,length=4"), sampler)
         assert coupled.tokens == written(tiny, "one-by-one", sampler).tokens
         for at, answer in enumerate((coupled, one)):
             accepted[at] += answer.drafting.accepted
@@ -97,11 +99,11 @@ def test_an_answer_ends_where_the_plain_one_does(verifying: Any, tiny: Path, sma
     end = plain.tokens[9]
     for options in ({"end": (end,)}, {"count": 7}):
         one = written(tiny, "one-by-one", Sampler(), **options)
-        two = written(small, method(verifying, "adaptive=false,length=8"), Sampler(), **options)
+        two = written(small, method(verifying, "adaptive=none,length=8"), Sampler(), **options)
         assert (one.tokens, one.stop) == (two.tokens, two.stop)
     long = list(range(1, 257)) * 2
     one = written(tiny, "one-by-one", Sampler(), prompt=long[:505])
-    two = written(small, method(verifying, "adaptive=false,length=8"), Sampler(), prompt=long[:505])
+    two = written(small, method(verifying, "adaptive=none,length=8"), Sampler(), prompt=long[:505])
     assert one.stop == two.stop == "context" and one.tokens == two.tokens
 
 
@@ -221,6 +223,7 @@ def test_the_command_says_what_it_did(verifying: Any, serving: Any, tiny: Path, 
     plain = written(tiny, "one-by-one", Sampler(), count=24)
     assert record["text"] == plain.text and record["remote"]["mode"] == "greedy"
     assert TOKEN not in done.stdout
+    assert record["ram_mib"]["measured"] <= record["ram_mib"]["planned"] + 1
     done = subprocess.run(line, capture_output=True, text=True, timeout=60)
     assert "of drafts accepted" in done.stderr and TOKEN not in done.stderr
 

@@ -244,6 +244,9 @@ class Engine:
         more = getattr(self.slots.prefill, "planned", None)
         if more is not None:
             plan += MemoryPlan(more(architecture, min(prompt, self.context_length)))
+        program = getattr(self.slots.decode, "program_mib", None)
+        if program is not None:
+            plan += MemoryPlan((("decode: program", int(program * MIB)),))
         return plan if self.draft_model is None else plan + self._draft_plan(capacity)
 
     def _fitted(self) -> Any:

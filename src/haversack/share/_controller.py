@@ -9,7 +9,10 @@ time: nothing here reads a clock.
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from haversack.core.errors import UserError
@@ -23,6 +26,11 @@ CHANNEL_DECAY = 0.7
 """What one round leaves of the round trips seen before it."""
 GAIN = 1.02
 """Another length is taken when it is at least this much better."""
+EDGES = (0.2, 0.4, 0.6, 0.8, 0.9, 0.97, 0.99)
+"""Ranges of probability that drafts are counted by."""
+WEIGHT = 4.0
+CONFIDENCE_DECAY = 0.98
+SPEED_DECAY = 0.9
 HEADER_BITS = 8 * 16
 RESULT_BITS = 8 * 4
 TOLD = 1.5
@@ -118,14 +126,39 @@ def best_length(state: State, most: int = KMAX) -> int:
     return max(fitting, key=lambda k: tokens_per_s(state, k))
 
 
+class Confidence:
+    """How often a draft holds (where those before it do) whose own probability lies in a range: as observed,
+    the middle of the range counting as `WEIGHT` drafts more."""
+
+    def __init__(self) -> None:
+        middles = [(low + high) / 2 for low, high in itertools.pairwise((0.0, *EDGES, 1.0))]
+        self._seen = [WEIGHT] * len(middles)
+        self._held = [WEIGHT * middle for middle in middles]
+
+    def observe(self, probabilities: Sequence[float], accepted: int) -> None:
+        """Of drafts with these probabilities the first `accepted` held, and the next did not."""
+        for place, probability in enumerate(probabilities[: accepted + 1]):
+            at = bisect.bisect(EDGES, probability)
+            self._seen[at] = CONFIDENCE_DECAY * self._seen[at] + 1
+            self._held[at] = CONFIDENCE_DECAY * self._held[at] + (place < accepted)
+
+    def holds(self, probability: float) -> float:
+        """The chance that such a draft holds."""
+        at = bisect.bisect(EDGES, probability)
+        return self._held[at] / self._seen[at]
+
+
 @dataclass
 class Controller:
     """Follows a channel and a pair of models, and chooses. `acceptance` is kept by target version.
 
     `most`: the longest round; `up_bps`, `down_bps`: of a channel whose state is known, else measured.
+    `by`: `channel`, the length of the formulas above; or `confidence`, which drafts on while another token is
+    worth its time, given the drafts so far (an energy budget is kept by the formulas all the same).
     """
 
     most: int = KMAX
+    by: str = "channel"
     token_bits: float = 16.0
     header_bits: float = HEADER_BITS
     draft_w: float = 0.0
@@ -142,6 +175,8 @@ class Controller:
     length: int = 0
     _judged: dict[str, tuple[float, float]] = field(default_factory=dict)
     _told_up: float | None = None
+    _confidence: dict[str, Confidence] = field(default_factory=dict)
+    _written: tuple[float, float] = (0.0, 0.0)
     _drafted: bool = False
 
     @property
@@ -172,7 +207,9 @@ class Controller:
 
     def choose(self) -> int:
         """The length of the next round. It changes only where that gains more than 2 %, or where the budget
-        asks for it."""
+        asks for it. By confidence: the longest there is, which `enough` cuts short."""
+        if self.by_confidence:
+            return self.most
         state = self.state
         best = best_length(state, self.most)
         held = self.length
@@ -183,6 +220,27 @@ class Controller:
                 best = held
         self.length = best
         return best
+
+    @property
+    def by_confidence(self) -> bool:
+        """Whether drafts themselves say where a round ends."""
+        return self.by == "confidence" and self.joule_budget is None
+
+    def enough(self, probabilities: Sequence[float]) -> bool:
+        """Whether the drafts so far, of these probabilities, are all of the round: another one adds its
+        chance of being accepted, and takes the time in which the run writes so much otherwise."""
+        state, sure = self.state, self._confidence.setdefault(self.target, Confidence())
+        right = math.prod(map(sure.holds, probabilities)) * state.acceptance
+        more_s = state.draft_s + state.token_bits / state.up_bps + state.verify_more_s
+        tokens, seconds = self._written
+        speed = tokens / seconds if seconds > 0 else tokens_per_s(state, best_length(state, self.most))
+        return right <= speed * more_s
+
+    def wrote(self, probabilities: Sequence[float], accepted: int, seconds: float) -> None:
+        """A round of drafts of these probabilities took `seconds` all in all, and `accepted` of them held."""
+        self._confidence.setdefault(self.target, Confidence()).observe(probabilities, accepted)
+        tokens, before = self._written
+        self._written = (SPEED_DECAY * tokens + accepted + 1, SPEED_DECAY * before + seconds)
 
     def drafted(self, seconds: float, tokens: int) -> None:
         """The device drafted `tokens` tokens in `seconds`."""

@@ -7,6 +7,7 @@ that does not fit, is a UserError. The WebSocket library is imported when a conn
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -73,6 +74,13 @@ def _library() -> Any:
     return client
 
 
+def _silent() -> logging.Logger:
+    """The library's words about broken connections, which are told as notices, go nowhere."""
+    logger = logging.getLogger("haversack.uplink")
+    logger.propagate, logger.disabled = False, True
+    return logger
+
+
 class Uplink:
     """One connection after the other to one server. `hello` says who the device is (its nonce is made
     here)."""
@@ -108,6 +116,7 @@ class Uplink:
                     ping_interval=None,
                     compression=None,
                     max_size=MESSAGE_BYTES,
+                    logger=_silent(),
                 )
             )
         except Exception as error:

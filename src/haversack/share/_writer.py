@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from haversack.core.errors import HaversackError, UserError
+from haversack.kernels import softmax
 from haversack.run._drafting import draft_chain
 from haversack.share import _protocol as wire
 from haversack.share._controller import Controller, best_length, joules_a_token, shannon_bps
@@ -58,6 +59,7 @@ class Bond:
         known = shannon_bps(method.bandwidth_hz, 10 ** (method.snr_db / 10)) if method.bandwidth_hz else None
         self.controller = Controller(
             most=method.most,
+            by="channel" if method.adaptive == "none" else method.adaptive,
             header_bits=8.0 * (wire.SIGNED + 16),
             draft_w=method.draft_w,
             transmit_w=method.transmit_w,
@@ -159,7 +161,7 @@ class Writer:
             self._open()
         count, fits = self._length()
         began = time.perf_counter()
-        chain = self._draft(count)
+        chain, sure = self._draft(count)
         drafted_s = time.perf_counter() - began
         controller.drafted(drafted_s, len(chain))
         expected = joules_a_token(controller.state, count)
@@ -180,6 +182,7 @@ class Writer:
         controller.served(1e-6 * reply.first_us, 1e-6 * reply.more_us)
         if not repeated and self._round > 1:  # the first waits for the text to be read as well
             controller.travelled(max(0.0, elapsed - served), 8.0 * count_up, 8.0 * count_down)
+            controller.wrote(sure, reply.accepted, drafted_s + elapsed)
         log = RoundLog(len(chain), reply.accepted, drafted_s, elapsed, served, 8 * count_up, expected, fits)
         counts.rounds.append(log)
         self._spend(log)
@@ -188,10 +191,10 @@ class Writer:
     def _length(self) -> tuple[int, bool]:
         """Drafts of the next round, and whether they keep the energy budget as well as any length can."""
         method, session, controller = self.method, self.session, self.controller
-        chosen = controller.choose() if method.adaptive else method.length
+        chosen = controller.choose() if method.adaptive != "none" else method.length
         state = controller.state
         fits = state.joule_budget is None or joules_a_token(state, max(chosen, 1)) <= state.joule_budget
-        if not fits and method.adaptive:  # then it has to be the one of least joules
+        if not fits and method.adaptive != "none":  # then it has to be the one of least joules
             fits = chosen == best_length(state, method.most)
         welcome = self.uplink.welcome
         assert welcome is not None
@@ -203,26 +206,30 @@ class Writer:
         )
         return max(0, min(chosen, room)), fits
 
-    def _draft(self, count: int) -> list[int]:
-        """Up to `count` drafts; none behind a token that ends a text, nor one that the server does not
-        know."""
+    def _draft(self, count: int) -> tuple[list[int], list[float]]:
+        """Up to `count` drafts and, by confidence, their probabilities; none behind a token that ends a text,
+        nor one that the server does not know."""
         if count <= 0:
-            return []
+            return [], []
         cache, whole = self.cache, self.cache.sparse_from
         cache.truncate(min(cache.length, self.session.length - 1))
         cache.sparse_from = min(whole, self.session.prompt_length)
         ends, welcome = self.engine.model.end_of_text, self.uplink.welcome
         assert welcome is not None
-        known = welcome.vocabulary
-        chain, _ = draft_chain(
-            self.engine,
-            cache,
-            self.session,
-            count,
-            coupled=self._coupled,
-            enough=lambda token, row: token in ends or token >= known,
-        )
-        return chain[:-1] if chain[-1] >= known else chain
+        known, sure = welcome.vocabulary, list[float]()
+        by_confidence = self.method.adaptive != "none" and self.controller.by_confidence
+
+        def enough(token: int, row: F32) -> bool:
+            if by_confidence:
+                sure.append(float(softmax(row[None])[0, token]))
+            if token in ends or token >= known:
+                return True
+            return by_confidence and self.controller.enough(sure)
+
+        coupled = self._coupled
+        chain, _ = draft_chain(self.engine, cache, self.session, count, coupled=coupled, enough=enough)
+        kept = len(chain) - (chain[-1] >= known)
+        return chain[:kept], sure[:kept]
 
     def _answer(self, message: wire.Round, drafted: int) -> tuple[wire.Reply, int, int]:
         """The reply to a round, its bytes, and how often it was asked for again. Raises Lost."""

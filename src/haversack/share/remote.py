@@ -5,9 +5,10 @@ Paper: FlexSpec: Frozen Drafts Meet Evolving Targets in Edge-Cloud Collaborative
 Leviathan et al., 2023).
 What is here: this machine's model is the draft. A round sends the numbers of K drafted tokens; the server
 (`haversack serve PACK --verify`) keeps the text's keys and values, reads the K tokens at once, and answers
-how many hold and the token that follows them. K is chosen round by round (share/_controller.py): most tokens
-a second by the acceptance, the round trip, the link's speed, the server's own time and, with `energy_mj`, an
-energy budget. Drafts travel as token numbers, 2 or 4 bytes each, never as distributions.
+how many hold and the token that follows them. K is chosen round by round (share/_controller.py): with
+`adaptive=channel` the length of most tokens a second by the acceptance, the round trip, the link's speed, the
+server's own time and, with `energy_mj`, an energy budget, which are the formulas of the specification. Drafts
+travel as token numbers, 2 or 4 bytes each, never as distributions.
 Output: greedy, the server's plain tokens. Sampling: `tokens` gives the very tokens that the server's plain
 run with that seed gives: it draws with the plain run's number, and a draft is right when it is the same.
 `rejection` keeps the distribution, and accepts more: the server's copy of the draft (`serve --verify
@@ -17,13 +18,17 @@ When the link is lost: `offline=wait` waits for it, at most `patience_s`; `stop`
 verified; `alone` goes on with the draft's own tokens, says so and counts them (`unverified`). When the link
 is back, the text so far, those tokens included, is sent again and verified writing goes on behind it: what
 was shown stays.
-What we changed: the acceptance is that of a draft whose predecessors hold; a round that waits too long is
-asked again (the server gives the same answer), and given up when the server gives no sign of life.
+What we changed: by default (`adaptive=confidence`) a round ends where one more draft is worth less than its
+time, which is its chance of being accepted, by the draft's own probabilities so far (as such turned out
+before), against the tokens that the run otherwise writes in that time. The formulas' acceptance is that of a
+draft whose predecessors hold; a round that waits too long is asked again (the server gives the same answer),
+and given up when the server gives no sign of life.
 Cost: a round trip for one to K + 1 tokens. Energy is modelled: watts times measured seconds.
 Limits: gains over a server that streams its own tokens only where the downlink is the bottleneck, or where
 the device must have each token before the next; the server remembers nothing of a lost connection but
 prefixes. A JSON schema cannot be kept, since the server draws. `rejection` is exact where both sides compute
-the same bits.
+the same bits; its numbers depend on where rounds end, so a seed gives the same tokens again only with
+`adaptive=none`.
 """
 
 from __future__ import annotations
@@ -47,6 +52,8 @@ if TYPE_CHECKING:
 F32 = npt.NDArray[np.float32]
 Drawn = tuple[int, float]
 
+PROGRAM_MIB = 11.5
+
 
 @dataclass(frozen=True)
 class Remote(Method):
@@ -59,8 +66,12 @@ class Remote(Method):
 
     server: str = parameter("", help="address of haversack serve --verify, such as ws://HOST:8000")
     token: str = parameter("", help="what the server was started with; never shown, never sent")
-    adaptive: bool = parameter(True, help="choose the drafts of a round by channel, acceptance and energy")
-    length: int = parameter(5, allowed=range(0, 17), help="drafts of a round where nothing is chosen")
+    adaptive: str = parameter(
+        "confidence",
+        allowed=("confidence", "channel", "none"),
+        help="what ends a round: drafts that are not worth their time, or a length by the channel",
+    )
+    length: int = parameter(5, allowed=range(0, 17), help="drafts of a round with adaptive=none")
     most: int = parameter(16, allowed=range(1, 17), help="most drafts of a round")
     offline: str = parameter(
         "wait", allowed=("wait", "alone", "stop"), help="what to do while the link is lost"
@@ -100,6 +111,11 @@ class Remote(Method):
     def __str__(self) -> str:
         """Without the token."""
         return super().__str__() if not self.token else str(dataclasses.replace(self, token=""))
+
+    @property
+    def program_mib(self) -> float:
+        """What speaking to a server adds to the program: the WebSocket library, TLS, a thread."""
+        return PROGRAM_MIB
 
     def prepare(self, engine: Engine) -> None:
         """Raises UserError when there is no server, and for an address that is none."""

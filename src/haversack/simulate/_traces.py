@@ -81,7 +81,7 @@ def read_trace(path: str | os.PathLike[str]) -> list[Segment]:
         raise UserError(
             f"{file} cannot be read: {error.strerror}.", field="trace", given=str(file)
         ) from error
-    rows = []
+    rows: list[tuple[float, ...]] = []
     for number, row in enumerate(csv.DictReader(lines, skipinitialspace=True), start=2):
         try:
             rows.append(tuple(float(row.get(name) or (0 if name == "loss" else "")) for name in COLUMNS))
@@ -93,9 +93,9 @@ def read_trace(path: str | os.PathLike[str]) -> list[Segment]:
     spans = [later - earlier for earlier, later in itertools.pairwise(times)]
     spans.append(spans[-1] if spans else 1.0)
     segments = []
-    for number, (row, span) in enumerate(zip(rows, spans, strict=True), start=2):
+    for number, (held, span) in enumerate(zip(rows, spans, strict=True), start=2):
         try:
-            segments.append(Segment(span, row[1] / 1e6, row[2] * 1e3, row[3]))
+            segments.append(Segment(span, held[1] / 1e6, held[2] * 1e3, held[3]))
         except UserError as error:
             raise DamagedFileError(file, f"line {number} is no segment of a channel ({error})") from error
     if not any(segment.mbit_s > 0 for segment in segments):
