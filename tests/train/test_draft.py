@@ -67,12 +67,26 @@ def test_the_engine_runs_it_as_it_was_trained(
 
 def test_learning_brings_it_nearer_to_the_target(base: Path, texts: Texts, tmp_path: Path) -> None:
     learning = Learning(steps=80, rows=4, length=32, warm_up_steps=5, matrix_rate=0.01, threads=1)
-    few = train_draft(base, texts, tmp_path / "few", learning=replace(learning, steps=1))
-    many = train_draft(base, texts, tmp_path / "many", learning=learning)
+    bridge = Bridge(start="block")
+    few = train_draft(base, texts, tmp_path / "few", bridge=bridge, learning=replace(learning, steps=1))
+    many = train_draft(base, texts, tmp_path / "many", bridge=bridge, learning=learning)
     assert few is not None and many is not None
     assert many.report.held_out["divergence"] < 0.85 * few.report.held_out["divergence"]
     assert many.report.held_out["agreement"] > few.report.held_out["agreement"]
     assert many.report.loss[1] < many.report.loss[0]
+
+
+def test_a_fitted_start_is_nearer_than_a_block(
+    base: Path, texts: Texts, quick: Learning, tmp_path: Path
+) -> None:
+    found = []
+    for start in ("block", "fitted"):
+        learning = replace(quick, steps=1, matrix_rate=1e-9, rate=1e-9)
+        goal = tmp_path / start
+        done = train_draft(base, texts, goal, bridge=Bridge(start=start, mse=0.0), learning=learning)
+        assert done is not None
+        found.append(done.report.held_out["divergence"])
+    assert found[1] < 0.95 * found[0]
 
 
 def test_it_is_the_same_under_a_seed(

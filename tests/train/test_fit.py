@@ -73,19 +73,23 @@ def test_an_adapter_merges_to_the_merged_version(
         assert b"".join(bytes(piece) for piece in pieces()) == bytes(theirs.bytes(name)), name
 
 
-def test_peft_s_own_reader_takes_the_adapter(
-    base: Path, draft: Path, version: Path, texts: Texts, quick: Learning, tmp_path: Path
+def test_adapters_are_written_as_peft_writes_them(
+    base: Path, texts: Texts, quick: Learning, tmp_path: Path
 ) -> None:
-    peft = pytest.importorskip("peft", reason="compares with PEFT where it is installed")
-    transformers = pytest.importorskip("transformers")
-    torch = pytest.importorskip("torch")
+    safetensors = pytest.importorskip("safetensors.numpy")
     goal = tmp_path / "adapter"
-    fit(base, texts, goal, family=draft, form="adapter", learning=replace(quick, rate=0.01))
-    tokens = torch.arange(20)[None]
-    plain = transformers.LlamaForCausalLM.from_pretrained(base)
-    theirs = peft.PeftModel.from_pretrained(plain, goal)(tokens).logits
-    ours = transformers.LlamaForCausalLM.from_pretrained(version)(tokens).logits
-    assert float((theirs - ours).abs().max()) < 1e-3
+    parameters = "lora:rank=4,alpha=6,first=3,modules=attention"
+    assert fit(base, texts, goal, parameters=parameters, form="adapter", learning=quick) is not None
+    tensors = safetensors.load_file(goal / "adapter_model.safetensors")
+    names = {f"{part}_proj.lora_{half}.weight" for part in "qkvo" for half in "AB"}
+    assert set(tensors) == {f"base_model.model.model.layers.3.self_attn.{name}" for name in names}
+    at = "base_model.model.model.layers.3.self_attn.k_proj"
+    assert tensors[f"{at}.lora_A.weight"].shape == (4, 64)
+    assert tensors[f"{at}.lora_B.weight"].shape == (32, 4)
+    config = json.loads((goal / "adapter_config.json").read_text())
+    assert (config["peft_type"], config["task_type"], config["bias"]) == ("LORA", "CAUSAL_LM", "none")
+    assert (config["r"], config["lora_alpha"], config["layers_to_transform"]) == (4, 6.0, [3])
+    assert config["target_modules"] == ["k_proj", "o_proj", "q_proj", "v_proj"]
 
 
 def test_versions_follow_one_another(version: Path, texts: Texts, quick: Learning, tmp_path: Path) -> None:

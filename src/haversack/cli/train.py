@@ -55,6 +55,10 @@ def draft(
     temperature: Annotated[
         float, typer.Option(help="divides the target's logits; below 1 favours its first choice")
     ] = 1.0,
+    start: Annotated[
+        str,
+        typer.Option(help="the block that learns begins as the target's (block), or fitted to it (fitted)"),
+    ] = "fitted",
     steps: Steps = 600,
     rows: RowCount = 16,
     length: Length = 256,
@@ -76,7 +80,7 @@ def draft(
     from haversack.train._training import Learning
     from haversack.train.draft import Bridge, train_draft
 
-    bridge = Bridge(anchor_layers, rank, mse, evolution, temperature=temperature)
+    bridge = Bridge(anchor_layers, rank, mse, evolution, temperature=temperature, start=start)
     learning = Learning(
         *(steps, rows, length),
         matrix_rate=matrix_rate,

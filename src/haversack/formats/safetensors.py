@@ -241,7 +241,7 @@ def _advice(folder: Path) -> str:
     if pickled := advice_for_folder(folder):
         return pickled
     if (folder / "adapter_config.json").is_file():
-        return "; it is an adapter: merge it into its base model first"
+        return "; it is an adapter: pack its base with --adapter"
     others = sorted(found.name for found in folder.glob("*.safetensors"))
     if others:
         return f"; it has {others[0]}: rename it to model.safetensors if it is the whole model"

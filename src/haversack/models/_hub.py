@@ -152,7 +152,7 @@ def _refuse_without_weights(name: str, files: dict[str, HubFile]) -> None:
     elif ggufs:
         advice = f"it has {ggufs[0]}: download that and give the file"
     elif "adapter_config.json" in files:
-        advice = "it is an adapter: merge it into its base model first"
+        advice = "it is an adapter: pack its base with --adapter"
     raise UserError(f"{name} has no {lacks}; {advice}.", field="model", given=name)
 
 

@@ -17,8 +17,7 @@ from haversack.core.errors import UserError, not_allowed
 from haversack.core.measurement import machine
 from haversack.core.memory import MemoryPlan
 from haversack.core.pack import PackWriter
-from haversack.formats.safetensors import HubFolder
-from haversack.models._factored import factored
+from haversack.models._borrowed import open_folder
 from haversack.models._gguf import is_gguf
 from haversack.models.audio import is_speech
 from haversack.models.language import is_encoder
@@ -195,7 +194,7 @@ def pack_model(job: Job, tell: Callable[[str], None] = lambda text: None) -> Out
 
 
 def _pack_folder(job: Job, folder: Path, tell: Callable[[str], None]) -> Outcome:
-    source: Any = factored(HubFolder.open(folder))
+    source: Any = open_folder(folder)
     if job.key is not None and (is_encoder(source.config) or is_speech(source.config)):
         raise UserError(
             f"{job.model} is no decoder language model, and only these are sealed.",

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 from haversack.core.errors import UserError
 from haversack.core.progress import Progress
-from haversack.formats.safetensors import HubFolder
 from haversack.models import read_architecture
+from haversack.models._borrowed import open_folder
 from haversack.models._bundled import model_folder
 from haversack.models._checkpoint import checkpoint
 from haversack.models._gguf import is_gguf
@@ -66,7 +66,7 @@ def side_of(job: Job, scratch: Path, bar: Progress) -> Side:
             field="model",
             given=job.model,
         )
-    source: Any = HubFolder.open(model_folder(job.model))
+    source: Any = open_folder(model_folder(job.model))
     if is_encoder(source.config):
         raise UserError(
             f"{job.model} is an encoder; methods are compared on language and speech models. Fix one by "

@@ -13,7 +13,6 @@ from haversack.core.errors import UserError
 from haversack.formats.safetensors import HubFolder
 from haversack.models._adapter import merged_tensors, read_adapter, require_above, require_tokenizer
 from haversack.models._bundled import model_folder
-from haversack.models._factored import factored
 from haversack.models._family import FAMILY_FILE, declared_family, family_json, family_of, require_family
 from haversack.models._hub_write import config_text, write_folder
 from haversack.models.language import read_architecture
@@ -87,7 +86,7 @@ def family_of_job(job: Job, source: Any) -> FamilyEntry | None:
             field="family",
             given=job.family,
         )
-    require_family(factored(source), architecture, found, job.family)
+    require_family(source, architecture, found, job.family)
     return found
 
 

@@ -16,7 +16,6 @@ from haversack.core.errors import DamagedFileError, UserError
 from haversack.core.pack import Pack, TensorSource, is_pack
 from haversack.models._architecture import Architecture
 from haversack.models._checkpoint import checkpoint
-from haversack.models._factored import factored
 from haversack.models._gguf import GgufModel, is_gguf
 from haversack.models._tokenizer import Tokenizer
 from haversack.models.audio import is_speech
@@ -77,10 +76,10 @@ def open_source(what: str | os.PathLike[str] | TensorSource) -> TensorSource:
         return Pack.open(path)
     if is_gguf(path):
         return GgufModel.open(path)
-    from haversack.formats.safetensors import HubFolder
+    from haversack.models._borrowed import open_folder
     from haversack.models._bundled import model_folder
 
-    return factored(HubFolder.open(model_folder(str(what))))
+    return open_folder(model_folder(str(what)))
 
 
 def encodes(source: TensorSource) -> bool:

@@ -24,7 +24,7 @@ def read_bytes(source: TensorSource, entry: TensorEntry, start: int, nbytes: int
     """
     if isinstance(entry, Turned | Rearranged):
         return bytes(source.bytes(entry.name)[start : start + nbytes])
-    path = source.path / entry.file if source.path.is_dir() else source.path
+    path = next(path for path in source.files if path.name == entry.file)
     with path.open("rb", buffering=0) as file:
         parts, at, stop = [], entry.offset + start, entry.offset + start + nbytes
         while at < stop:

@@ -27,7 +27,9 @@ def device() -> torch.device:
 
 
 class FloatModel:
-    """The tensors of `model` in f32, without gradients. Raises UserError for numbers that are not finite."""
+    """The tensors of `model` without gradients: in f32, matrices (but the embedding) in the numbers of
+    `compute`. Raises UserError for numbers that are not finite.
+    """
 
     def __init__(self, model: Model, compute: str = "f32") -> None:
         self.model, self.architecture = model, model.architecture
@@ -37,12 +39,11 @@ class FloatModel:
             values = np.concatenate([piece.reshape(-1) for piece in numbers(model.source, name)])
             if not np.isfinite(values).all():
                 raise UserError(f"{name} holds weights that are not finite.", field="model", given=name)
-            self.weights[name] = torch.from_numpy(values.reshape(shape)).to(self.device)
-
-    @property
-    def head(self) -> Tensor:
+            tensor = torch.from_numpy(values.reshape(shape)).to(self.device)
+            kept = len(shape) != 2 or name == self.architecture.embedding
+            self.weights[name] = tensor if kept else tensor.to(self.compute)
+        self.head = self.weights[self.architecture.head.weight].to(self.compute)
         """The output matrix [vocabulary, width]."""
-        return self.weights[self.architecture.head.weight]
 
     def computing(self) -> Any:
         """The block in which products are taken in the numbers of `compute`."""

@@ -31,7 +31,7 @@ from haversack.train.draft import Bridge, draft_config
 from haversack.train.parameters.lora_torch import Beside, perturbation
 
 HELD_OUT_ROWS = 16
-FITTED_POSITIONS = 8
+FITTED_POSITIONS = 32
 """For each input of the matrix that is fitted before training."""
 RIDGE = 1e-2
 
@@ -61,7 +61,7 @@ def begun(shapes: Mapping[str, tuple[int, ...]], start: Mapping[str, Tensor]) ->
     found: dict[str, Tensor] = {}
     for name, shape in shapes.items():
         if ".led." not in name:
-            found[name] = start[name].clone()
+            found[name] = start[name].float().clone()
         elif name.endswith(".led.0.weight"):
             module, rank = name.removesuffix(".led.0.weight"), shape[0]
             left, sizes, right = torch.linalg.svd(
@@ -93,20 +93,21 @@ def fitted_start(model: FloatModel, layers: int, texts: Texts, learning: Learnin
     near as one matrix can bring it to what the target's last block gives, each position weighing one over
     its mean square, since the last norm takes its size away."""
     block = model.architecture.blocks[layers]
-    start = {name: model.weights[name].clone() for name in block.tensors()}
+    start = {name: model.weights[name].float().clone() for name in block.tensors()}
     last = block.matrices()[-1]
     gram = torch.zeros(last.inputs, last.inputs, dtype=torch.float64, device=model.device)
     cross = torch.zeros(last.inputs, last.outputs, dtype=torch.float64, device=model.device)
     count = -(-FITTED_POSITIONS * last.inputs // (learning.rows * learning.length))
     rows = Rows(texts.learned, learning.rows, learning.length, learning.seed)
     inputs = _Inputs(last.weight)
-    without = {**model.weights, last.weight: torch.zeros_like(start[last.weight])}
+    without = {**model.weights, last.weight: torch.zeros_like(model.weights[last.weight])}
     for step in range(count):
-        low = model.below(model.tokens(rows.at(step)[:, :-1]), layers)
-        wanted = model.through(low, model.architecture.blocks[layers:]).flatten(0, 1)
-        missing = wanted - model.through(low, (block,), inputs, without).flatten(0, 1)
+        with model.computing():
+            low = model.below(model.tokens(rows.at(step)[:, :-1]), layers)
+            wanted = model.through(low, model.architecture.blocks[layers:]).flatten(0, 1).float()
+            missing = wanted - model.through(low, (block,), inputs, without).flatten(0, 1).float()
         weight = wanted.square().mean(-1, keepdim=True).clamp_min(1e-12).rsqrt()
-        x = inputs.found.flatten(0, 1) * weight
+        x = inputs.found.flatten(0, 1).float() * weight
         gram += (x.T @ x).double()
         cross += (x.T @ (missing * weight)).double()
     gram += RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
@@ -171,7 +172,8 @@ class Distillation:
             made, wanted = self.states(self.model.tokens(row[None, :-1]), PLAIN, weights)
             total += float(divergence(made, head, wanted, head)) * len(made)
             for start in range(0, len(made), HEAD_ROWS):
-                ours, theirs = (one[start : start + HEAD_ROWS] @ head.T for one in (made, wanted))
+                pieces = (one[start : start + HEAD_ROWS].to(head.dtype) for one in (made, wanted))
+                ours, theirs = (piece @ head.T for piece in pieces)
                 agreed += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
             count += len(made)
         return {"agreement": agreed / count, "divergence": total / count}

@@ -60,10 +60,11 @@ def distilled(
 
     def loss(step: int) -> Tensor:
         tokens = teacher.tokens(rows.at(step)[:, :-1])
-        wanted = teacher.normed(teacher.below(tokens, len(teacher.architecture.blocks)))
-        made = student.hidden(tokens).flatten(0, 1)
-        head = student.model.embed_tokens.weight
-        found = divergence(made, head, wanted, teacher.head, temperature=temperature)
+        with teacher.computing():
+            wanted = teacher.normed(teacher.below(tokens, len(teacher.architecture.blocks)))
+            made = student.hidden(tokens).flatten(0, 1).float()
+        head, compute = student.model.embed_tokens.weight, teacher.compute
+        found = divergence(made, head, wanted, teacher.head, temperature=temperature, compute=compute)
         return found + mse * (made - wanted).square().mean()
 
     trainer, _ = run_trainer(student, learning, goal, loss, muon=True)

@@ -85,7 +85,7 @@ def perturbation(
     matrix's."""
     found: dict[str, tuple[Tensor, Tensor, float]] = {}
     for name in names:
-        matrix = weights[name]
+        matrix = weights[name].float()
         second = torch.randn(matrix.shape[0], rank, generator=generator).to(matrix.device)
         first = torch.randn(rank, matrix.shape[1], generator=generator).to(matrix.device)
         # |B A|^2 = trace((B^T B) (A A^T)): only rank x rank numbers
