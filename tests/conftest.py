@@ -11,8 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 ABSENT_DATA = "shared data absent"
+settings.register_profile("haversack", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("haversack")  # what is slow here may be the files of tests beside
 _skipped: Counter[str] = Counter()
 _folders: list[Path] = []
 
