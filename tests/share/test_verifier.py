@@ -296,11 +296,11 @@ def test_a_slot_is_left_for_others(device: Device) -> None:
 
 
 def test_the_silent_are_let_go(serving: Any, tiny: Path, plain: list[int]) -> None:
-    with serving.serving(tiny, verify=True, token=DEVICES.TOKEN, idle_s=0.3) as server:
+    with serving.serving(tiny, verify=True, token=DEVICES.TOKEN, idle_s=1.0) as server:
         with DEVICES.FakeDevice(server.verify_url, server.app.verifier.tokenizer) as one:
             begun(one)
             for place in range(3):
-                time.sleep(0.15)
+                time.sleep(0.4)
                 one.say(drafts(6 + place, [], round=1 + place))
                 assert one.hear().token == plain[place]
             assert one.closed()[0] == wire.IDLE

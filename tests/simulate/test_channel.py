@@ -56,13 +56,13 @@ def asked(connection: socket.socket, count: int) -> float:
 def test_a_short_message_takes_a_round_trip(echo: tuple[str, int]) -> None:
     with Channel([Segment(1, 100, 60)], echo) as channel, socket.create_connection(channel.address) as one:
         times = [asked(one, 20) for _ in range(5)]
-    assert min(times) >= 0.0595 and sorted(times)[2] < 0.2
+    assert min(times) >= 0.0595 and sorted(times)[2] < 0.5
 
 
 def test_a_long_message_takes_as_long_as_its_bits(echo: tuple[str, int]) -> None:
     with Channel([Segment(1, 1.0, 10)], echo) as channel, socket.create_connection(channel.address) as one:
         took = asked(one, 50_000)
-    assert 0.41 <= took < 2.0  # 400 kbit up, and down again meanwhile
+    assert 0.41 <= took < 5  # 400 kbit up, and down again meanwhile
 
 
 def test_an_outage_keeps_what_is_sent(echo: tuple[str, int]) -> None:
@@ -72,7 +72,7 @@ def test_an_outage_keeps_what_is_sent(echo: tuple[str, int]) -> None:
         while time.monotonic() < began + 0.1:
             asked(one, 8)
         assert time.monotonic() - began >= 0.55
-        assert asked(one, 8) < 0.4
+        assert asked(one, 8) < 2
 
 
 def test_all_bytes_come_in_order_whatever_is_lost(echo: tuple[str, int]) -> None:

@@ -188,7 +188,7 @@ def mixed_trace(seed: int) -> tuple[list[Segment], int]:
         "tokens",
         "quality",
     ),
-    seconds=150,
+    seconds=100,
     quick_seconds=10,
 )
 def adaptive(run: Run) -> Outcomes:
@@ -244,7 +244,7 @@ def adaptive(run: Run) -> Outcomes:
         "J/token",
         "quality",
     ),
-    seconds=60,
+    seconds=15,
 )
 def energy(run: Run) -> Outcomes:
     texts = texts_of(run, 8)

@@ -68,7 +68,7 @@ def versions() -> Iterator[tuple[str | Path, dict[str, str], str, dict[str, Any]
         judged="ours",
         quick=True,
     ),
-    seconds=200,
+    seconds=80,
     quick_seconds=12,
 )
 def exact(run: Run) -> Outcomes:
@@ -105,7 +105,7 @@ def exact(run: Run) -> Outcomes:
         Bar(">=", 0.01),
         judged="ours",
     ),
-    seconds=500,
+    seconds=720,
 )
 def distribution(run: Run) -> Outcomes:
     from haversack.bench.llmcad.exactness import tail
@@ -161,7 +161,7 @@ def distribution(run: Run) -> Outcomes:
         "bytes",
         quick=True,
     ),
-    seconds=60,
+    seconds=30,
     quick_seconds=10,
 )
 def held(run: Run) -> Outcomes:

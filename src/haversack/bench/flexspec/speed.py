@@ -8,6 +8,7 @@ the server alone.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from haversack.bench._rows import Bar, Outcome, Outcomes, Row
 from haversack.bench.flexspec._bench import TARGET, TOKEN, answered, bench, device, prompts, served
 
 TOKENS, QUICK_TOKENS = 48, 20
+DEVICES = 4
 LINKS = {60: 10.0, 200: 0.2}
 """Round trip in ms: megabits a second, as in the specification's table."""
 
@@ -73,7 +75,47 @@ def rows() -> list[Row]:
     return found
 
 
-@bench.measure(*rows(), seconds=420, quick_seconds=22)
+@bench.measure(
+    Row(
+        "devices",
+        f"tokens a second of {DEVICES} devices at once over 60 ms, whose rounds share the server's passes, "
+        "beside one",
+        "tokens/s",
+        "time",
+    ),
+    seconds=45,
+)
+def devices(run: Run) -> Outcomes:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from haversack.core.link import Segment
+    from haversack.simulate._channel import Channel
+
+    asked = prompts(run, DEVICES)
+    with contextlib.ExitStack() as held:
+        server = held.enter_context(served("--contexts", str(DEVICES + 1)))
+        engines = []
+        for prompt in asked:  # each has a link of its own
+            channel = held.enter_context(Channel([Segment(60, LINKS[60], 60)], server.address))
+            engines.append(held.enter_context(device(channel.address)))
+            answered(engines[-1], prompt, TOKENS)
+        pool = held.enter_context(ThreadPoolExecutor(DEVICES))
+
+        def side(count: int) -> Callable[[], float]:
+            def measured() -> float:
+                began = time.perf_counter()
+                chosen = list(zip(engines, asked, strict=True))[:count]
+                list(pool.map(lambda pair: answered(pair[0], pair[1], TOKENS), chosen))
+                return count * TOKENS / (time.perf_counter() - began)
+
+            return measured
+
+        taken = run.interleave({"all at once": side(DEVICES), "one": side(1)})
+    note = "devices share this machine's processors with the server"
+    return {"devices": Outcome.of(taken, ours="all at once", baseline="one", note=note)}
+
+
+@bench.measure(*rows(), seconds=240, quick_seconds=22)
 def speed(run: Run) -> Outcomes:
     from haversack.core.link import Segment
     from haversack.simulate._channel import Channel
