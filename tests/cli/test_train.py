@@ -132,18 +132,15 @@ def test_short_texts_are_refused(folder: Path, capsys: pytest.CaptureFixture[str
     assert "is too short" in refused(capsys, *line)["error"]
 
 
-def test_a_killed_training_goes_on_to_the_same_bits(folder: Path, tmp_path: Path) -> None:
+def test_a_killed_training_goes_on_to_the_same_bits(
+    folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     line = ["train", "draft", str(folder / "t0"), "--texts", str(folder / "text.py"), "--steps", "15"]
     line += ["--rows", "2", "--length", "32", "--threads", "1", "--checkpoint-seconds", "0", "--json", "-o"]
 
-    def start(goal: Path) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", MAIN, *line, str(goal)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    printed, _ = start(whole).communicate(timeout=120)
-    assert json.loads(printed)["steps"] == 15
-    process = start(broken)
+    assert said(capsys, *line, whole)["steps"] == 15
+    process = subprocess.Popen([sys.executable, "-c", MAIN, *line, str(broken)], stdout=subprocess.DEVNULL)
     state = tmp_path / "broken.training" / "state.pt"
     deadline = time.monotonic() + 60
     while not state.is_file() and time.monotonic() < deadline:
@@ -152,7 +149,7 @@ def test_a_killed_training_goes_on_to_the_same_bits(folder: Path, tmp_path: Path
     process.wait()
     assert not broken.exists() and state.is_file()
     assert 1 <= torch.load(state, weights_only=True)["done_steps"] < 15
-    start(broken).communicate(timeout=120)
+    said(capsys, *line, broken)
     assert digest(broken) == digest(whole)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "whole"]
 

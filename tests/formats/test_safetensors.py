@@ -142,7 +142,7 @@ INDEX = "model.safetensors.index.json"
         ({}, "has no model.safetensors"),
         ({"pytorch_model.bin": b"PK"}, "pickle"),
         ({"consolidated.00.pth": b"PK"}, "weights_only=True"),
-        ({"adapter_config.json": {}, "adapter_model.safetensors": ONE}, "merge it"),
+        ({"adapter_config.json": {}, "adapter_model.safetensors": ONE}, "pack its base with --adapter"),
         ({"weights.safetensors": ONE}, "rename it"),
         ({"m.gguf": b"GGUF"}, "gguf"),
         ({"config.json": None, "model.safetensors": ONE}, "no config.json"),

@@ -274,6 +274,7 @@ ROW_EXACT = Row(
     "quality",
     Bar("==", 0),
     judged="ours",
+    quick=True,
 )
 ROW_SYNC = Row(
     "sync-bytes",
@@ -283,6 +284,7 @@ ROW_SYNC = Row(
     Bar("==", 0),
     judged="ours",
     published="0: no draft update over target versions",
+    quick=True,
 )
 INFORMING = (
     Row("kept-general", "the same as kept, on held-out Python alone", "accepted / drafted", "quality"),
@@ -321,12 +323,16 @@ INFORMING = (
 )
 
 
-@bench.measure(ROW_KEPT, ROW_STALE, ROW_EXACT, ROW_SYNC, *INFORMING, seconds=900, watches=FILES)
+@bench.measure(
+    ROW_KEPT, ROW_STALE, ROW_EXACT, ROW_SYNC, *INFORMING, seconds=900, quick_seconds=20, watches=FILES
+)
 def training(run: Run) -> Outcomes:
     try:
         import torch  # noqa: F401
     except ImportError as error:
         raise MissingExtraError("training drafts and versions", "PyTorch", "workshop") from error
+    if run.quick:
+        return barely_trained(run)
     models = Models(run)
     targets, asked = models.versions, models.prompts()
     shipped = models.base.with_name("code-draft")
@@ -349,6 +355,45 @@ def training(run: Run) -> Outcomes:
             if index in (0, 3):
                 found[name][index] = accepted(target, draft, asked, plain)
     return outcomes(models, found)
+
+
+def barely_trained(run: Run) -> Outcomes:
+    """The rows that hold whatever was learned, on a draft and a version of a few steps, made anew."""
+    from tempfile import TemporaryDirectory
+
+    import numpy as np
+
+    from haversack.bench.engine._models import _pack
+    from haversack.models import Tokenizer
+    from haversack.models._bundled import model_folder
+    from haversack.models._calibration import default_text
+    from haversack.train._texts import split
+    from haversack.train._training import Learning
+    from haversack.train.draft import Bridge, train_draft
+    from haversack.train.fit import fit
+
+    base = model_folder("code")
+    encode = Tokenizer.of_folder(base).encode
+    tokens = np.asarray(encode(default_text("calibration")[:60_000], special=False), np.int32)
+    few = Learning(3, 2, 128, seed=run.seed % 1000, threads=2)
+    with TemporaryDirectory() as folder:
+        draft, version, pack = (Path(folder, name) for name in ("draft", "version", "draft.pack"))
+        run.say("a draft and a version of three steps")
+        train_draft(base, split([tokens]), draft, bridge=Bridge(start="block"), learning=few, name="code")
+        fit(base, split([tokens]), version, family=draft, learning=few)
+        _pack(draft, pack, "round-to-nearest:bits=4,group=64", 0, "f16", "int8")
+        starts = np.random.default_rng(run.seed).integers(0, len(tokens) - 64, 2)
+        asked: dict[str, Any] = {"general": [tokens[at : at + 64] for at in starts], "shifted": []}
+        wrong = 0
+        for target in (base, version):
+            plain = {kind: answers(target, None, given) for kind, given in asked.items()}
+            wrong += accepted(target, draft, asked, plain).wrong
+        fetched, whole = downloaded(draft, pack, [version]), _nbytes(pack)
+    note = "a draft and one version of three steps"
+    return {
+        "versions-exact": Outcome.single(wrong, note=f"{4 * TOKENS} tokens; {note}"),
+        "sync-bytes": Outcome.single(fetched, whole, name="FlexSpec", against="downloaded again", note=note),
+    }
 
 
 def outcomes(models: Models, found: Mapping[str, Mapping[int, Accepted]]) -> dict[str, Outcome]:
