@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from haversack.core.errors import UserError
+from haversack.models import _family as models_family
 
 if TYPE_CHECKING:
     from haversack.run._engine import Engine
@@ -26,12 +27,12 @@ class Family:
 
 
 def family_of(model: Model) -> Family:
-    """From pack.json: `family: {"name", "anchor_sha256"}`."""
-    record = getattr(model.source, "record", None)
-    said: Any = getattr(record, "family", None) or getattr(record, "provenance", {}).get("family") or {}
-    if not isinstance(said, dict):
-        said = {"name": getattr(said, "name", ""), "anchor_sha256": getattr(said, "anchor_sha256", "")}
-    return Family(str(said.get("name") or "")[:200], str(said.get("anchor_sha256") or "")[:64])
+    """What the pack declares, or a checkpoint folder's family.json once its anchor has that hash.
+
+    Raises UserError for a folder whose anchor is another than it says.
+    """
+    found = models_family.family_of(model.source, model.architecture)
+    return Family() if found is None else Family(found.name[:200], found.anchor_sha256)
 
 
 def tokenizer_hash(model: Model) -> bytes:
