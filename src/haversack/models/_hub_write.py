@@ -24,13 +24,8 @@ from haversack.core.errors import UserError
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-CARRIED = (
-    "tokenizer.json",
+BESIDE = (
     "tokenizer_config.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
     "special_tokens_map.json",
     "generation_config.json",
     "chat_template.jinja",
@@ -41,7 +36,9 @@ CARRIED = (
     "LICENCE",
     "NOTICE",
 )
-"""Files of a checkpoint folder that go along with its weights into another one."""
+"""Files of a pack or checkpoint that go along into a folder, where it has them."""
+CARRIED = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json", *BESIDE)
+"""The same of a checkpoint folder whose tokenizer is not made anew."""
 
 Tensor = tuple[str, str, tuple[int, ...], int, "Callable[[], Iterable[Buffer]]"]
 """Name, kind, shape, bytes, and what gives the bytes in pieces when their turn comes."""

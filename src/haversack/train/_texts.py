@@ -6,12 +6,16 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from haversack.core.errors import UserError
 from haversack.models._calibration import token_text
+
+if TYPE_CHECKING:
+    from haversack.run._source import Model
 
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
@@ -31,6 +35,16 @@ class Texts:
     def crc32(self) -> str:
         """Tells whether these are the tokens of an earlier run."""
         return f"{zlib.crc32(self.learned.tobytes()):08x}{zlib.crc32(self.held_out.tobytes()):08x}"
+
+
+def texts_for(model: Model, texts: Sequence[Path] | Texts, length: int) -> Texts:
+    """`texts` in the tokens of `model`; see `read_texts`."""
+    if isinstance(texts, Texts):
+        return texts
+    encode = model.tokenizer().encode
+    return read_texts(
+        lambda text: list(encode(text, special=False)), model.architecture.vocabulary, texts, length
+    )
 
 
 def read_texts(

@@ -37,7 +37,7 @@ from haversack.models._family import FamilyEntry, default_layers, make_family
 from haversack.models._hub_write import check_folder_goal
 from haversack.models.language import read_architecture
 from haversack.run._source import Model, open_model
-from haversack.train._texts import Texts, read_texts
+from haversack.train._texts import Texts, texts_for
 from haversack.train._training import (
     Learning,
     Report,
@@ -191,11 +191,7 @@ def train_draft(
             field="model",
         )
     part = torch_part("haversack.train.draft_torch", "training a draft")
-    if not isinstance(texts, Texts):
-        encode = model.tokenizer().encode
-        texts = read_texts(
-            lambda text: list(encode(text, special=False)), architecture.vocabulary, texts, learning.length
-        )
+    texts = texts_for(model, texts, learning.length)
     facts = {
         "job": "draft",
         "family": {name: getattr(family, name) for name in FAMILY_FIELDS},

@@ -28,7 +28,7 @@ from haversack.models._family import FamilyEntry, declared_family, family_of, re
 from haversack.models._hub_write import check_folder_goal
 from haversack.run._source import Model, open_model, open_source
 from haversack.train._slots import Parameters
-from haversack.train._texts import Texts, read_texts
+from haversack.train._texts import Texts, texts_for
 from haversack.train._training import (
     Learning,
     Report,
@@ -102,14 +102,7 @@ def fit(
     method = cast(Parameters, index.create("train", "parameters", parameters))
     learned = method.learned_numbers(model.architecture, above)
     part = torch_part("haversack.train.fit_torch", "training")
-    if not isinstance(texts, Texts):
-        encode = model.tokenizer().encode
-        texts = read_texts(
-            lambda text: list(encode(text, special=False)),
-            model.architecture.vocabulary,
-            texts,
-            learning.length,
-        )
+    texts = texts_for(model, texts, learning.length)
     facts = {
         "job": "fit",
         "parameters": str(method),

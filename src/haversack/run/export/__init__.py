@@ -28,21 +28,8 @@ from haversack.core.errors import UserError, not_allowed, unknown_name
 from haversack.core.memory import MemoryPlan
 from haversack.core.pack import Pack
 from haversack.core.progress import progress
+from haversack.models._hub_write import BESIDE
 from haversack.run._source import Model
-
-# Files of a pack or checkpoint that go along into a folder, where it has them.
-CARRIED = (
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "generation_config.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "LICENSE",
-    "LICENSE.txt",
-    "LICENSE.md",
-    "LICENCE",
-    "NOTICE",
-)
 
 
 @dataclass(frozen=True)
@@ -140,7 +127,7 @@ def _check_goal(goal: Path, format: Any, overwrite: bool) -> None:
     if not goal.exists() and not goal.is_symlink():
         return
     if goal.is_dir() and not goal.is_symlink() and format.LAYOUT == "folder":
-        written = ("config.json", "tokenizer.json", *CARRIED, *format.NAMES)
+        written = ("config.json", "tokenizer.json", *BESIDE, *format.NAMES)
         others = [path.name for path in goal.iterdir() if not any(fnmatch(path.name, one) for one in written)]
         if not others and (overwrite or not any(goal.iterdir())):
             return
@@ -166,7 +153,7 @@ def _carry(model: Model, goal: Path) -> None:
         for name, data in model.source.texts().items():
             (goal / name).write_bytes(data)
         return
-    for name in CARRIED:
+    for name in BESIDE:
         if (model.path / name).is_file():
             shutil.copyfile(model.path / name, goal / name)
     if (model.path / "tokenizer.json").is_file() or can_be_made(model.path):
