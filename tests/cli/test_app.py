@@ -224,7 +224,10 @@ def test_a_narrow_table_still_says_what_its_rows_are(
     assert "name" in out and "round-to-nea" in out and "rest" in out
 
 
-def test_a_table_keeps_every_cell_whole_where_no_terminal_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_keeps_every_cell_whole_where_no_terminal_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)  # which says that somebody looks
     long = "x" * 120
     _output.table(("name", "n"), [(long, 3), ("[bold]", 4)], right=("n",))
     said = capsys.readouterr().out
