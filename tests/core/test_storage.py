@@ -105,6 +105,16 @@ def test_slow_storage_takes_its_time_and_is_shared(file):
     assert 2 * 40_960 / 1e6 <= took < 2 * 40_960 / 1e6 + 0.5
 
 
+def test_small_reads_in_a_row_keep_the_rate_though_sleeps_end_late(file):
+    storage = SlowStorage(mb_s=50.0)
+    started = time.monotonic()
+    with DirectFile(file, storage) as opened:
+        for _ in range(300):
+            opened.read(0, 4096)
+    nominal = 300 * 4096 / 50e6
+    assert nominal - 1e-3 <= time.monotonic() - started < 1.6 * nominal
+
+
 def test_a_device_lends_its_storage():
     assert SlowStorage.of(device("raspberry-pi-zero-2w")).ready_at(22_000_000, 0.0) == pytest.approx(1.0)
     with pytest.raises(UserError):
