@@ -16,7 +16,8 @@ from haversack.bench.engine._bench import ENGINE_FILES
 from haversack.bench.engine.parity import _cases, _checkpoint
 
 FORMATS_FILES = (
-    *("bench/formats/*.py", "formats/*.py", *ENGINE_FILES, "models/tokenizers/*.py"),
+    *("bench/formats/*.py", *ENGINE_FILES, "models/tokenizers/*.py"),
+    *("formats/gguf.py", "formats/_gguf*.py", "formats/safetensors.py", "formats/sentencepiece.py"),
     *("models/_gguf*.py", "run/export/*.py"),
 )
 Answer = Callable[[Path, Path, Any], tuple[Any, list[int]]]
