@@ -50,7 +50,18 @@ def test_a_line_and_no_line() -> None:
 
 def test_the_prompt_fits_the_restoration() -> None:
     speed = Speeds({"allocate": 0.1, "read": 0.6, "decrypt": 0.1}, compute=0.4)
-    assert speed.length(1.0) == 512 and speed.length(2.0) == 256
+    assert speed.length(1.0, lambda tokens: 0.4 * tokens / 256) == 512
+    assert speed.length(2.0, lambda tokens: 0.4 * tokens / 256) == 256
+
+
+def test_the_prompt_fits_though_a_token_costs_more_the_more_there_are() -> None:
+    speed = Speeds({"allocate": 0.1, "read": 0.6, "decrypt": 0.1}, compute=0.4)
+
+    def computing(tokens: int) -> float:
+        return 0.4 * (0.8 * tokens / 256 + 0.2 * (tokens / 256) ** 2)
+
+    for multiple in (2 / 3, 1.0, 1.5):
+        assert computing(speed.length(multiple, computing)) == pytest.approx(0.8 / multiple, rel=0.03)
 
 
 def test_overlap_is_measured_against_the_bound() -> None:

@@ -1,6 +1,6 @@
 """First tokens from cold, on storage held to 400 MB/s, one thread restoring and one computing.
 
-The prompt is as long as computing it takes a chosen multiple of what restoring takes; both are measured at
+The prompt is as long as restoring takes a chosen multiple of what computing it takes; both are measured at
 the start of the run. The unpipelined one allocates, reads and decrypts everything, no stage beside another,
 and then computes. Weights in the clear are read by `streamed` from the same storage, itself beside the
 computation; it may hold two blocks before the clock starts. Ways take turns, each in a process that is warm
@@ -80,9 +80,14 @@ class Speeds:
     def restore(self) -> float:
         return sum(self.stages.values())
 
-    def length(self, multiple: float) -> int:
-        """Tokens whose computation takes the restoration's time over `multiple`."""
-        return max(8, min(1800, round(PROBE * self.restore / multiple / self.compute)))
+    def length(self, multiple: float, computing: Callable[[int], float]) -> int:
+        """Tokens whose computation takes the restoration's time over `multiple`: in proportion to PROBE of
+        them, then to what those take by `computing`, since a token costs more the more there are."""
+        wanted, found, taken = self.restore / multiple, PROBE, self.compute
+        for _ in range(4):
+            found = max(8, min(1800, round(found * wanted / taken)))
+            taken = computing(found)
+        return found
 
 
 def speeds(held: Mapping[str, Worker], seed: int) -> Speeds:
@@ -95,6 +100,15 @@ def speeds(held: Mapping[str, Worker], seed: int) -> Speeds:
         compute.append(held["in memory"].ask("first", tokens=tokens)["seconds"])
     middle = {name: statistics.median(one[name] for one in stages) for name in stages[0]}
     return Speeds(middle, statistics.median(compute[1:]))
+
+
+def computing(held: Mapping[str, Worker], seed: int) -> Callable[[int], float]:
+    """Seconds that so many tokens take with the weights in memory, the middle of three."""
+
+    def seconds(length: int) -> float:
+        return statistics.median(first(held["in memory"], prompt(length, seed))() for _ in range(3))
+
+    return seconds
 
 
 def first(worker: Worker, tokens: list[int], kept: int = 0) -> Callable[[], float]:
@@ -168,7 +182,7 @@ def equal(run: Run) -> Outcomes:
     names = ["pipelined", "unpipelined", "in memory"] if run.quick else list(WAYS)
     with workers(*names) as held:
         speed = speeds(held, run.seed)
-        length = speed.length(1.0)
+        length = speed.length(1.0, computing(held, run.seed))
         tokens = prompt(length, run.seed)
         sides = {name: first(held[name], tokens) for name in names}
         for once in sides.values():
@@ -241,7 +255,10 @@ def multiples(run: Run) -> Outcomes:
     found: dict[str, Outcome] = {}
     with workers("pipelined", "unpipelined", "in memory") as held:
         speed = speeds(held, run.seed)
-        lengths = {f"multiple-{name}": speed.length(multiple) for name, multiple in MULTIPLES.items()}
+        lengths = {
+            f"multiple-{name}": speed.length(multiple, computing(held, run.seed))
+            for name, multiple in MULTIPLES.items()
+        }
         lengths |= {f"prompt-{length}": length for length in LENGTHS}
         for row, length in lengths.items():
             tokens = prompt(length, run.seed)
