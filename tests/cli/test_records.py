@@ -22,7 +22,13 @@ def fits(name: str, capsys: pytest.CaptureFixture[str]) -> msgspec.Struct:
 
 
 def test_every_command_has_a_record() -> None:
-    verbs = {"devices": ("list", "measure"), "train": ("draft", "fit")}
+    verbs = {
+        "collect": ("edge", "server", "enrol", "push", "process", "export", "forget", "validate"),
+        "devices": ("list", "measure"),
+        "embed": ("control", "build", "verify"),
+        "sense": ("ecg", "forecast"),
+        "train": ("cura", "draft", "fit", "apply", "remove"),
+    }
     for name in command_names():
         for record in [f"{name}-{verb}" for verb in verbs.get(name, ())] or [name]:
             assert record in OUTPUTS, f"describe what `{name} --json` prints in cli/_records.py"

@@ -53,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(model_folder("code") / "tokenizer.json", base)
     (found / "text.py").write_text(Path(__file__).read_text(encoding="utf-8") * 2, encoding="utf-8")
     assert (
-        main(["train", "draft", str(base), "--texts", str(found / "text.py"), *SMALL, str(found / "d")]) == 0
+        main(["train", "draft", str(base), "--data", str(found / "text.py"), *SMALL, str(found / "d")]) == 0
     )
     return found
 
@@ -81,7 +81,7 @@ def digest(folder: Path) -> str:
 def test_draft_and_fit_print_their_records(
     folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    texts = ("--texts", folder / "text.py")
+    texts = ("--data", folder / "text.py")
     record = said(capsys, "train", "draft", folder / "t0", *texts, "--name", "cloud", *SMALL, tmp_path / "d")
     msgspec.convert(record, OUTPUTS["train-draft"])
     assert record["family"]["name"] == "cloud" and record["tokens"] == 6 * 64
@@ -95,7 +95,7 @@ def test_draft_and_fit_print_their_records(
 
 
 def test_people_read_what_it_did(folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    line = ["train", "fit", str(folder / "t0"), "--texts", str(folder / "text.py"), "--family"]
+    line = ["train", "fit", str(folder / "t0"), "--data", str(folder / "text.py"), "--family"]
     line += [str(folder / "d"), "--steps", "2", "--rows", "1", "--length", "32", "-o", str(tmp_path / "t1")]
     assert main(line) == 0
     out = capsys.readouterr().out
@@ -105,15 +105,15 @@ def test_people_read_what_it_did(folder: Path, capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     ("line", "field"),
     [
-        (("draft", "t0", "--texts", "text.py", "--anchor-layers", "3"), "anchor_layers"),
-        (("draft", "t0", "--texts", "none.py"), "texts"),
-        (("draft", "t0"), "texts"),
-        (("draft", "t0", "--texts", "text.py", "--compute", "int4"), "compute"),
-        (("fit", "t0", "--texts", "text.py", "--parameters", "lora:rank=5"), "rank"),
-        (("fit", "t0", "--texts", "text.py", "--parameters", "lorra"), "parameters"),
-        (("fit", "t0", "--texts", "text.py", "--family", "d", "--parameters", "lora:first=0"), "first"),
-        (("fit", "t0", "--texts", "text.py", "--family", "t0"), "family"),
-        (("fit", "t0", "--texts", "text.py", "--as", "patch"), "form"),
+        (("draft", "t0", "--data", "text.py", "--anchor-layers", "3"), "anchor_layers"),
+        (("draft", "t0", "--data", "none.py"), "data"),
+        (("draft", "t0"), "data"),
+        (("draft", "t0", "--data", "text.py", "--compute", "int4"), "compute"),
+        (("fit", "t0", "--data", "text.py", "--parameters", "lora:rank=5"), "rank"),
+        (("fit", "t0", "--data", "text.py", "--parameters", "lorra"), "parameters"),
+        (("fit", "t0", "--data", "text.py", "--family", "d", "--parameters", "lora:first=0"), "first"),
+        (("fit", "t0", "--data", "text.py", "--family", "t0"), "family"),
+        (("fit", "t0", "--data", "text.py", "--as", "patch"), "form"),
     ],
 )
 def test_refusals_are_one_sentence(
@@ -128,14 +128,14 @@ def test_refusals_are_one_sentence(
 
 def test_short_texts_are_refused(folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "short.py").write_text("def short():\n    return 1\n")
-    line = ("train", "fit", folder / "t0", "--texts", tmp_path / "short.py", *SMALL, tmp_path / "t1")
+    line = ("train", "fit", folder / "t0", "--data", tmp_path / "short.py", *SMALL, tmp_path / "t1")
     assert "is too short" in refused(capsys, *line)["error"]
 
 
 def test_a_killed_training_goes_on_to_the_same_bits(
     folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    line = ["train", "draft", str(folder / "t0"), "--texts", str(folder / "text.py"), "--steps", "15"]
+    line = ["train", "draft", str(folder / "t0"), "--data", str(folder / "text.py"), "--steps", "15"]
     line += ["--rows", "2", "--length", "32", "--threads", "1", "--checkpoint-seconds", "0", "--json", "-o"]
 
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -184,7 +184,7 @@ def test_an_adapter_is_packed_as_the_version_it_is(
     folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     for form in ("merged", "adapter"):
-        line = ("train", "fit", folder / "t0", "--texts", folder / "text.py", "--family", folder / "d")
+        line = ("train", "fit", folder / "t0", "--data", folder / "text.py", "--family", folder / "d")
         said(capsys, *line, "--as", form, *SMALL, tmp_path / form)
     shutil.copy(folder / "text.py", tmp_path)
     merged = packed(capsys, tmp_path / "merged", tmp_path / "merged.pack")

@@ -18,6 +18,7 @@ SAYS = {
     "answer_by_schema.py": "'stars': ",
     "at_once.py": "same bits: True",
     "complete.py": "measured",
+    "learn_my_labels.py": "this is a function",
     "pack_for_a_board.py": "refused: ",
 }
 

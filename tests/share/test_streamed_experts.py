@@ -1,5 +1,5 @@
-"""Serving a mixture of experts whose planes are streamed: the answers of the model in memory, all in lock
-step, inside a budget."""
+"""Serving a mixture of experts that are streamed, whole, by matrix or by plane: the answers of the model in
+memory, all in lock step, inside a budget."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from typing import Any
 
 import pytest
 from tests.run.conftest import tokenizer_json
-from tests.run.experts import LARGE_NESTED, write_nested_pack
+from tests.run.experts import (
+    LARGE_NESTED,
+    OLMOE,
+    SMALLTHINKER,
+    write_expert_pack,
+    write_nested_pack,
+)
 
 from haversack.core.budget import Budget, BudgetError
 from haversack.run import Engine, Limits, generate
@@ -38,24 +44,58 @@ def asked(url: str, prompt: str) -> str:
     return text
 
 
-@pytest.mark.parametrize("more_mib", [None, 61.0])
-def test_answers_are_those_of_the_model_in_memory(nested: Path, serving: Any, more_mib: float | None) -> None:
-    ram_mib = None if more_mib is None else program_mib() + more_mib
-    with Engine.open(nested, residency="copied") as engine:
-        plain = []
+def plain_answers(pack: Path) -> list[str]:
+    """One by one, with all weights in memory."""
+    found = []
+    with Engine.open(pack, residency="copied") as engine:
         for prompt in PROMPTS:
             made = generate(engine, prompt, Limits(max_tokens=8))
             for _ in made:
                 pass
-            plain.append(made.text)
+            found.append(made.text)
+    return found
+
+
+def served_answers(url: str) -> list[str]:
+    """Asked for all at once."""
+    with concurrent.futures.ThreadPoolExecutor(len(PROMPTS)) as pool:
+        return list(pool.map(lambda prompt: asked(url, prompt), PROMPTS))
+
+
+@pytest.mark.parametrize(
+    ("config", "by_matrix", "residency"),
+    [
+        (OLMOE, False, "streamed:edgemoe,buffer_kib=200"),
+        (SMALLTHINKER, True, "streamed:smallthinker,buffer_kib=200"),
+        (OLMOE, True, "streamed:smallthinker,buffer_kib=200,keeps=false"),
+    ],
+)
+def test_whole_experts_and_matrices_answer_as_in_memory(
+    config: dict[str, Any], by_matrix: bool, residency: str, serving: Any, tmp_path: Path
+) -> None:
+    goal = tmp_path / "nested.pack"
+    pack = write_expert_pack(
+        goal, config, profile=False, matrices=by_matrix, bits=lambda _, __: 4, tokenizer=tokenizer_json()
+    )
+    plain = plain_answers(pack)
+    with serving.serving(pack, {"residency": residency}, context_length=64) as server:
+        texts = served_answers(server.url)
+        told = server.engine.held.record()
+    assert texts == plain
+    assert 0 < told["peak_nbytes"] <= told["buffer_nbytes"]
+    assert told["asked"] > told["hits"]
+
+
+@pytest.mark.parametrize("more_mib", [None, 61.0])
+def test_answers_are_those_of_the_model_in_memory(nested: Path, serving: Any, more_mib: float | None) -> None:
+    ram_mib = None if more_mib is None else program_mib() + more_mib
+    plain = plain_answers(nested)
     given = {"residency": "streamed:d2moe"}
     options = {"budget": Budget(ram_mib=ram_mib), "context_length": 64}
     with serving.serving(nested, given, **options) as server:
         if ram_mib is not None:
             assert server.room.plan.total_mib <= ram_mib
-        with concurrent.futures.ThreadPoolExecutor(len(PROMPTS)) as pool:
-            texts = list(pool.map(lambda prompt: asked(server.url, prompt), PROMPTS))
-        assert texts == plain
+        assert served_answers(server.url) == plain
         told = server.engine.held.record()
         assert 0 < told["peak_nbytes"] <= told["buffer_nbytes"] and told["asked"] > 0
         if ram_mib is not None:

@@ -30,6 +30,18 @@ def conformance() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def small() -> ModuleType:
+    """SmallCnn, a network for tests, and `shades`, rows for it; skips without PyTorch."""
+    pytest.importorskip("torch", reason="needs PyTorch (pip install haversack[workshop])")
+    path = Path(__file__).with_name("small_cnn.py")
+    spec = importlib.util.spec_from_file_location("small_cnn", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
 def make_base() -> Callable[[Path, int], Path]:
     """Writes a target of four blocks."""
 

@@ -164,7 +164,7 @@ def packed(base: Path, goal: Path, family: FamilyEntry | None) -> Pack:
 def test_a_pack_carries_it(base: Path, tmp_path: Path) -> None:
     family = make_family(*opened(base), 2, "cloud")
     pack = packed(base, tmp_path / "a.pack", family)
-    assert pack.record.format == FORMAT == (1, 4)
+    assert pack.record.format == FORMAT == (1, 5)
     assert declared_family(pack) == family and pack.check() == []
     require_family(pack, opened(base)[1], family, "the draft")
     other = msgspec.structs.replace(family, anchor_sha256="0" * 64)

@@ -35,7 +35,19 @@ if TYPE_CHECKING:
 
 _FOLDER = Path(__file__).parent
 # The order of `haversack --help`; commands that are not named follow by name.
-_FIRST = ("pack", "run", "serve", "check", "export", "train", "compare", "devices", "systems", "bench")
+_FIRST = (
+    "pack",
+    "run",
+    "serve",
+    "check",
+    "export",
+    "train",
+    "sense",
+    "compare",
+    "devices",
+    "systems",
+    "bench",
+)
 _ABOUT = "Takes AI models to devices: makes a model fit a device's budget, runs it there and measures it."
 _OPTIONS = (
     ("--version", "print the version"),

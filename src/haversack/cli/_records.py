@@ -11,8 +11,8 @@ import msgspec
 
 from haversack.cli._drafting_record import DraftingRecord, RemoteRecord
 from haversack.cli._residency_records import ExpertsRecord, HeadRecord, RestorationRecord
+from haversack.cli._room_records import ROOM_OUTPUTS
 from haversack.cli._sparsity_records import AttentionRecord, PrefillRecord, SparsityRecord
-from haversack.cli._train_records import TrainDraftOutput, TrainFitOutput
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Share = Annotated[float, msgspec.Meta(ge=0)]
@@ -490,8 +490,7 @@ OUTPUTS: dict[str, type[msgspec.Struct]] = {
     "compare": CompareOutput,
     "devices-list": DevicesListOutput,
     "devices-measure": DevicesMeasureOutput,
-    "train-draft": TrainDraftOutput,
-    "train-fit": TrainFitOutput,
+    **ROOM_OUTPUTS,
     "systems": SystemsOutput,
     "bench": BenchOutput,
 }

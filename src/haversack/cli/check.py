@@ -12,7 +12,12 @@ from haversack.core.errors import UserError
 
 
 def command(
-    pack: Annotated[Path, typer.Argument(metavar="PACK", help="the folder of the pack")],
+    pack: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PACK", help="the folder of the pack, its one file, or what train apply wrote"
+        ),
+    ],
     key: Annotated[
         Path | None,
         typer.Option(
@@ -25,10 +30,19 @@ def command(
     anyone can check sums and places; who sealed it, and what, only the key tells.
     """
     from haversack.core.pack import Pack, check_pack
+    from haversack.formats.small_pack import is_small_pack, small_pack_findings
     from haversack.run._forms import pack_findings
 
-    findings = check_pack(pack) or pack_findings(pack)
-    sealed = not findings and Pack.open(pack).sealed
+    small, applied = is_small_pack(pack), (pack / "applied.json").is_file()
+    if small:
+        findings = small_pack_findings(pack)
+    elif applied:
+        from haversack.train.apply import check_applied
+
+        findings = check_applied(pack)
+    else:
+        findings = check_pack(pack) or pack_findings(pack)
+    sealed = not findings and not (small or applied) and Pack.open(pack).sealed
     if sealed:
         from haversack.formats.sealed import check_sealed, read_key
 

@@ -138,6 +138,10 @@ def command(
     truncate: Annotated[
         bool, typer.Option("--truncate", help="encoders: read the beginning of a text that is too long")
     ] = False,
+    delta: Annotated[
+        Path | None,
+        typer.Option(help="networks that classify: what haversack train fit wrote, laid over PACK"),
+    ] = None,
     audio: Annotated[
         Path | None,
         typer.Option(help="speech models: the sound to transcribe (WAV; FLAC with the extra audio)"),
@@ -157,14 +161,20 @@ def command(
 ) -> None:
     """Complete a text: PROMPT, the file INPUT, or what standard input holds. On a terminal and without a
     text it is a chat. An encoder does what follows from its head: it prints an embedding, fills masked words
-    in, classifies, or labels every token. A speech model writes what is said in AUDIO.
+    in, classifies, or labels every token. A speech model writes what is said in AUDIO. A network that learned
+    by `haversack train fit` tells the class of a picture or a text.
     """
     from threading import Thread
 
     from haversack.core.budget import Budget
-    from haversack.run._source import encodes, hears, open_model, open_source
+    from haversack.run._source import encodes, hears, open_model
 
-    source = open_source(model)
+    source = None if delta is not None else _source(model)
+    if source is None:
+        from haversack.cli._classify import run_network
+
+        run_network(model, delta, input, prompt, top=top_k, ram_mib=ram_mib, json=json)
+        return
     if hears(source):
         from haversack.cli._transcribe import given_most, refuse_text_options, run_speech
 
@@ -198,7 +208,7 @@ def command(
         given = None if prompt is not None else text_or_file(input)
         run_encoder(
             source,
-            _text(prompt, input) if given is None else given,
+            text_of(prompt, input) if given is None else given,
             pair=pair,
             lines=lines,
             embed=embed,
@@ -241,7 +251,7 @@ def command(
     limits = Limits(max_tokens, tuple(stop or ()), () if ignore_end else None)
     sampler = Sampler(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     budget = Budget(ram_mib=ram_mib)
-    text = "" if terminal else _text(prompt, input)
+    text = "" if terminal else text_of(prompt, input)
     reading.join()
     if isinstance(tokenizer[0], BaseException):
         raise tokenizer[0]
@@ -323,6 +333,25 @@ def _decode(
     return replace(method, **{name: value for name, value in given.items() if value is not None})
 
 
+def _source(model: str) -> Any:
+    """What the engines run; None for a network that only tells classes apart."""
+    from haversack.run._source import open_source
+
+    try:
+        source: Any = open_source(model)
+    except UserError:
+        from haversack.train._predict import is_network
+
+        if not is_network(model):
+            raise
+        return None
+    if "model_type" in getattr(source, "config", ()):
+        return source
+    from haversack.cli._classify import tells_classes
+
+    return None if tells_classes(source, model) else source
+
+
 def _is_terminal() -> bool:
     import sys
 
@@ -336,7 +365,7 @@ def _attempt(make: Any, results: list[Any]) -> None:
         results.append(error)
 
 
-def _text(prompt: str | None, input: str | None) -> str:
+def text_of(prompt: str | None, input: str | None) -> str:
     """The text to complete. Raises UserError for two of them, and for a file that is no text."""
     import sys
 

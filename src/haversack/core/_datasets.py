@@ -31,6 +31,7 @@ class Dataset:
     sha256: str = ""
     contents_sha256: str = ""
     endings: tuple[str, ...] = ()
+    name_parts: int = 1
 
 
 @functools.cache
@@ -71,7 +72,11 @@ def dataset_path(name: str) -> Path:
     fetched = goal.with_name(f"{goal.name}.fetched")
     try:
         pooch.retrieve(entry.url, None, fname=fetched.name, path=fetched.parent, progressbar=False)
-        held = contents_sha256(fetched, entry.endings) if entry.contents_sha256 else _sha256(fetched)
+        held = (
+            contents_sha256(fetched, entry.endings, entry.name_parts)
+            if entry.contents_sha256
+            else _sha256(fetched)
+        )
         if held != (entry.contents_sha256 or entry.sha256):
             raise DamagedFileError(
                 entry.url, "what came is not what the registry names (SHA-256)", field="data"
@@ -89,16 +94,18 @@ def dataset_path(name: str) -> Path:
     return goal
 
 
-def contents_sha256(path: Path, endings: tuple[str, ...]) -> str:
+def contents_sha256(path: Path, endings: tuple[str, ...], name_parts: int = 1) -> str:
     """The hash of a tar archive's files with these `endings`, whatever the archive's own bytes are: over the
-    lines "SHA256  NAME" of all of them, sorted by name. Raises DamagedFileError for what is no archive."""
+    lines "SHA256  NAME" of all of them, sorted by name, which is the last `name_parts` parts of the path.
+    Raises DamagedFileError for what is no archive."""
     hashes = {}
     try:
         with tarfile.open(path) as archive:
             for member in archive:
                 file = archive.extractfile(member) if member.isfile() else None
                 if file is not None and member.name.endswith(endings):
-                    hashes[Path(member.name).name] = hashlib.sha256(file.read()).hexdigest()
+                    name = "/".join(Path(member.name).parts[-name_parts:])
+                    hashes[name] = hashlib.sha256(file.read()).hexdigest()
     except (tarfile.TarError, EOFError) as error:
         raise DamagedFileError(path, f"it is no whole tar archive ({error})", field="data") from error
     lines = "".join(f"{value}  {name}\n" for name, value in sorted(hashes.items()))

@@ -233,9 +233,10 @@ class PackWriter:
         """Complete the pack and give it its name; returns its record.
 
         `record` may hold architecture, plan, activations (default: the plan's, else f32), provenance, family
-        (a FamilyEntry), measurements. Raises ValueError for other keys, UserError when the disk is full.
+        (a FamilyEntry), delta (a DeltaEntry, of packs of that kind), measurements. Raises ValueError for
+        other keys, UserError when the disk is full.
         """
-        known = {"architecture", "plan", "activations", "provenance", "family", "measurements"}
+        known = {"architecture", "plan", "activations", "provenance", "family", "delta", "measurements"}
         if not set(record) <= known:
             raise ValueError(f"a pack's record has no {sorted(set(record) - known)}")
         if self._torn:
@@ -254,6 +255,7 @@ class PackWriter:
                 activations=str(record.get("activations", plan.get("activations", "f32"))),
                 provenance=provenance,
                 family=record.get("family"),
+                delta=record.get("delta"),
                 measurements=list(record.get("measurements", [])),
                 tensors=(),
                 forms=self._forms,

@@ -7,6 +7,7 @@ import math
 import re
 import zlib
 from collections.abc import Collection, Mapping
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -14,7 +15,7 @@ import msgspec
 from haversack.core._safetensors import DIMENSIONS_MOST, NAME_MOST
 from haversack.core.errors import not_allowed
 
-FORMAT = (1, 4)
+FORMAT = (1, 5)
 PACK_KINDS = ("language", "speech", "vision", "signal", "delta", "mcu", "split", "codec")
 RECORD_NAME = "pack.json"
 WEIGHTS_NAME = "weights.safetensors"
@@ -31,7 +32,7 @@ PIECE = 2**20
 """Bytes under one checksum."""
 
 # Bytes of one number; the packed kinds are counted by `nbytes_of`.
-PLAIN_KINDS: dict[str, int] = {"f32": 4, "f16": 2, "bf16": 2, "u8": 1, "i32": 4}
+PLAIN_KINDS: dict[str, int] = {"f32": 4, "f16": 2, "bf16": 2, "u8": 1, "i8": 1, "i32": 4}
 SMALL_KINDS = {"int4": 4, "int3": 3, "int2": 2}
 """Bits of the kinds that have a scale for each row and group of columns."""
 PACKED_KINDS = ("int8", *SMALL_KINDS)
@@ -40,6 +41,7 @@ DTYPE_OF_KIND = {
     "f16": "F16",
     "bf16": "BF16",
     "u8": "U8",
+    "i8": "I8",
     "i32": "I32",
     "int8": "U8",
     "int4": "U8",
@@ -51,6 +53,7 @@ _SEAL = b'"crc32":"'
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 FAMILY_NAME_MOST = 200
+CLASS_NAME_MOST = 500
 
 
 class TensorEntry(msgspec.Struct, frozen=True, kw_only=False):
@@ -95,6 +98,31 @@ class FamilyEntry(msgspec.Struct, frozen=True, kw_only=True):
     anchor_layers: int
 
 
+class PartEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """Which part of a base's tensor a delta's tensor replaces: `indices`, rising, of the dimension `axis`."""
+
+    axis: int
+    indices: tuple[int, ...]
+
+
+class DeltaEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """What a delta changes and how it came about (train/_delta.py).
+
+    `base_name` is what people call the base, `base_sha256` the hash of its tensors (train/_network.py,
+    identity); `classes` names the outputs of the head; `new_head` says that the base's own head is replaced;
+    `slots` has the choice of each slot of stage train, `seed` what they drew from; `parts` lists the tensors
+    of which only a part is replaced.
+    """
+
+    base_name: str
+    base_sha256: str
+    classes: tuple[str, ...]
+    new_head: bool
+    slots: dict[str, str]
+    seed: int
+    parts: dict[str, PartEntry] = {}
+
+
 class PackRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What pack.json holds.
 
@@ -103,7 +131,7 @@ class PackRecord(msgspec.Struct, frozen=True, kw_only=True):
     core/measurement.py) are the business of those who made the pack; `activations` is the activation type of
     the matrix products. `forms`: matrix -> how its parts, the tensors NAME.PART, make it up: `form` (its
     name), `shape` (as one matrix) and what the form asks for; run/_forms.py reads them. `family`: null
-    where the model belongs to none.
+    where the model belongs to none. `delta`: null but in packs of that kind.
     """
 
     format: tuple[int, int]
@@ -113,6 +141,7 @@ class PackRecord(msgspec.Struct, frozen=True, kw_only=True):
     activations: str = "f32"
     provenance: dict[str, Any] = {}
     family: FamilyEntry | None = None
+    delta: DeltaEntry | None = None
     measurements: list[dict[str, Any]] = []
     tensors: tuple[TensorEntry, ...]
     forms: dict[str, dict[str, Any]] = {}
@@ -205,6 +234,10 @@ def _check_record(record: PackRecord) -> None:
             raise ValueError(f"its checksums of {name} do not cover {file.size} bytes")
     if record.family is not None:
         check_family(record.family)
+    if (record.delta is not None) != (record.kind == "delta"):
+        raise ValueError(f"it is of kind {record.kind} and {'has a' if record.delta else 'has no'} delta")
+    if record.delta is not None:
+        _check_delta(record.delta, {entry.name: entry.shape for entry in record.tensors})
     seen: set[str] = set()
     for entry in record.tensors:
         shown = entry.name[:80]
@@ -238,6 +271,23 @@ def check_family(family: FamilyEntry) -> None:
         raise ValueError("the anchor_sha256 of its family is not 64 lower-case hexadecimal digits")
     if not 1 <= family.anchor_layers <= 4096:
         raise ValueError(f"its family has {family.anchor_layers} anchor_layers, not 1 to 4096")
+
+
+def _check_delta(delta: DeltaEntry, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    for text, what in ((delta.base_name, "base"), *((name, "classes") for name in delta.classes)):
+        if not 1 <= len(text) <= CLASS_NAME_MOST or not text.isprintable():
+            raise ValueError(f"a name of its {what} has not 1 to {CLASS_NAME_MOST} printable characters")
+    if not _SHA256.fullmatch(delta.base_sha256):
+        raise ValueError("the base_sha256 of its delta is not 64 lower-case hexadecimal digits")
+    if len(set(delta.classes)) != len(delta.classes) or not delta.classes:
+        raise ValueError("its classes are none, or one of them occurs twice")
+    for name, part in delta.parts.items():
+        shape = shapes.get(name)
+        if shape is None or not 0 <= part.axis < len(shape) or len(part.indices) != shape[part.axis]:
+            raise ValueError(f"the part of {name[:80]} does not fit its tensor")
+        rising = all(one < other for one, other in pairwise(part.indices))
+        if not rising or not all(0 <= index < 2**31 for index in part.indices):
+            raise ValueError(f"the part of {name[:80]} has indices that do not rise")
 
 
 def check_form_entry(name: str, form: Mapping[str, Any], tensors: Collection[str]) -> None:

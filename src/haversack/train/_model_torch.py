@@ -28,12 +28,12 @@ def device() -> torch.device:
 
 class FloatModel:
     """The tensors of `model` without gradients: in f32, matrices (but the embedding) in the numbers of
-    `compute`. Raises UserError for numbers that are not finite.
+    `compute`, on the device `where` (default: `device`). Raises UserError for numbers that are not finite.
     """
 
-    def __init__(self, model: Model, compute: str = "f32") -> None:
+    def __init__(self, model: Model, compute: str = "f32", where: torch.device | None = None) -> None:
         self.model, self.architecture = model, model.architecture
-        self.device, self.compute = device(), DTYPES[compute]
+        self.device, self.compute = where or device(), DTYPES[compute]
         self.weights: dict[str, Tensor] = {}
         for name, shape in self.architecture.tensors().items():
             values = np.concatenate([piece.reshape(-1) for piece in numbers(model.source, name)])

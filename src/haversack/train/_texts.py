@@ -56,9 +56,9 @@ def read_texts(
     `length` tokens need.
     """
     if not paths:
-        raise UserError("there are no texts to learn from; give --texts FILE.", field="texts")
+        raise UserError("there are no texts to learn from; give --data FILE.", field="data")
     fewest = HELD_OUT * (length + 2)
-    found = [token_text(encode, vocabulary, "texts", path, fewest).tokens for path in paths]
+    found = [token_text(encode, vocabulary, "data", path, fewest).tokens for path in paths]
     return split(found)
 
 
@@ -81,7 +81,7 @@ class Rows:
             raise UserError(
                 f"the texts give {len(tokens)} tokens to learn from, and rows of {length} need "
                 f"{2 * length + 1}; give longer texts.",
-                field="texts",
+                field="data",
                 given=len(tokens),
                 nearest=2 * length + 1,
             )

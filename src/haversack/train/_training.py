@@ -129,7 +129,8 @@ def weights_crc32(model: Model) -> str:
 def training_folder(goal: Path, facts: Mapping[str, Any]) -> Iterator[Path]:
     """The folder GOAL.training for the state of a run described by `facts`, which `finished` removes.
 
-    Raises UserError when it holds a run of other facts, or when another process trains there.
+    What is refused before anything was learned leaves no folder behind. Raises UserError when it holds a run
+    of other facts, or when another process trains there.
     """
     folder = goal.with_name(f"{goal.name}.training")
     job = json.loads(json.dumps(facts))
@@ -144,11 +145,14 @@ def training_folder(goal: Path, facts: Mapping[str, Any]) -> Iterator[Path]:
                 f"{folder} is in use: another process trains {goal.name}.", field="output", given=str(goal)
             ) from error
         path = folder / JOB
-        if path.is_file():
-            _require_same(path, job, goal)
-        else:
+        if not path.is_file() or _require_same(path, job, goal):
             write_atomically(path, (json.dumps(job, indent=1) + "\n").encode())
-        yield folder
+        try:
+            yield folder
+        except BaseException:
+            if {each.name for each in folder.iterdir()} <= {JOB, ".lock"}:
+                remove(folder)
+            raise
 
 
 def finished(folder: Path) -> None:
@@ -156,14 +160,28 @@ def finished(folder: Path) -> None:
     remove(folder)
 
 
-def _require_same(path: Path, job: Mapping[str, Any], goal: Path) -> None:
+def forget_rate(folder: Path) -> None:
+    """The run in `folder` cannot go on at its rate: the next one may bring another."""
+    path = folder / JOB
+    job = json.loads(path.read_text(encoding="utf-8"))
+    (folder / "rate.json").unlink(missing_ok=True)
+    write_atomically(path, (json.dumps({**job, "rate": None}, indent=1) + "\n").encode())
+
+
+def _require_same(path: Path, job: Mapping[str, Any], goal: Path) -> bool:
+    """Raises UserError unless the run that was begun is this one; True where it left its rate open."""
     try:
         begun = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DamagedFileError(
             path, "it is not JSON", advice=f"Remove {path.parent} to start anew."
         ) from error
-    fields = [field for field in job if begun.get(field) != job[field]]
+    if not isinstance(begun, dict):
+        raise DamagedFileError(path, "it is no job", advice=f"Remove {path.parent} to start anew.")
+    open_rate = "rate" in begun and begun["rate"] is None
+    fields = [
+        field for field in job if begun.get(field) != job[field] and not (open_rate and field == "rate")
+    ]
     if fields:
         first = fields[0]
         raise UserError(
@@ -173,6 +191,7 @@ def _require_same(path: Path, job: Mapping[str, Any], goal: Path) -> None:
             given=job[first],
             nearest=begun.get(first),
         )
+    return open_rate
 
 
 def _shown(value: Any) -> str:

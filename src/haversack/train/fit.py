@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from haversack.core import index
+from haversack.core.budget import Budget
 from haversack.core.errors import UserError, not_allowed
 from haversack.core.memory import MemoryPlan
 from haversack.core.progress import Progress
@@ -27,7 +28,7 @@ from haversack.models._adapter_config import CONFIG
 from haversack.models._family import FamilyEntry, declared_family, family_of, require_family
 from haversack.models._hub_write import check_folder_goal
 from haversack.run._source import Model, open_model, open_source
-from haversack.train._slots import Parameters
+from haversack.train._slots import Adapting
 from haversack.train._texts import Texts, texts_for
 from haversack.train._training import (
     Learning,
@@ -80,6 +81,7 @@ def fit(
     family: str | Path | None = None,
     form: str = "merged",
     learning: Learning = LEARNING,
+    budget: Budget | None = None,
     bar: Progress | None = None,
     checkpoint_seconds: float = 60.0,
     stop_after: int | None = None,
@@ -88,7 +90,8 @@ def fit(
 
     `family`: a draft (or any model) of the family whose anchor must stay; `parameters`: a method of that
     slot. An interrupted training goes on from its last checkpoint when it is asked for again. `stop_after`
-    ends after so many steps without writing (None is returned). Raises UserError for what does not go
+    ends after so many steps without writing (None is returned). Raises BudgetError before anything is
+    trained, UserError for what does not go
     together or would touch an anchor, MissingExtraError without PyTorch.
     """
     if form not in FORMS:
@@ -99,8 +102,12 @@ def fit(
     floats_only(model, "adapting")
     belongs = family_for(model, family)
     above = 0 if belongs is None else belongs.anchor_layers
-    method = cast(Parameters, index.create("train", "parameters", parameters))
+    method = cast(Adapting, index.create("train", "parameters", parameters))
     learned = method.learned_numbers(model.architecture, above)
+    if budget is not None:
+        changed = sorted({block for block, _, _ in method.chosen(model.architecture, above).values()})
+        need = planned(model, learned, learning, changed)
+        budget.require({"ram_mib": need.total_mib}, f"this training ({need.total_bytes:,} bytes)")
     part = torch_part("haversack.train.fit_torch", "training")
     texts = texts_for(model, texts, learning.length)
     facts = {

@@ -22,7 +22,7 @@ from haversack.models._hub_write import config_text, write_folder
 from haversack.run._source import Model
 from haversack.train._losses_torch import next_token
 from haversack.train._model_torch import FloatModel, report_of, run_trainer
-from haversack.train._slots import Learned, Parameters
+from haversack.train._slots import AdapterInTraining, Adapting
 from haversack.train._texts import Rows, Texts, held_out_rows
 from haversack.train._training import Learning, Report
 from haversack.train.fit import MARKS
@@ -33,7 +33,9 @@ HELD_OUT_ROWS = 16
 class NextToken:
     """The loss of a step: what the model, as changed, says of its texts' next tokens, in nats."""
 
-    def __init__(self, model: FloatModel, learned: Learned, texts: Texts, learning: Learning) -> None:
+    def __init__(
+        self, model: FloatModel, learned: AdapterInTraining, texts: Texts, learning: Learning
+    ) -> None:
         self.model, self.learned = model, learned
         self.rows = Rows(texts.learned, learning.rows, learning.length, learning.seed)
 
@@ -59,7 +61,7 @@ class NextToken:
 
 def adapt(
     model: Model,
-    method: Parameters,
+    method: Adapting,
     above: int,
     texts: Texts,
     learning: Learning,

@@ -22,9 +22,10 @@ import numpy.typing as npt
 
 from haversack.core.errors import UserError
 from haversack.core.method import Method, parameter
-from haversack.models._adapter import Pair, adapted_matrices
+from haversack.models._adapter import FAMILIES, Pair, adapted_matrices
 from haversack.models._architecture import Architecture, Attention
-from haversack.train._slots import Learned
+from haversack.train._network import Network, head_of, in_order
+from haversack.train._slots import AdapterInTraining, Learned
 from haversack.train._training import torch_part
 
 F32 = npt.NDArray[np.float32]
@@ -75,8 +76,30 @@ class Lora(Method):
         if self.first is not None and self.first < 0:
             raise UserError(f"first={self.first} is below 0.", field="first", given=self.first, nearest=0)
 
+    def offers(self, network: Network) -> tuple[str, ...]:
+        """See Parameters: language models whose matrices are attention's and feed-forward's own."""
+        if not _takes_adapters(network):
+            return ()
+        return ("lora", "lora:rank=4,modules=attention")
+
+    def prepare(self, network: Network, seed: int) -> Learned:
+        """See Parameters: the factors learn, and the classifier."""
+        if not _takes_adapters(network):
+            raise UserError(
+                f"{network.name} is no language model whose matrices take adapters; use --parameters all or "
+                "head.",
+                field="parameters",
+                given=str(self),
+                nearest="all",
+            )
+        language: Any = network
+        part = torch_part("haversack.train.networks.language_torch", "training")
+        chosen = self.chosen(language.architecture, 0)
+        names = part.attached(network, self.begin(language.architecture, 0, seed, "cpu"), chosen)
+        return Learned(dict.fromkeys(in_order(network, (*names, *head_of(network)))))
+
     def chosen(self, architecture: Architecture, above: int) -> dict[str, tuple[int, int, int]]:
-        """See Parameters."""
+        """See Adapting."""
         blocks = len(architecture.blocks)
         if self.first is not None and self.first < above:
             raise UserError(
@@ -106,12 +129,17 @@ class Lora(Method):
         return found
 
     def learned_numbers(self, architecture: Architecture, above: int) -> int:
-        """See Parameters."""
+        """See Adapting."""
         chosen = self.chosen(architecture, above).values()
         return sum(self.rank * (outputs + inputs) for _, outputs, inputs in chosen)
 
-    def begin(self, architecture: Architecture, above: int, seed: int, device: Any) -> Learned:
-        """See Parameters."""
+    def begin(self, architecture: Architecture, above: int, seed: int, device: Any) -> AdapterInTraining:
+        """See Adapting."""
         part = torch_part("haversack.train.parameters.lora_torch", "training")
-        found: Learned = part.LoraLearned(self, self.chosen(architecture, above), seed, device)
+        found: AdapterInTraining = part.LoraLearned(self, self.chosen(architecture, above), seed, device)
         return found
+
+
+def _takes_adapters(network: Network) -> bool:
+    architecture = getattr(network, "architecture", None)
+    return isinstance(architecture, Architecture) and architecture.family in FAMILIES

@@ -70,7 +70,7 @@ class LoraLearned:
         )
 
     def pairs(self, parameters: Mapping[str, Tensor]) -> dict[str, Pair]:
-        """See Learned."""
+        """See AdapterInTraining."""
         found = {}
         for name, (block, _, _) in self.chosen.items():
             first, second = (_floats(parameters[_parameter(name, half)]) for half in "AB")

@@ -1,0 +1,117 @@
+"""What `haversack embed` prints under `--json`, as records."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class _Record(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    pass
+
+
+class ModelErrors(_Record):
+    """Mean absolute errors of a forward model in metres on the end of its log: one step ahead, running
+    free."""
+
+    error_m: float
+    free_error_m: float
+
+
+class TrackingRecord(_Record):
+    """Distances from the wish in metres, and the mean square of the input's moves."""
+
+    max_m: float
+    mean_m: float
+    rmse_m: float
+    effort: float
+
+
+class ControllerCosts(_Record):
+    """Counted from shapes: numbers, bytes, and what a tick computes."""
+
+    parameters: Count
+    flash_bytes: Count
+    ram_bytes: Count
+    network_steps: Count
+    operations: Count
+
+
+class ControllerC(_Record):
+    """The C controller beside the numpy one, as a share of the inputs' range; microseconds a tick on this
+    machine. Null without gcc."""
+
+    difference: float | None
+    tick_us: float | None
+
+
+class EmbedControlOutput(_Record):
+    """`haversack embed control`"""
+
+    plant: str
+    reference: str
+    model: ModelErrors
+    tracking: TrackingRecord
+    costs: ControllerCosts
+    c: ControllerC
+    warnings: list[str]
+    output: str
+
+
+class ArenaPiece(_Record):
+    """A tensor's place in the arena: bytes from `offset`, alive from operation `first` to `last`."""
+
+    tensors: list[str]
+    offset: Count
+    nbytes: Count
+    first: Count
+    last: Count
+
+
+class EmbedBuildOutput(_Record):
+    """`haversack embed build`. `cycles` is a model's figure, not a measurement."""
+
+    model: str
+    target: Literal["host", "cortex-m4f", "cortex-m7", "riscv32"]
+    kind: Literal["float", "int8"]
+    arena_bytes: Count
+    arena_bound_bytes: Count
+    state_bytes: Count
+    constant_bytes: Count
+    flash_bytes: Count | None
+    macs: Count
+    cycles: Count
+    arena: list[ArenaPiece]
+    tensors: dict[str, Count]
+    files: list[str]
+    output: str
+
+
+class VerifiedBuild(_Record):
+    """One build and its run: where, the largest difference from the Python graph, marks in bytes."""
+
+    where: str
+    outputs: Count
+    differing: Count
+    largest: float
+    arena_used: Count
+    stack_used: Count | None
+    skipped: str | None
+
+
+class EmbedVerifyOutput(_Record):
+    """`haversack embed verify`"""
+
+    builds: list[VerifiedBuild]
+    holds: bool
+    report: dict[str, Any]
+
+
+EMBED_OUTPUTS: dict[str, type[msgspec.Struct]] = {
+    "embed-control": EmbedControlOutput,
+    "embed-build": EmbedBuildOutput,
+    "embed-verify": EmbedVerifyOutput,
+}

@@ -1,0 +1,205 @@
+"""From the store's clips to a data set: those that passed the stages, on a grid of time, split by person.
+
+Paper: AoE (arXiv 2602.23893); packing is [inferred]. An episode is a clip. Its frames are the nearest to each
+point of the grid t0 + k / fps, turned upright; motion samples are interpolated to it; the hands are those of
+the nearest look of the device within 0.3 s. Splits are by contributor (the hash of the pseudonym mod 100:
+90 train, 5 validation, 5 test), never by clip, so that nobody is in two of them.
+
+`meta/provenance.json` says for every episode its clip, the hashes of its files, the consent's policy and the
+last day it may be kept, and the number of tombstones that the export respects; no pseudonym. The store notes
+the export, so that `forget` finds it.
+
+Not there yet: hand poses, camera pose, captions and actions, which come from stages that are not built; the
+task of an episode is the sentence that is given. Limits: clips of another size than most are left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from haversack.collect._books import Books
+from haversack.collect._tables import IMU_AXES, Hand, read_table
+from haversack.collect._video import decoded
+from haversack.collect.bundle import Manifest, parse_manifest
+from haversack.collect.lerobot_v3 import DatasetWriter, Feature
+from haversack.core._files import write_atomically
+from haversack.core.errors import UserError
+
+U8 = npt.NDArray[np.uint8]
+F32 = npt.NDArray[np.float32]
+I64 = npt.NDArray[np.int64]
+SYSTEM = 1
+CAMERA = "observation.images.ego"
+SPLITS = (("train", 90), ("validation", 95), ("test", 100))
+LOOK_NS = 300_000_000
+BOX = ("x0", "y0", "x1", "y1", "score", "contact")
+
+
+@dataclass
+class Exported:
+    """What was written: the set, its episodes and frames, episodes of each split, clips left out and why."""
+
+    path: str
+    episodes: int = 0
+    frames: int = 0
+    splits: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
+
+
+def split_of(contributor: str) -> str:
+    """The split that a contributor's clips belong to."""
+    place = int.from_bytes(hashlib.sha256(contributor.encode()).digest()[:8], "big") % 100
+    return next(name for name, below in SPLITS if place < below)
+
+
+def features(height: int, width: int) -> dict[str, Feature]:
+    """What an episode has."""
+    sides = ("left", "right")
+    return {
+        CAMERA: Feature("video", (height, width, 3), ("height", "width", "channels")),
+        "observation.imu": Feature("float32", (6,), IMU_AXES),
+        "observation.hand_boxes": Feature(
+            "float32", (12,), tuple(f"{side}_{part}" for side in sides for part in BOX)
+        ),
+        "observation.hand_valid": Feature("bool", (2,), sides),
+        "observation.trigger": Feature("float32", (1,), ("a",)),
+    }
+
+
+def export(root: Path, out: Path, *, fps: int | None = None, task: str = "use the hands") -> Exported:
+    """Write the store's clips that passed every stage as a LeRobot v3.0 set. Raises UserError when there is
+    none."""
+    books = Books(root)
+    rows = books.rows(
+        "SELECT manifest, contributor FROM clips c WHERE state = 'complete' AND EXISTS (SELECT 1 FROM jobs j "
+        "WHERE j.clip = c.uuid AND j.state = 'done' AND j.drop_reason IS NULL) AND NOT EXISTS (SELECT 1 FROM "
+        "jobs j WHERE j.clip = c.uuid AND (j.state != 'done' OR j.drop_reason IS NOT NULL)) ORDER BY uuid"
+    )
+    if not rows:
+        raise UserError(
+            f"{root} has no clip that passed the stages; run: haversack collect process {root}", field="root"
+        )
+    names = [name for name, _ in SPLITS]
+    found = [(parse_manifest(row["manifest"]), str(row["contributor"])) for row in rows]
+    found.sort(key=lambda one: (names.index(split_of(one[1])), one[0].clip_uuid))
+    sizes = Counter(upright(manifest) for manifest, _ in found)
+    size = sizes.most_common(1)[0][0]
+    rate = fps if fps is not None else round(float(np.median([m.fps_nominal for m, _ in found])))
+    done, provenance = Exported(str(out)), []
+    with DatasetWriter(out, rate, features(*size)) as writer:
+        for manifest, contributor in found:
+            if upright(manifest) != size:
+                done.left_out["another size"] = done.left_out.get("another size", 0) + 1
+                continue
+            columns, chosen = episode(root / "clips" / manifest.folder, manifest, rate)
+            video = frames_at(root / "clips" / manifest.folder / "video.mp4", chosen, manifest.rotation)
+            number = writer.add_episode(columns, task, {CAMERA: video})
+            split = split_of(contributor)
+            done.splits[split] = done.splits.get(split, 0) + 1
+            done.episodes, done.frames = done.episodes + 1, done.frames + len(chosen)
+            provenance.append(_origin(number, manifest, split))
+        tombstones = books.number("SELECT count(*) FROM tombstones")
+        writer.finish(_ranges(done.splits), provenance={"tombstones": tombstones, "episodes": provenance})
+    note = root / "exports" / f"{hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]}.json"
+    note.parent.mkdir(exist_ok=True)
+    clips = [entry["clip_uuid"] for entry in provenance]
+    write_atomically(note, json.dumps({"path": str(out.resolve()), "clips": clips}).encode())
+    books.close()
+    return done
+
+
+def upright(manifest: Manifest) -> tuple[int, int]:
+    """Height and width of a clip's pictures once they are turned."""
+    sides = (manifest.height, manifest.width)
+    return (sides[1], sides[0]) if manifest.rotation in (90, 270) else sides
+
+
+def grid(t_ns: I64, fps: int) -> tuple[I64, I64]:
+    """The grid's times ns [n] from the first frame to the last, and the frame nearest to each."""
+    count = int((t_ns[-1] - t_ns[0]) * fps // 1_000_000_000) + 1
+    times = t_ns[0] + np.round(np.arange(count) * 1e9 / fps).astype(np.int64)
+    return times, nearest(t_ns, times)
+
+
+def nearest(t_ns: I64, wanted: I64) -> I64:
+    """For each wanted time the index of the nearest of `t_ns` (rising, not empty); the earlier of two."""
+    after = np.clip(np.searchsorted(t_ns, wanted), 0, len(t_ns) - 1)
+    before = np.maximum(after - 1, 0)
+    return np.where(wanted - t_ns[before] <= t_ns[after] - wanted, before, after).astype(np.int64)
+
+
+def episode(folder: Path, manifest: Manifest, fps: int) -> tuple[dict[str, npt.NDArray[Any]], I64]:
+    """The columns of a clip on the grid, and the frame of each row."""
+    times, chosen = grid(read_table(folder / "frames.parquet")["t_ns"], fps)
+    imu, edge = read_table(folder / "imu.parquet"), read_table(folder / "edge.parquet")
+    motion = np.zeros((len(times), 6), np.float32)
+    if len(imu["t_ns"]):
+        for at, axis in enumerate(IMU_AXES):
+            motion[:, at] = np.interp(times + manifest.clock_offset_ns, imu["t_ns"], imu[axis])
+    boxes, valid = np.zeros((len(times), 12), np.float32), np.zeros((len(times), 2), bool)
+    trigger = np.zeros((len(times), 1), np.float32)
+    if len(edge["t_ns"]):
+        looks = nearest(edge["t_ns"], times)
+        trigger[:, 0] = edge["a"][looks]
+        for row, look in enumerate(looks):
+            if abs(int(edge["t_ns"][look]) - int(times[row])) <= LOOK_NS:
+                _enter(edge["hands"][look], boxes[row], valid[row])
+    columns = {
+        **{"observation.imu": motion, "observation.hand_boxes": boxes},
+        **{"observation.hand_valid": valid, "observation.trigger": trigger},
+    }
+    return columns, chosen
+
+
+def _enter(hands: list[Hand], boxes: F32, valid: npt.NDArray[np.bool_]) -> None:
+    """The best hand of each side."""
+    for hand in sorted(hands, key=lambda one: one.score):
+        boxes[6 * hand.side : 6 * hand.side + 6] = [getattr(hand, part) for part in BOX]
+        valid[hand.side] = True
+
+
+def frames_at(path: Path, chosen: I64, rotation: int) -> Iterator[U8]:
+    """The pictures of a clip by rising frame numbers, upright; one may come several times."""
+    at, number = 0, -1
+    for number, frame in enumerate(decoded(path)):
+        if at < len(chosen) and chosen[at] == number:
+            picture = np.rot90(frame.to_ndarray(format="rgb24"), -(rotation // 90))
+            while at < len(chosen) and chosen[at] == number:
+                yield picture
+                at += 1
+    if at < len(chosen):
+        raise UserError(
+            f"{path} has {number + 1} frames and should have more; run the stages again.", field="root"
+        )
+
+
+def _origin(number: int, manifest: Manifest, split: str) -> dict[str, Any]:
+    day = 86_400 * 1_000_000_000
+    return {
+        "episode_index": number,
+        "clip_uuid": manifest.clip_uuid,
+        "split": split,
+        "device_model": manifest.device.model,
+        "policy_version": manifest.consent.policy_version,
+        "keep_until_ns": manifest.t0_wall_ns + manifest.consent.retention_days * day,
+        "faces_blurred": manifest.privacy.faces_blurred,
+        "files": {file.name: file.sha256 for file in manifest.files},
+    }
+
+
+def _ranges(counts: dict[str, int]) -> dict[str, tuple[int, int]]:
+    found, at = {}, 0
+    for name, _ in SPLITS:
+        if counts.get(name):
+            found[name] = (at, at + counts[name])
+            at += counts[name]
+    return found

@@ -1,0 +1,59 @@
+"""Compiles emitted C on this machine and runs it; which flags the C has to stand."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from haversack.core.errors import HaversackError, UserError
+
+STRICT = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-Wshadow", "-Wconversion", "-Wno-sign-conversion")
+SANITIZED = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+TIMEOUT_S = 120
+
+
+class CompileError(HaversackError):
+    """Emitted C that its compiler refused: a fault of ours; the text is the compiler's."""
+
+
+def tool(name: str, package: str) -> str:
+    """The path of a tool. Raises UserError with Debian's package when it is not there."""
+    found = shutil.which(name)
+    if found is None:
+        raise UserError(
+            f"{name} is not installed; on Debian and Ubuntu: apt install {package}",
+            field="install",
+            given=name,
+        )
+    return found
+
+
+def run(command: Sequence[str | Path], text: str = "", *, folder: Path | None = None) -> str:
+    """What a program prints. Raises HaversackError when it fails, with what it said."""
+    done = subprocess.run(
+        [str(part) for part in command],
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        cwd=folder,
+    )
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip()[-2000:]
+        raise HaversackError(f"{Path(str(command[0])).name} ended with {done.returncode}: {said}")
+    return done.stdout
+
+
+def compiled(sources: Sequence[Path], program: Path, *flags: str) -> Path:
+    """`program` made of `sources` by this machine's gcc with the strict warnings.
+
+    Raises CompileError with what gcc said, UserError without gcc.
+    """
+    gcc = tool("gcc", "gcc")
+    command = [gcc, *STRICT, *flags, *map(str, sources), "-o", str(program), "-lm"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+    if done.returncode:
+        raise CompileError(f"gcc refused {sources[0].name}: {done.stderr.strip()[:2000]}")
+    return program

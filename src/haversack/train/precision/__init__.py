@@ -1,0 +1,1 @@
+"""What a network computes in while it learns: one method a file."""
