@@ -106,13 +106,15 @@ def test_slow_storage_takes_its_time_and_is_shared(file):
 
 
 def test_small_reads_in_a_row_keep_the_rate_though_sleeps_end_late(file):
-    storage = SlowStorage(mb_s=50.0)
-    started = time.monotonic()
-    with DirectFile(file, storage) as opened:
-        for _ in range(300):
-            opened.read(0, 4096)
-    nominal = 300 * 4096 / 50e6
-    assert nominal - 1e-3 <= time.monotonic() - started < 1.6 * nominal
+    nominal, taken = 300 * 4096 / 50e6, []
+    with DirectFile(file, SlowStorage(mb_s=50.0)) as opened:
+        for _ in range(5):
+            started = time.monotonic()
+            for _ in range(300):
+                opened.read(0, 4096)
+            taken.append(time.monotonic() - started)
+    assert min(taken) >= nominal - 1e-3
+    assert min(taken) < 1.6 * nominal  # the other work of the machine may be in some
 
 
 def test_a_device_lends_its_storage():

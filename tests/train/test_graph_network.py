@@ -181,7 +181,7 @@ def test_from_a_file_to_a_delta_and_back(tmp_path: Path, monkeypatch: pytest.Mon
     choice = ["--parameters", "sparse:biases=3,layers=3-5,ratios=0.5-1", "--precision", "int8-qas"]
     assert (
         main(
-            [*line, *choice, "--gradient", "backprop", "--epochs", "4", "--rate", "0.05", "--ram-mib", "500"]
+            [*line, *choice, "--gradient", "backprop", "--epochs", "4", "--rate", "0.05", "--ram-mib", "4000"]
         )
         == 0
     )

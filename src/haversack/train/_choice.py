@@ -110,7 +110,7 @@ def schemes(
                 exact = (steps.exactness, cast(Precision, kind).exactness)
                 rank = (*exact, -numbers, place, memory.total_bytes)
                 found.append(Scheme(parameters, gradient, precision, numbers, memory, rank))
-    if not found and refused is not None and any(given.values()):
+    if not found and refused is not None and (given.get("gradient") or given.get("precision")):
         raise refused
     return tuple(sorted(found, key=lambda scheme: scheme.rank))
 
