@@ -52,6 +52,28 @@ def tick_step(rough: float) -> float:
     return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * (1 - 1e-9))
 
 
+def frame(x: Axis, y: Axis, limit: Sequence[float], steps: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """What every plot of a front has, for its template: edges, ticks, the budget (the first of `limit`, if
+    any), and a line through those of the pixels `steps` that are higher than all to their left."""
+    line: list[tuple[float, float]] = []
+    for px, py in sorted(steps):
+        if not line or py < line[-1][1]:
+            line.append((px, py))
+    return {
+        "width": WIDTH,
+        "height": HEIGHT,
+        "left": LEFT,
+        "right": WIDTH - RIGHT,
+        "top": TOP,
+        "bottom": HEIGHT - BOTTOM,
+        "x_ticks": [(x.at(tick), f"{tick:g}") for tick in x.ticks],
+        "y_ticks": [(y.at(tick), f"{round(tick, 4):g}") for tick in y.ticks],
+        "limit": x.at(limit[0]) if limit else None,
+        "limit_text": f"budget {limit[0]:g} MiB" if limit else "",
+        "line": " ".join(f"{px},{py}" for px, py in line),
+    }
+
+
 def family(candidate: Candidate) -> str:
     """The colour of a point: the precision method and its bits."""
     name, _, parameters = candidate.plan.precision.partition(":")
@@ -86,24 +108,10 @@ def picture(candidates: Sequence[Candidate], budget: Budget, chosen: Candidate |
         }
         for candidate in sorted(candidates, key=lambda one: (one is chosen, one.source == "measured"))
     ]
-    steps = sorted((x.at(one.ram_mib), y.at(100 * max(one.loss, 0.0))) for one in best)
-    line: list[tuple[float, float]] = []
-    for px, py in steps:  # only what is better than all that takes less memory
-        if not line or py < line[-1][1]:
-            line.append((px, py))
+    steps = [(x.at(one.ram_mib), y.at(100 * max(one.loss, 0.0))) for one in best]
     return {
-        "width": WIDTH,
-        "height": HEIGHT,
-        "left": LEFT,
-        "right": WIDTH - RIGHT,
-        "top": TOP,
-        "bottom": HEIGHT - BOTTOM,
-        "x_ticks": [(x.at(tick), f"{tick:g}") for tick in x.ticks],
-        "y_ticks": [(y.at(tick), f"{round(tick, 4):g}") for tick in y.ticks],
-        "limit": x.at(shown[0]) if shown else None,
-        "limit_text": f"budget {shown[0]:g} MiB" if shown else "",
+        **frame(x, y, shown, steps),
         "points": points,
-        "line": " ".join(f"{px},{py}" for px, py in line),
         "legend": [(name, index % 8) for name, index in families.items()],
     }
 

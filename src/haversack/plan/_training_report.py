@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from haversack.plan._report import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axis
+from haversack.plan._report import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axis, frame
 
 if TYPE_CHECKING:
     from haversack.plan._training_front import Arm, Front
@@ -38,25 +38,11 @@ def picture(
                 "title": f"{arm.label}: {100 * arm.accuracy:.1f} %, {memory(arm):,.1f}, {seconds:.1f} s",
             }
         )
-    line: list[tuple[float, float]] = []
-    for px, py in sorted((x.at(memory(arm)), y.at(100 * arm.accuracy)) for arm in arms):
-        if not line or py < line[-1][1]:
-            line.append((px, py))
     return {
+        **frame(x, y, near, [(x.at(memory(arm)), y.at(100 * arm.accuracy)) for arm in arms]),
         "title": title,
         "x_label": x_label,
-        "width": WIDTH,
-        "height": HEIGHT,
-        "left": LEFT,
-        "right": WIDTH - RIGHT,
-        "top": TOP,
-        "bottom": HEIGHT - BOTTOM,
-        "x_ticks": [(x.at(tick), f"{tick:g}") for tick in x.ticks],
-        "y_ticks": [(y.at(tick), f"{round(tick, 4):g}") for tick in y.ticks],
-        "limit": x.at(near[0]) if near else None,
-        "limit_text": f"budget {near[0]:g} MiB" if near else "",
         "points": points,
-        "line": " ".join(f"{px},{py}" for px, py in line),
         "legend": [(name, index % 8) for index, name in enumerate(names)],
     }
 

@@ -1,4 +1,4 @@
-"""A delta: what a training changed of a network, as a pack of a few hundred kilobytes.
+"""A delta: what a training changed of a network, and only that, as a pack.
 
 It holds the new values of the tensors that learned (or of their parts), the names of the classes, the
 choice of each slot, and the hash of the base. Laying it over its base runs what the training ran before its
