@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -93,6 +94,16 @@ class Terminal:
     def send(self, data: bytes) -> None:
         os.write(self.file, data)
 
+    def interrupt(self) -> None:
+        """Press Ctrl-C until a fresh prompt shows: the line editor loses one that comes before it waits."""
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            self.send(b"\x03")
+            with contextlib.suppress(AssertionError):
+                self.until(b"> ", seconds=2)
+                return
+        raise AssertionError(self.seen)
+
     def end(self) -> int:
         code = self.process.wait(timeout=30)
         os.close(self.file)
@@ -156,9 +167,8 @@ def test_ctrl_c_stops_the_answer_and_ctrl_d_leaves(model: Path, terminal: Any) -
     one = terminal(str(model), "--max-tokens", "3000", "--ignore-end")
     one.until(b"> ")
     one.send(b"half a line")
-    one.until(b"half a line")  # the editor has the terminal; a signal before that waits for the next key
-    one.send(b"\x03")
-    one.until(b"> ")
+    one.until(b"half a line")  # the editor has the terminal
+    one.interrupt()
     one.send(b"the one\n")
     one.until(b"\n")
     one.until(re.compile(rb"[^\r\n]"))  # it writes
