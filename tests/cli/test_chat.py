@@ -178,6 +178,7 @@ def test_ctrl_c_stops_the_answer_and_ctrl_d_leaves(model: Path, terminal: Any) -
     assert int(stopped[1]) < 3000 and b"stopped" in stopped[4]
     one.until(b"> ")
     one.send(b"the two\n")
+    one.until(b"the two\r\n")  # the editor is done with the line
     one.until(re.compile(rb"[^\r\n]"))
     os.killpg(os.getpgid(one.process.pid), signal.SIGINT)
     one.until(re.compile(rb"stopped\]"))
