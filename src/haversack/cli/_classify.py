@@ -59,7 +59,7 @@ def run_network(
         if not Path(given).is_file():
             raise UserError(f"there is no picture {given}.", field="input", given=given)
     elif input is not None:
-        from haversack.cli.run import text_of
+        from haversack.cli._given_text import text_of
 
         given = text_of(None, input)
     (found,) = answers(network, [given], top or TOP)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from haversack.cli._answer import print_answer, print_record
+from haversack.cli._given_text import text_of
 from haversack.cli._output import Json
 from haversack.core.errors import UserError
-
-if TYPE_CHECKING:
-    from haversack.cli._talk import Talk
-    from haversack.run._constraint import TokenConstraint
-    from haversack.run._generate import Generation
 
 
 def command(
@@ -299,9 +296,9 @@ def command(
         if json:
             for _ in answer:
                 pass
-            _print_record(answer, size, seed, log_probabilities, talk, constraint)
+            print_record(answer, size, seed, log_probabilities, talk, constraint)
         else:
-            _print_text(answer, size, text, log_probabilities)
+            print_answer(answer, size, text, log_probabilities)
 
 
 def _decode(
@@ -363,134 +360,3 @@ def _attempt(make: Any, results: list[Any]) -> None:
         results.append(make())
     except BaseException as error:
         results.append(error)
-
-
-def text_of(prompt: str | None, input: str | None) -> str:
-    """The text to complete. Raises UserError for two of them, and for a file that is no text."""
-    import sys
-
-    from haversack.core.errors import UserError
-
-    if prompt is not None:
-        if input is not None:
-            raise UserError("give --prompt or INPUT, not both.", field="prompt", given=str(input))
-        return prompt
-    if input is None and sys.stdin.isatty():
-        raise UserError("give a text: --prompt TEXT, a file, or standard input.", field="prompt")
-    name = "standard input" if input is None or str(input) == "-" else str(input)
-    try:
-        if name == "standard input":
-            return sys.stdin.buffer.read().decode("utf-8")
-        assert input is not None
-        return Path(input).read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{name} is not UTF-8 text (byte {error.start}).", field="input", given=name
-        ) from error
-    except OSError as error:
-        raise UserError(f"{name} cannot be read: {error.strerror}.", field="input", given=name) from error
-
-
-def _print_text(answer: Generation, size: tuple[int, int], text: str, log_probabilities: bool) -> None:
-    """The text as it comes; then, on standard error, how it went."""
-    import sys
-
-    told = 0
-    for token in answer:
-        told = _tell(answer, told)
-        if log_probabilities and token.id is not None:
-            print(f"{token.log_probability:9.4f}  {token.id:>7}  {token.text!r}", flush=True)
-        elif not log_probabilities:
-            sys.stdout.write(token.text)
-            sys.stdout.flush()
-    if not log_probabilities:
-        print()
-    _tell(answer, told)
-    from haversack.core.memory import peak_mib
-    from haversack.run._residency import telling
-
-    engine = answer.engine
-    planned = engine.memory_plan(size).total_mib
-    measured = peak_mib(engine.model.source.files)
-    plan = ", ".join(f"{name} {value}" for name, value in engine.plan.items())
-    print(
-        f"{answer.prompt_tokens} tokens read, {len(answer.tokens)} written ({answer.stop}); first after "
-        f"{answer.first_token_ms:.0f} ms, then {answer.tokens_per_s:.1f} tokens/s\n"
-        f"memory: planned {planned:.1f} MiB, measured {measured:.1f} MiB\nplan: {plan}",
-        file=sys.stderr,
-    )
-    if engine.tally:
-        print(engine.tally.words(), file=sys.stderr)
-    if engine.head_predictor is not None:
-        print(engine.head_predictor.words(), file=sys.stderr)
-    if (held := telling(engine.held)) is not None:
-        print(held.words(answer.seconds), file=sys.stderr)
-    if answer.drafting is not None:
-        print(answer.drafting.words(), file=sys.stderr)
-    if engine.reader is not None:
-        print(engine.reader.tally.words(), file=sys.stderr)
-    if engine.told is not None:
-        print(engine.told.words(), file=sys.stderr)
-
-
-def _tell(answer: Generation, told: int) -> int:
-    """Print what happened to the link since `told` notices; returns how many there are."""
-    import sys
-
-    found = getattr(answer.drafting, "notices", [])
-    for notice in found[told:]:
-        print(f"\n[{notice}]", file=sys.stderr, flush=True)
-    return len(found)
-
-
-def _print_record(
-    answer: Generation,
-    size: tuple[int, int],
-    seed: int,
-    log_probabilities: bool,
-    talk: Talk | None = None,
-    constraint: TokenConstraint | None = None,
-) -> None:
-    from haversack.cli._output import print_json
-    from haversack.core.measurement import machine
-    from haversack.core.memory import peak_mib
-    from haversack.run._residency import telling
-
-    engine = answer.engine
-    record = {
-        "text": answer.text,
-        "tokens": len(answer.tokens),
-        "prompt_tokens": answer.prompt_tokens,
-        "stop": answer.stop,
-        "first_token_ms": round(answer.first_token_ms, 3),
-        "tokens_per_s": round(answer.tokens_per_s, 3),
-        "ram_mib": {
-            "planned": round(engine.memory_plan(size).total_mib, 2),
-            "measured": round(peak_mib(engine.model.source.files), 2),
-        },
-        "plan": engine.plan,
-        "seed": seed,
-        "machine": machine(),
-    }
-    if log_probabilities:
-        record["log_probabilities"] = [
-            {"token": token, "log_probability": round(value, 6)}
-            for token, value in zip(answer.tokens, answer.log_probabilities, strict=True)
-        ]
-    if talk is not None and talk.tools is not None:
-        record["text"], record["tool_calls"] = talk.calls(answer.text)
-    if engine.tally:
-        record["sparsity"] = {key: value for key, value in engine.tally.stats().items() if key != "layers"}
-    if engine.head_predictor is not None:
-        record["head"] = engine.head_predictor.record()
-    if (held := telling(engine.held)) is not None:
-        record[held.told] = held.record(answer.seconds)
-    if answer.drafting is not None:
-        record[answer.drafting.told] = answer.drafting.stats()
-    if engine.reader is not None:
-        record["attention"] = engine.reader.tally.stats()
-    if engine.told is not None:
-        record["prefill"] = engine.told.record()
-    if constraint is not None:
-        record["valid"] = constraint.complete
-    print_json(record)
