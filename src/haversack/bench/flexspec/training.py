@@ -3,10 +3,10 @@
 The target T0 is `code`. Three versions follow one another, each by LoRA on the blocks above the anchor, on
 another text and as much of the general one, so that a version does not forget what its users came for. All
 drafts have the same shape (the anchor's embedding, two blocks) and learn from the same general text by the
-same loss: FlexSpec's bridge once, against T0; an *independent* model whose every weight learns from the start,
-once, against T0, with as many steps (it is stale later); the same distilled again from each version, which the
-device downloads. Beside them, without bars: a draft that begins as T0's own weights and learns all of them,
-and the shipped `code-draft`, a fifth the size, trained far longer.
+same loss: FlexSpec's bridge once, against T0; an *independent* model whose every weight learns from the
+start, once, against T0, with as many steps (it is stale later); the same distilled again from each version,
+which the device downloads. Beside them, without bars: a draft that begins as T0's own weights and learns
+all of them, and the shipped `code-draft`, a fifth the size, trained far longer.
 
 Acceptance is accepted over drafted tokens of greedy chains of four. Prompts: held-out Python, which is the
 general text and what `kept` is judged on, and the held-out parts of the versions' texts, which are what
