@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from tests.cli.said import said
 from tests.run.conftest import RECORD
 
-from haversack.cli import main
 from haversack.core.pack import Pack
 from haversack.formats.safetensors import write_safetensors
 from haversack.models import read_architecture
@@ -41,14 +40,6 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     ]
     write_safetensors(path / "model.safetensors", tensors)
     return path
-
-
-def said(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
-    code = main([*map(str, arguments), "--json"])
-    out = capsys.readouterr().out
-    assert code == 0, out
-    record: dict[str, Any] = json.loads(out)
-    return record
 
 
 @pytest.mark.parametrize("folder", ["gpt2", "opt-350m"], indirect=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.cli.said import said
 from tests.run.conftest import RECORD
 
 from haversack.cli import main
@@ -43,14 +44,6 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
         placed |= {tensor[0]: file for tensor in tensors[part::2]}
     (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": placed}))
     return path
-
-
-def said(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
-    code = main([*map(str, arguments), "--json"])
-    out = capsys.readouterr().out
-    assert code == 0, out
-    record: dict[str, Any] = json.loads(out)
-    return record
 
 
 @pytest.mark.parametrize(

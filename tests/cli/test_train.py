@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from tests.cli.said import refused, said
 
 from haversack.cli import main
 from haversack.cli._records import OUTPUTS
@@ -56,22 +57,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         main(["train", "draft", str(base), "--data", str(found / "text.py"), *SMALL, str(found / "d")]) == 0
     )
     return found
-
-
-def said(capsys: pytest.CaptureFixture[str], *arguments: Any, code: int = 0) -> Any:
-    """What a command printed under --json."""
-    capsys.readouterr()
-    assert main([*map(str, arguments)]) == code
-    out, err = capsys.readouterr()
-    assert "Traceback" not in out + err
-    return json.loads(out)
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: Any) -> Any:
-    """The record of a refusal: one sentence."""
-    record = said(capsys, *arguments, code=2)
-    assert "\n" not in record["error"]
-    return record
 
 
 def digest(folder: Path) -> str:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from tests.cli.said import said
 
-from haversack.cli import main
 from haversack.train.networks.integers import IntegerNetwork
 from haversack.train.networks.layered import LayeredNetwork
 
@@ -42,14 +40,6 @@ def fit(folder: Path, model: str, output: str, *more: str) -> list[str]:
         *("train", "fit", str(folder / model), "--data", str(folder / "data"), "--parameters", "all"),
         *("--epochs", "6", "--batch", "8", "--threads", "1", "--json", "-o", str(folder / output), *more),
     ]
-
-
-def said(capsys: pytest.CaptureFixture[str], *line: str, code: int = 0) -> Any:
-    capsys.readouterr()
-    assert main(list(line)) == code
-    out, err = capsys.readouterr()
-    assert "Traceback" not in out + err
-    return json.loads(out)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from tests.cli.said import refused, said
 
 from haversack.cli import main
 from haversack.cli._records import OUTPUTS
@@ -63,22 +64,6 @@ def delta(folder: Path) -> Path:
     line += ["--gradient", "backprop:rule=adam", "--precision", "f32", "--rate", "0.01", "--epochs", "8"]
     assert main([*line, "--batch", "8", "--threads", "1", "-o", str(folder / "delta")]) == 0
     return folder / "delta"
-
-
-def said(capsys: pytest.CaptureFixture[str], *arguments: Any, code: int = 0) -> Any:
-    """What a command printed under --json."""
-    capsys.readouterr()
-    assert main([*map(str, arguments)]) == code
-    out, err = capsys.readouterr()
-    assert "Traceback" not in out + err
-    return json.loads(out)
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: Any) -> Any:
-    """The record of a refusal: one sentence."""
-    record = said(capsys, *arguments, code=2)
-    assert "\n" not in record["error"]
-    return record
 
 
 def digest(folder: Path) -> str:

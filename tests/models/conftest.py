@@ -7,11 +7,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
+from tests.memory_source import MemorySource
 from tests.models.parity import recorded
-
-from haversack.core.pack import TensorEntry
 
 
 def _load(name: str) -> ModuleType:
@@ -20,24 +18,6 @@ def _load(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-class MemorySource:
-    """A `TensorSource` over f32 arrays, with a hub config."""
-
-    files: tuple[Path, ...] = ()
-
-    def __init__(self, config: dict[str, Any], weights: dict[str, np.ndarray]) -> None:
-        self.path = Path("memory")
-        self.config = config
-        self.weights = weights
-        self.tensors = {
-            name: TensorEntry(name, "f32", values.shape, None, "rows-1", "memory", 0, values.nbytes)
-            for name, values in weights.items()
-        }
-
-    def bytes(self, name: str) -> memoryview:
-        return memoryview(self.weights[name]).cast("B")
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.memory_source import MemorySource
 
-from haversack.core.pack import PackWriter, TensorEntry
+from haversack.core.pack import PackWriter
 from haversack.formats.safetensors import write_safetensors
 from haversack.kernels import Matrix, pack_int3, pack_int4, pack_int8
 from haversack.models import read_architecture
@@ -147,24 +148,6 @@ def write_pack(path: Path, config: dict[str, Any], activations: str = "int8-dyna
         plan = {"precision": "round-to-nearest:bits=4,group=32", "activations": activations}
         writer.finish({"architecture": config, "plan": plan, "activations": activations})
     return path
-
-
-class MemorySource:
-    """A `TensorSource` over f32 arrays, with a hub config."""
-
-    files: tuple[Path, ...] = ()
-
-    def __init__(self, config: dict[str, Any], weights: dict[str, np.ndarray]) -> None:
-        self.path = Path("memory")
-        self.config = config
-        self.weights = weights
-        self.tensors = {
-            name: TensorEntry(name, "f32", values.shape, None, "rows-1", "memory", 0, values.nbytes)
-            for name, values in weights.items()
-        }
-
-    def bytes(self, name: str) -> memoryview:
-        return memoryview(self.weights[name]).cast("B")
 
 
 @pytest.fixture(scope="session")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
+from haversack.core.errors import UserError
 from haversack.core.pack import PackWriter
+from haversack.core.storage import FailingStorage
 from haversack.formats.sealed import Sealer
 from haversack.models import read_architecture
 from haversack.models._experts import Experts, experts_of
@@ -214,3 +218,35 @@ def with_router(pack: Path, routers: Any, goal: Path) -> Path:
         writer.add_file(ROUTER_NAME, routers.to_bytes())
         writer.finish({"architecture": source.record.architecture})
     return goal
+
+
+def flip_a_bit(pack: Path, name: str) -> None:
+    """Alter one bit of the record of the tensor `name` in the pack's store."""
+    from haversack.core._record import STORE_NAME
+    from haversack.core.pack import Pack
+
+    offset = Pack.open(pack).tensors[name].offset + 5
+    with (pack / STORE_NAME).open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)
+        file.seek(offset)
+        file.write(bytes([byte[0] ^ 32]))
+
+
+def require_a_clear_end(
+    pack: Path, residency: str, stalls: bool, step: Callable[[Any], Any], sound: int = 100_000
+) -> None:
+    """Storage that goes silent, or fails, after `sound` bytes ends a `step` of the engine in bounded time and
+    one sentence."""
+    from haversack.run import Engine
+
+    engine = Engine.open(pack, residency=f"{residency},timeout_s=1")
+    storage = FailingStorage(sound=sound, stalls=stalls)
+    engine.held.store._file._storage = storage
+    began = time.monotonic()
+    with pytest.raises(UserError, match="gave nothing for 1 s" if stalls else "Input/output error"):
+        for _ in range(9):
+            step(engine)
+    engine.close()
+    assert time.monotonic() - began < 20
+    storage.release.set()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,8 @@ from tests.run.experts import (
     LARGE_NESTED,
     OLMOE,
     drawn_routers,
+    flip_a_bit,
+    require_a_clear_end,
     with_router,
     write_expert_pack,
     write_nested_pack,
@@ -25,7 +26,6 @@ from tests.run.test_edgemoe import logits_of, run_in_fresh_process
 
 from haversack.core._record import STORE_NAME
 from haversack.core.errors import DamagedFileError, UserError
-from haversack.core.pack import Pack
 from haversack.core.storage import FailingStorage
 from haversack.run import Engine
 from haversack.run._levels import BitRouters, Uniform
@@ -299,12 +299,7 @@ def test_other_packs_are_refused_with_advice(nested: Path, folder: Path, tmp_pat
 
 def test_a_flipped_bit_in_one_plane_is_found_before_use(nested: Path, tmp_path: Path) -> None:
     damaged = Path(shutil.copytree(nested, tmp_path / "damaged.pack"))
-    entry = Pack.open(damaged).tensors["model.layers.1.mlp.experts.2.up_proj.weight.plane3"]
-    with (damaged / STORE_NAME).open("r+b") as file:
-        file.seek(entry.offset + 5)
-        byte = file.read(1)
-        file.seek(entry.offset + 5)
-        file.write(bytes([byte[0] ^ 32]))
+    flip_a_bit(damaged, "model.layers.1.mlp.experts.2.up_proj.weight.plane3")
     with (
         Engine.open(damaged, residency="streamed:d2moe,buffer_kib=90") as engine,
         pytest.raises(DamagedFileError, match="expert 2 of layer 1, plane3 was altered"),
@@ -330,16 +325,7 @@ def test_a_store_truncated_while_running_ends_clearly(nested: Path, tmp_path: Pa
 
 @pytest.mark.parametrize("stalls", [True, False])
 def test_storage_that_stalls_or_fails_ends_the_step(nested: Path, stalls: bool) -> None:
-    engine = Engine.open(nested, residency="streamed:d2moe,buffer_kib=60,timeout_s=1")
-    storage = FailingStorage(sound=100_000, stalls=stalls)
-    engine.held.store._file._storage = storage
-    began = time.monotonic()
-    with pytest.raises(UserError, match="gave nothing for 1 s" if stalls else "Input/output error"):
-        for _ in range(9):
-            logits_of(engine)
-    engine.close()
-    assert time.monotonic() - began < 20
-    storage.release.set()
+    require_a_clear_end(nested, "streamed:d2moe,buffer_kib=60", stalls, logits_of)
 
 
 def test_after_a_failed_step_the_engine_steps_again(nested: Path, plain: np.ndarray) -> None:

@@ -8,21 +8,26 @@ import json
 import os
 import shutil
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from tests.run.conftest import tokenizer_json
-from tests.run.experts import OLMOE, drawn_profile, mixed_bits, write_expert_pack
+from tests.run.experts import (
+    OLMOE,
+    drawn_profile,
+    flip_a_bit,
+    mixed_bits,
+    require_a_clear_end,
+    write_expert_pack,
+)
 
 from haversack.core._record import STORE_NAME
 from haversack.core.budget import Budget, BudgetError
 from haversack.core.errors import DamagedFileError, UserError
 from haversack.core.memory import run_measured
 from haversack.core.pack import Pack, check_pack
-from haversack.core.storage import FailingStorage
 from haversack.run import Engine
 from haversack.run._paths import PROFILE_NAME
 
@@ -157,12 +162,7 @@ def test_a_flipped_bit_in_one_expert_is_found_before_use(
     expert_pack: Path, plain: np.ndarray, tmp_path: Path
 ) -> None:
     damaged = copy_of(expert_pack, tmp_path / "damaged.pack")
-    entry = Pack.open(damaged).tensors["model.layers.2.mlp.experts.3.up_proj.weight"]
-    with (damaged / STORE_NAME).open("r+b") as file:
-        file.seek(entry.offset + 5)
-        byte = file.read(1)
-        file.seek(entry.offset + 5)
-        file.write(bytes([byte[0] ^ 32]))
+    flip_a_bit(damaged, "model.layers.2.mlp.experts.3.up_proj.weight")
     with (
         Engine.open(damaged, residency="streamed:edgemoe,buffer_kib=200") as engine,
         pytest.raises(DamagedFileError, match="expert 3 of layer 2 was altered, by its checksum"),
@@ -190,16 +190,7 @@ def test_another_model_s_store_is_refused(expert_pack: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("stalls", [True, False])
 def test_storage_that_stalls_or_fails_ends_the_step(expert_pack: Path, stalls: bool) -> None:
-    engine = Engine.open(expert_pack, residency="streamed:edgemoe,buffer_kib=150,timeout_s=1")
-    storage = FailingStorage(sound=100_000, stalls=stalls)
-    engine.held.store._file._storage = storage
-    began = time.monotonic()
-    with pytest.raises(UserError, match="gave nothing for 1 s" if stalls else "Input/output error"):
-        for _ in range(9):
-            logits_of(engine)
-    engine.close()
-    assert time.monotonic() - began < 20
-    storage.release.set()
+    require_a_clear_end(expert_pack, "streamed:edgemoe,buffer_kib=150", stalls, logits_of)
 
 
 # Most of its 84 MiB are experts: 4 layers of 8, 2.25 MiB each.

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 from tests.run.conftest import tokenizer_json
-from tests.run.experts import OLMOE, SMALLTHINKER, write_expert_pack
+from tests.run.experts import OLMOE, SMALLTHINKER, flip_a_bit, require_a_clear_end, write_expert_pack
 from tests.run.test_edgemoe import run_in_fresh_process
 
 from haversack.cli._records import RunOutput
@@ -22,7 +22,6 @@ from haversack.core._record import STORE_NAME
 from haversack.core.errors import DamagedFileError, UserError
 from haversack.core.expert_store import ExpertStore
 from haversack.core.pack import Pack, PackWriter, check_pack
-from haversack.core.storage import FailingStorage
 from haversack.models import read_architecture
 from haversack.models._experts import experts_of
 from haversack.run import Engine, Limits, generate
@@ -214,12 +213,7 @@ def copy_of(pack: Path, goal: Path) -> Path:
 
 def test_a_flipped_bit_in_one_matrix_is_found_before_use(pack: Path, tmp_path: Path) -> None:
     damaged = copy_of(pack, tmp_path / "damaged.pack")
-    entry = Pack.open(damaged).tensors["model.layers.1.block_sparse_moe.experts.3.up.weight"]
-    with (damaged / STORE_NAME).open("r+b") as file:
-        file.seek(entry.offset + 5)
-        byte = file.read(1)
-        file.seek(entry.offset + 5)
-        file.write(bytes([byte[0] ^ 32]))
+    flip_a_bit(damaged, "model.layers.1.block_sparse_moe.experts.3.up.weight")
     with (
         Engine.open(damaged, residency="streamed:smallthinker,buffer_kib=100") as engine,
         pytest.raises(DamagedFileError, match="expert 3 of layer 1, up was altered, by its checksum"),
@@ -253,14 +247,7 @@ def test_another_model_s_store_and_one_of_another_size_are_refused(pack: Path, t
 
 @pytest.mark.parametrize("stalls", [True, False])
 def test_storage_that_stalls_or_fails_ends_the_step(pack: Path, stalls: bool) -> None:
-    engine = Engine.open(pack, residency="streamed:smallthinker,buffer_kib=0,timeout_s=1")
-    storage = FailingStorage(sound=60_000, stalls=stalls)
-    engine.held.store._file._storage = storage
-    with pytest.raises(UserError, match="gave nothing for 1 s" if stalls else "Input/output error"):
-        for _ in range(9):
-            logits_of(engine)
-    engine.close()
-    storage.release.set()
+    require_a_clear_end(pack, "streamed:smallthinker,buffer_kib=0", stalls, logits_of, sound=60_000)
 
 
 def test_parts_of_an_expert_that_come_apart_are_refused(tmp_path: Path) -> None:

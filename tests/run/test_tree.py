@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.run.draws import require_drawn_from
 
 from haversack.core.budget import Budget, BudgetError
 from haversack.core.errors import UserError
@@ -218,14 +219,7 @@ def test_rejection_keeps_the_distribution_by_counting(folder: Path, draft: Path)
             counts[tokens_of(engine, Sampler(**sampler, seed=seed), [5], 3)[1]] += 1
         again = Sampler(**sampler, seed=3)
         assert tokens_of(engine, again) == tokens_of(engine, again)
-    likely = exact * 600 >= 5
-    assert counts[exact == 0].sum() == 0
-    observed = np.append(counts[likely], counts[~likely].sum())
-    expected = np.append(exact[likely], exact[~likely].sum()) * 600
-    kept = expected > 0
-    distance = float(((observed - expected)[kept] ** 2 / expected[kept]).sum())
-    degrees = int(kept.sum()) - 1
-    assert distance < degrees + 4 * np.sqrt(2 * degrees) + 4  # about one in ten thousand
+    require_drawn_from(exact, counts)
 
 
 def logits_after(engine: Engine, tokens: list[int]) -> np.ndarray:
