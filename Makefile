@@ -5,6 +5,7 @@
 # make native  compile the kernels: the module in .venv, and their own test program, which is run
 # make neon    the same for 64-bit Arm: cross-compiled, and run under qemu
 # make light   install the built wheel alone, with nothing but its dependencies, and try it
+# make app     build the phone app into the package; needs Node 18 or newer and npm
 # make docs    write the generated pages again
 # make clean   remove what was built, .venv included
 
@@ -26,7 +27,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 NATIVE := $(shell find native -name '*.cpp' -o -name '*.h')
 BUILT_FROM := pyproject.toml CMakeLists.txt constraints.txt src/haversack/core/method.py native/CMakeLists.txt $(NATIVE)
 
-.PHONY: help demo test lint native neon light docs format clean
+.PHONY: help demo test lint native neon light app docs format clean
 
 help:
 	@sed -n 's/^# make/  make/p' Makefile
@@ -95,6 +96,16 @@ neon:
 light:
 	@tools/light.sh
 
+app/node_modules/.made: app/package.json app/package-lock.json
+	@command -v npm >/dev/null || \
+		{ echo "npm is missing; on Debian and Ubuntu: apt install nodejs npm" >&2; exit 2; }
+	@cd app && npm ci --no-audit --no-fund --loglevel=error
+	@touch $@
+
+app: app/node_modules/.made
+	@cd app && npm run --silent build -- --logLevel warn
+	@du -sh src/haversack/collect/app
+
 format: $(VENV)/.tests
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(NATIVE)
@@ -103,5 +114,6 @@ docs: $(VENV)/.tests
 	$(BIN)/python tools/docs.py
 
 clean:
+	rm -rf app/node_modules app/out src/haversack/collect/app
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find src tests tools reference examples -name __pycache__ -prune -exec rm -rf {} +

@@ -18,15 +18,18 @@ before=$(du -sk "$folder/venv" | cut -f1)
 cd "$folder"
 
 size=$(du -sk venv | cut -f1)
-weights=$("$bin/python" - <<'PY'
+parts=$("$bin/python" - <<'PY'
 from pathlib import Path
 import haversack
-folder = Path(haversack.__file__).parent / "reference_models"
-print(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) // 1024)
+root = Path(haversack.__file__).parent
+folders = (root / "reference_models", root / "collect" / "app")
+print(*(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) // 1024 for folder in folders))
 PY
 )
-mib=$(((size - before - weights) / 1024))
-echo "light install: $mib MiB, of at most $limit_mib (weights apart: $((weights / 1024)) MiB)"
+read -r weights phone <<<"$parts"
+mib=$(((size - before - weights - phone) / 1024))
+apart="weights: $((weights / 1024)) MiB, the phone app: $((phone / 1024)) MiB"
+echo "light install: $mib MiB, of at most $limit_mib (apart: $apart)"
 [ "$mib" -le "$limit_mib" ] || { echo "the light install is too large" >&2; exit 1; }
 
 for extra in torch transformers onnx fastapi; do

@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 
 from haversack.bench import find_bench
-from haversack.bench._harness import Run
-from haversack.bench._rows import Unavailable
-from haversack.bench.aoe import edge, later
+from haversack.bench.aoe import edge
 from haversack.bench.aoe._hand import BONES, PARENT, joints
 from haversack.bench.aoe._proxy import Proxy
 from haversack.bench.aoe._world import FPS, HEIGHT, WIDTH, Day
@@ -89,12 +87,63 @@ def test_a_row_for_every_bar_and_a_reason_for_those_not_built() -> None:
     bench = find_bench("1")
     assert bench.slug == "aoe" and len(bench.rows) >= 25
     assert {row.kind for row in bench.rows if row.quick} >= {"quality", "bytes", "time"}
-    waiting = {row.id for rows in later.WAITING.values() for row in rows}
-    run = Run(quick=False, seed=1, deadline=1e18)
-    for measure in bench.measures:
-        if {row.id for row in measure.rows} <= waiting:
-            with pytest.raises(Unavailable, match="not built yet: "):
-                measure.function(run)
+    ids = {row.id for row in bench.rows}
+    assert {"focal", "trajectory", "no-gyro", "wrist", "actions", "bad-clips", "curated", "round-trip"} <= ids
+
+
+def test_the_room_s_truth_is_what_its_pictures_and_sensors_show() -> None:
+    from haversack.bench.aoe._scene import Scene
+
+    scene = Scene(5, 4.0, person=5, phone=2)
+    t_ns, samples = scene.imu()
+    true = t_ns * 1e-9 - scene.offset_s
+    at = int(np.abs(true - 2.0).argmin())
+    R0, R1 = scene.pose(float(true[at]) - 0.01)[0], scene.pose(float(true[at]) + 0.01)[0]
+    assert np.abs(log(R0.T @ R1) / 0.02 - samples[at, 3:]).max() < 0.03
+    assert np.linalg.norm(samples[:, :3], axis=1).mean() == pytest.approx(9.81, abs=0.4)
+    hand = scene.hand(2.0, 1)
+    assert hand is not None
+    flat, depth = scene.project(hand, *scene.pose(2.0))
+    picture = scene.picture(2.0)
+    inside = (flat > 8).all(1) & (flat[:, 0] < WIDTH - 8) & (flat[:, 1] < HEIGHT - 8)
+    assert depth.min() > 0.2 and inside.sum() > 8
+    x, y = np.round(flat[inside]).astype(int).T
+    assert (picture[y, x, 0].astype(int) > picture[y, x, 2].astype(int) + 15).mean() > 0.8  # skin
+    for action, following in itertools.pairwise(a for a in scene.actions if a.hand == 1):
+        assert action.t1 == pytest.approx(following.t0)
+
+
+def test_errors_of_a_trajectory_are_those_that_no_rigid_motion_removes() -> None:
+    from haversack.bench.aoe.vision import errors, f1, matched
+    from haversack.collect._rotations import exp
+
+    rng = np.random.default_rng(0)
+    p = np.cumsum(rng.normal(0, 0.02, (50, 3)), 0)
+    R = np.stack([exp(rng.normal(0, 0.3, 3)) for _ in range(50)])
+    A = exp(np.array([0.3, -0.2, 1.0]))
+    assert max(errors(A @ R, p @ A.T + 3.0, R, p)) < 1e-6
+    length = np.linalg.norm(np.diff(p, axis=0), axis=1).sum()
+    off = 0.1 * np.sqrt(((p - p.mean(0)) ** 2).sum(1).mean()) / length
+    assert (
+        errors(R, 1.1 * p, R, p)[0] == pytest.approx(off) and errors(R, 1.1 * p, R, p, scaled=True)[0] < 1e-6
+    )
+    assert errors(R @ exp(np.array([0.1, 0, 0])), p, R, p)[1] == pytest.approx(0, abs=6)
+    assert matched([1.0, 2.0, 2.1], [1.2, 2.05, 4.0]) == 2 and f1(2, 3, 3) == pytest.approx(2 / 3)
+
+
+def test_what_a_policy_learns_from_are_windows_of_known_hands() -> None:
+    from haversack.bench.aoe.curate import AHEAD, PAST, Fields, windows
+
+    n = 30
+    wrist = np.zeros((n, 2, 3))
+    wrist[:, 1, 0] = 0.01 * np.arange(n)
+    known = np.zeros((n, 2), bool)
+    known[:, 1] = True
+    known[15, 1] = False
+    x, y = windows([Fields(wrist, np.ones((n, 2)), known)])
+    whole, goals = windows([Fields(wrist, np.ones((n, 2)), known)], unknown=True)
+    assert len(goals) == len(whole) == 2 * (n - PAST - AHEAD) and 0 < len(x) < n - PAST - AHEAD
+    assert y[:, 0] == pytest.approx(0.01 * AHEAD / 0.1) and x[:, 0, 0] == pytest.approx(-0.01 * PAST / 0.1)
 
 
 def test_the_proxy_loses_what_it_is_told_to(tmp_path) -> None:

@@ -83,3 +83,42 @@ def test_build_and_verify(
     assert checked["holds"] and all(run["differing"] == 0 for run in checked["builds"])
     assert main(["embed", "build", model, "-o", str(tmp_path / "d"), "--ram-kib", "0.25"]) == 2
     assert "KiB of RAM (--ram-kib 0.25); at the peak" in capsys.readouterr().err
+
+
+def test_build_what_learns_and_verify(
+    data: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = str(data("models/mlperf-tiny/kws_ref_model_float32.tflite"))
+    folder = str(tmp_path / "c")
+    line = ["embed", "build", model, "-o", folder, "--train", "head", "--precision", "fp16", "--classes", "3"]
+    built = said("embed-build", [*line, "--golden", "1", "--rate", "0.001"], capsys)
+    learns = built["training"]
+    assert built["kind"] == "fp16" and learns["learned_numbers"] == 3 * 65 == learns["learned_bytes"] // 2
+    checked = said("embed-verify", ["embed", "verify", folder], capsys)
+    assert checked["holds"] and all(run["differing"] == 0 for run in checked["builds"])
+    assert main([*line, "--ram-kib", "8"]) == 2
+    assert "KiB of RAM" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        (["--train", "only:nose"], "nose is no tensor of"),
+        (["--train", "all", "--precision", "fp8"], "precision=fp8"),
+        (["--train", "all", "--kernels", "3x3"], "kernels=3x3 is not supported"),
+        (["--train", "all", "--wide", "nose", "--precision", "bf16"], "nose is no layer"),
+        (["--precision", "fp16"], "--precision is for networks that learn"),
+        (["--train", "scheme-that-is-not-there.json"], "holds no scheme"),
+    ],
+)
+def test_mistakes_about_what_learns_exit_with_2(
+    line: list[str],
+    said: str,
+    data: Callable[[str], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = str(data("models/mlperf-tiny/kws_ref_model_float32.tflite"))
+    assert main(["embed", "build", model, "-o", str(tmp_path / "c"), *line]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "c").exists()

@@ -26,7 +26,7 @@ def test_every_command_has_a_record() -> None:
         "collect": ("edge", "server", "enrol", "push", "process", "export", "forget", "validate"),
         "devices": ("list", "measure"),
         "embed": ("control", "build", "verify"),
-        "sense": ("ecg", "forecast"),
+        "sense": ("ecg", "forecast", "pipeline"),
         "train": ("cura", "draft", "fit", "apply", "remove"),
     }
     for name in command_names():

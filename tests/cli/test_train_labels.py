@@ -246,12 +246,100 @@ def test_plain_texts_do_not_take_options_of_labels(
         assert "is for labelled data" in refused(capsys, *line)["error"]
 
 
+def test_a_plan_says_what_would_be_trained_and_writes_nothing(
+    folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    line = ("train", "fit", folder / "net", "--data", folder / "t.csv", "--plan")
+    record = said(capsys, *line, "--json")
+    found = msgspec.convert(record, OUTPUTS["train-fit-plan"])
+    assert found.ram_mib == pytest.approx(sum(record["plan_mib"].values()), abs=0.1)
+    assert len(found.schemes) > 5 and record["slots"]["aggregation"] == "alone"
+    assert main([*map(str, line)]) == 0 and "planned" in capsys.readouterr().out
+    long = said(capsys, *line, *HEAD[2:], "--parameters", "all", "--length", "64", "--json")
+    short = said(capsys, *line, *HEAD[2:], "--parameters", "all", "--length", "16", "--json")
+    saved = "saved for the way back"
+    assert long["plan_mib"][saved] == pytest.approx(4 * short["plan_mib"][saved], rel=0.02)
+    text = tmp_path / "t.txt"
+    text.write_text("late lost broken " * 400)
+    plain = said(capsys, "train", "fit", folder / "net", "--data", text, "--plan", "--json")
+    msgspec.convert(plain, OUTPUTS["train-fit-plan-texts"])
+    few = ("train", "fit", folder / "net", "--data", folder / "t.csv", "--gradient", "zeroqat", "--plan")
+    assert msgspec.convert(said(capsys, *few, "--json"), OUTPUTS["train-fit-plan-texts"]).ram_mib > 40
+    error = refused(capsys, *line, "--ram-mib", "45", "--json")
+    assert "ram_mib is 45 MiB" in error["error"]
+    assert "no name" in refused(capsys, *line[:-1], "--json")["error"]
+    assert "leave --compare out" in refused(capsys, *line, "--compare", "--json")["error"]
+    assert not list(folder.glob("*.training"))
+
+
+def test_as_much_of_a_text_is_read_as_is_asked_for_within_the_context(
+    folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    start = "same " * 5
+    with (tmp_path / "long.csv").open("w", encoding="utf-8") as file:
+        file.write("text,label\n")
+        for number in range(24):
+            file.write(f"{start}{'zz' if number % 2 else 'qq'}{number},{number % 2}\n")
+    line = ("train", "fit", folder / "net", "--data", tmp_path / "long.csv", *HEAD, *FAST)
+    said(capsys, *line, tmp_path / "long", "--length", "64")
+    short = said(capsys, *line, tmp_path / "short", "--length", "10")
+    assert short["held_out"]["after"]["accuracy"] == 0.5  # it reads the same of both classes
+    run = ("run", folder / "net", "--json", "--delta")
+    ends = [
+        said(capsys, *run, tmp_path / "short", "--prompt", start + end)["classes"] for end in ("zz", "qq")
+    ]
+    assert ends[0] == ends[1]
+    ends = [said(capsys, *run, tmp_path / "long", "--prompt", start + end)["classes"] for end in ("zz", "qq")]
+    assert ends[0] != ends[1]
+    said(capsys, "train", "apply", folder / "net", tmp_path / "short", "-o", tmp_path / "applied", "--json")
+    found = [
+        said(capsys, "run", tmp_path / "applied", "--prompt", start + end, "--json")["classes"]
+        for end in ("zz", "qq")
+    ]
+    assert found[0] == found[1]
+    error = refused(capsys, *line, tmp_path / "e", "--length", "100000")
+    assert error["field"] == "length" and error["nearest"] == 96
+
+
+def test_weights_alone_beyond_the_budget_are_refused_before_they_are_read(
+    folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    net = tmp_path / "net"
+    net.mkdir()
+    for path in (folder / "net").iterdir():
+        (net / path.name).write_bytes(path.read_bytes())
+    weights = net / "model.safetensors"
+    head, _, _ = weights.read_bytes()[8:].partition(b"}}")
+    shapes = json.loads(head + b"}}")
+    numbers = 1 << 28  # a gigabyte of floats that the file does not have on the disk
+    end = max(entry["data_offsets"][1] for name, entry in shapes.items() if name != "__metadata__")
+    shapes["more"] = {"dtype": "F32", "shape": [numbers], "data_offsets": [end, end + 4 * numbers]}
+    new = json.dumps(shapes).encode()
+    with weights.open("wb") as file:
+        file.write(len(new).to_bytes(8, "little") + new)
+        file.truncate(8 + len(new) + end + 4 * numbers)
+    error = refused(
+        capsys,
+        "train",
+        "fit",
+        net,
+        "--data",
+        folder / "t.csv",
+        "--ram-mib",
+        "900",
+        "--json",
+        "-o",
+        tmp_path / "d",
+    )
+    assert "opening" in error["error"] and error["nearest"] > 1024
+
+
 def test_a_budget_chooses_and_one_too_small_names_the_bytes(
     folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     line = ("train", "fit", folder / "net", "--data", folder / "t.csv")
-    error = refused(capsys, *line, "--ram-mib", "50", *FAST, tmp_path / "d")
-    assert "the smallest scheme" in error["error"] and "bytes" in error["error"] and error["failures"]
+    error = refused(capsys, *line, "--ram-mib", "45", *FAST, tmp_path / "d")
+    assert "opening" in error["error"] and error["failures"]
     record = said(capsys, *line, "--ram-mib", str(4 * error["nearest"]), *FAST, tmp_path / "d")
     assert record["ram_mib"]["planned"] <= 4 * error["nearest"]
     assert "schemes fit" in record["why"] and record["slots"]["gradient"].startswith("backprop")

@@ -23,7 +23,7 @@ from haversack.core.errors import UserError
 def test_everything_goes_and_the_proof_reads_all_that_is_left(tmp_path, capsys):
     root = tmp_path / "store"
     gone, kept = fill(root, 2, "c-anna"), fill(root, 2, "c-anna2")
-    process(root, settings=Settings(workers=1))
+    process(root, ["c1-ingest"], settings=Settings(workers=1))
     note = root / "exports"
     note.mkdir()
     (tmp_path / "set-a").mkdir()

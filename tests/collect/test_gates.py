@@ -233,8 +233,8 @@ def test_suppression():
     hands = suppressed(boxes, [0.8, 0.9, 0.5, 0.99], [0, 0, 1, 0], [0.1, 0.2, 0.3, 0.4])
     assert [hand.score for hand in hands] == [0.9, 0.5]
     assert iou(hands[0], hands[0]) == pytest.approx(1.0) and iou(hands[0], hands[1]) == 0.0
-    with pytest.raises(UserError, match=r"skin, or a file"):
-        make_detector("hands")
+    with pytest.raises(UserError, match=r"skin, hands, or a file"):
+        make_detector("eyes")
 
 
 def test_a_detector_of_one_s_own(tmp_path):

@@ -245,7 +245,7 @@ def test_a_store_becomes_a_set_and_forgetting_takes_it_away(tmp_path, capsys):
     line = ["collect", "export", str(root), "--out", str(tmp_path / "set"), "--fps", "15", "--json"]
     assert main(line) == 2  # nothing was processed
     assert "process" in json.loads(capsys.readouterr().out)["error"]
-    process(root, settings=Settings(workers=1))
+    process(root, ["c1-ingest"], settings=Settings(workers=1))
     assert main(line) == 0
     done = json.loads(capsys.readouterr().out)
     assert (done["episodes"], done["frames"], done["left_out"]) == (2, 40, {"another size": 1})

@@ -40,7 +40,7 @@ def states(root):
 
 def test_clips_are_ingested(tmp_path):
     clips = fill(tmp_path / "store", 3)
-    done = process(tmp_path / "store", settings=Settings(workers=2))
+    done = process(tmp_path / "store", ["c1-ingest"], settings=Settings(workers=2))
     assert done.deaths == 0 and not done.quarantined and not done.dropped
     assert [(job["state"], job["count"]) for job in done.jobs] == [("done", 3)]
     for clip in clips:
@@ -49,7 +49,7 @@ def test_clips_are_ingested(tmp_path):
         assert report["findings"] == [] and report["numbers"]["frames"] == 12
         assert 40 < report["numbers"]["brightness"] < 215
         assert json.loads((folder / METRICS).read_text())["cpu_s"] > 0
-    again = process(tmp_path / "store")
+    again = process(tmp_path / "store", ["c1-ingest"])
     assert again.jobs == done.jobs and again.seconds < done.seconds  # what is done is not done again
     assert all(row["commits"] == 1 and row["attempts"] == 1 for row in states(tmp_path / "store").values())
 
@@ -78,7 +78,7 @@ def test_a_clip_that_does_not_hold_is_dropped_with_its_reason(tmp_path):
     (folder / "video.mp4").write_bytes(data[: len(data) // 2])
     reseal(folder, "video.mp4")
     put(store, owner, folder)
-    done = process(tmp_path / "store")
+    done = process(tmp_path / "store", ["c1-ingest"])
     assert [(row["reason"], row["count"]) for row in done.dropped] in ([("video", 1)], [("count", 1)])
     assert not done.quarantined
 
@@ -137,6 +137,7 @@ def test_workers_and_the_command_itself_are_killed_and_each_result_is_committed_
     draws = random.Random(5)
     books = Books(root)
     line = [*COMMAND, "collect", "process", str(root), "--workers", "2", "--attempts", "50", "--json"]
+    line += ["--stages", "c1-ingest"]
     running, kills = None, 0
     while books.number("SELECT count(*) FROM jobs WHERE state != 'done'"):
         if running is None or running.poll() is not None:
@@ -165,6 +166,51 @@ def test_workers_and_the_command_itself_are_killed_and_each_result_is_committed_
             path.name for path in (root / "stages" / clip.clip_uuid).iterdir() if ".partial" not in path.name
         ]
         assert whole == ["c1-ingest@1"]
+
+
+def test_a_worker_killed_in_any_stage_at_any_point_leaves_one_whole_result(tmp_path):
+    root = tmp_path / "store"
+    clips = fill(root, 2)
+    stages = ["mortal.early", "mortal.midway", "mortal.late"]
+    done = process(root, stages, Settings(workers=2, attempts=4))
+    assert done.deaths == 6 and not done.quarantined
+    rows = Books(root).rows("SELECT * FROM jobs WHERE stage LIKE 'mortal%'")
+    assert len(rows) == 6 and all(row["commits"] == 1 and row["state"] == "done" for row in rows)
+    assert all(row["attempts"] >= 2 for row in rows)
+    for clip in clips:
+        folder = root / "stages" / clip.clip_uuid
+        assert sorted(path.name for path in folder.iterdir()) == [
+            "mortal-early@1",
+            "mortal-late@1",
+            "mortal-midway@1",
+        ]
+        for path in folder.iterdir():
+            assert sorted(each.name for each in path.iterdir()) == [
+                *(f"{at}.txt" for at in range(4)),
+                METRICS,
+            ]
+
+
+def test_tasks_of_a_cluster_share_the_queue_and_an_engine_that_is_none_is_refused(tmp_path, capsys):
+    """What a Ray task does, run here; where Ray is absent, the line that installs it is named."""
+    import importlib.util
+
+    from haversack.collect._ray import work
+
+    root = tmp_path / "store"
+    fill(root, 3)
+    process(root, ["c1-ingest"], Settings(workers=1))
+    with Books(root).change() as change:
+        change.execute("UPDATE jobs SET state = 'queued', commits = 0")
+    assert work(str(root), "ray0", 60.0, 3, ["c1-ingest"]) == 3
+    assert work(str(root), "ray1", 60.0, 3, ["c1-ingest"]) == 0
+    assert all(row["commits"] == 1 for row in states(root).values())
+    line = ["collect", "process", str(root), "--stages", "c1-ingest", "--json", "--engine"]
+    assert main([*line, "spark"]) == 2
+    assert "local, ray" in json.loads(capsys.readouterr().out)["error"]
+    if importlib.util.find_spec("ray") is None:
+        assert main([*line, "ray"]) == 2
+        assert "haversack[cluster]" in json.loads(capsys.readouterr().out)["error"]
 
 
 class Stalled(Jobs):

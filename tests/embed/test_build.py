@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ if shutil.which("gcc") is None:
 
 from tests.embed.keras_files import conv1d_entry, dense_entry, drawn, gru_entry, lstm_entry, write_keras
 
-from haversack.core.errors import UserError
+from haversack.core.errors import HaversackError, UserError
 from haversack.embed._host import run
 from haversack.embed.build import build, build_graph, load_graph
 from haversack.embed.targets import TARGETS
-from haversack.embed.verify import golden_outputs, verify
+from haversack.embed.verify import golden_outputs, run_host, verify
 from haversack.models.graph import Graph, Machine, Quantization, Tensor
 from haversack.models.graph._ir import (
     Add,
@@ -37,6 +38,7 @@ from haversack.models.graph._ir import (
     Softmax,
 )
 from haversack.models.graph.series import Runner
+from haversack.models.graph.training import with_head
 
 
 def keras_networks(folder: Path) -> dict[str, Path]:
@@ -196,21 +198,21 @@ def test_a_probe_leaves_the_hidden_state_and_reset_clears_it(tmp_path: Path) -> 
     assert forward() == first
 
 
+@pytest.mark.parametrize("kernels", ["direct", "fast"])
 @pytest.mark.parametrize("rounding", ["fixed", "float"])
-def test_codes_are_those_of_the_python_graph_to_the_bit(rounding: str, tmp_path: Path) -> None:
+def test_codes_are_those_of_the_python_graph_to_the_bit(rounding: str, kernels: str, tmp_path: Path) -> None:
     for seed in range(4):
         graph = int8_graph(rounding, seed)
-        build_graph(graph, tmp_path)
         x = np.random.default_rng(seed).integers(-128, 128, (50, 7, 6, 3)).astype(np.int8)
-        (tmp_path / "network.so").unlink(missing_ok=True)
         goal = tmp_path / str(seed)
-        build_graph(graph, goal)
+        build_graph(graph, goal, kernels=kernels)
         np.testing.assert_array_equal(passes(goal, x, 5, np.int8), Machine(graph).run({"x": x})["y"])
 
 
 @pytest.mark.parametrize("goal", ["host", "cortex-m4f", "cortex-m7", "riscv32"])
 def test_a_build_is_verified_where_it_is_meant_to_run(goal: str, tmp_path: Path) -> None:
-    """Strict warnings, sanitizers, guards around the arena, the emulated board; floats and codes."""
+    """Strict warnings, sanitizers, with SIMD and without, guards around the arena, the emulated board;
+    floats and codes."""
     if (reason := TARGETS[goal].missing()) is not None:
         pytest.skip(reason)
     build(keras_networks(tmp_path)["series"], tmp_path / "f", target_name=goal)
@@ -218,14 +220,22 @@ def test_a_build_is_verified_where_it_is_meant_to_run(goal: str, tmp_path: Path)
     for folder in (tmp_path / "f", tmp_path / "i"):
         found = verify(folder)
         assert found.holds, found.runs
-        assert [run.skipped for run in found.runs] == [None] * (2 if goal == "host" else 3)
+        assert [run.skipped for run in found.runs] == [None] * (4 if goal == "host" else 5)
         arena = found.report["arena_bytes"]
         assert all(0.9 * arena - 8 <= run.arena_used <= arena for run in found.runs)
         assert all(0 < run.stack_used < 1 << 13 for run in found.runs if run.stack_used is not None)
 
 
+def test_a_classifier_of_floats_behind_codes_is_compiled(tmp_path: Path) -> None:
+    """What a training on the device leaves: codes up to the features, then a learned layer of floats."""
+    graph = with_head(replace(int8_graph("float"), outputs=("j",), ops=int8_graph("float").ops[:-1]), 3, 1)
+    made = build_graph(graph, tmp_path, count=8).made
+    assert "nn_dense_f32" in (tmp_path / "network.c").read_text(encoding="utf-8") and made.integer
+    assert verify(tmp_path).holds
+
+
 def test_an_output_that_differs_is_found(tmp_path: Path) -> None:
-    build_graph(int8_graph("fixed"), tmp_path)
+    build_graph(int8_graph("fixed"), tmp_path, kernels="direct")
     text = (tmp_path / "network.c").read_text(encoding="utf-8")
     (tmp_path / "network.c").write_text(
         text.replace("sum += (seen[c] - s->zero_x)", "sum += (seen[c] + s->zero_x)")
@@ -241,6 +251,19 @@ def test_what_lies_outside_the_arena_is_found(tmp_path: Path) -> None:
     (tmp_path / "network.c").write_text(changed)
     with pytest.raises(Exception, match="bytes beside the arena were written"):
         verify(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["nn_arena[-1]", "nn_arena[NN_ARENA]"])
+def test_a_byte_beside_the_arena_ends_the_harness_at_a_guard_page(place: str, tmp_path: Path) -> None:
+    graph = int8_graph("fixed")
+    build_graph(graph, tmp_path)
+    text = (tmp_path / "network.c").read_text(encoding="utf-8")
+    read = f"    (void)*(volatile unsigned char *)&{place};\n    memcpy(output,"
+    (tmp_path / "network.c").write_text(text.replace("    memcpy(output,", read))
+    wanted = golden_outputs(tmp_path)
+    assert run_host(tmp_path, wanted, "here", "-O2").differing == 0  # a read leaves no trace in guard bytes
+    with pytest.raises(HaversackError, match="the harness broke"):
+        run_host(tmp_path, wanted, "here", "-O2", "-DNN_GUARD_PAGES")
 
 
 def test_emitted_c_allocates_nothing_and_holds_only_kernels_that_are_called(tmp_path: Path) -> None:
@@ -275,3 +298,36 @@ def test_files_of_no_kind_and_folders_without_a_network_are_refused(tmp_path: Pa
         verify(tmp_path)
     with pytest.raises(UserError, match="cortex-m4f"):
         build(keras_networks(tmp_path)["gru"], tmp_path / "c", target_name="cortex-m4")
+
+
+def test_kernels_are_fast_where_memory_allows_and_threads_share_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`auto` gives up patches for the smallest arena when RAM is short; threads change no number."""
+    graph = int8_graph("float")
+    plain = build_graph(graph, tmp_path / "direct", kernels="direct").made
+    fast = build_graph(graph, tmp_path / "fast", kernels="fast").made
+    assert not plain.choices and set(fast.choices) == {"a", "b", "j"}
+    tight = build_graph(graph, tmp_path / "tight", ram_kib=plain.plan.nbytes / 1024).made
+    assert tight.plan.nbytes == plain.plan.nbytes <= fast.plan.nbytes
+    monkeypatch.setattr("haversack.embed._fast_rules.SPLIT_MACS", 0)
+    picture = load_graph(keras_networks(tmp_path)["picture"])
+    team = build_graph(picture, tmp_path / "team", kernels="fast", threads=2)
+    assert "nn_split(nn_conv2d" in (tmp_path / "team" / "network.c").read_text(encoding="utf-8")
+    assert team.made.threads == 2 and verify(tmp_path / "team").holds
+    with pytest.raises(UserError, match="allowed auto, direct, fast, tune"):
+        build_graph(graph, tmp_path / "no", kernels="quick")
+    with pytest.raises(UserError, match="allowed 1 to 8"):
+        build_graph(graph, tmp_path / "no", threads=9)
+    with pytest.raises(UserError, match="has one core"):
+        build_graph(graph, tmp_path / "no", TARGETS["cortex-m7"], threads=2)
+
+
+def test_tuning_measures_every_kernel_and_keeps_the_fastest(tmp_path: Path) -> None:
+    graph = int8_graph("fixed")
+    done = build_graph(graph, tmp_path, kernels="tune")
+    times = done.record()["tuned_us"]
+    assert set(times) == {"a", "b", "j"} and all(len(each) == 2 for each in times.values())
+    for layer, each in times.items():
+        assert done.made.choices.get(layer, "direct") == min(each, key=lambda kernel: each[kernel])
+    assert verify(tmp_path).holds

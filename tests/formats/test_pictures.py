@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 from haversack.core.errors import DamagedFileError, UserError
 from haversack.formats import pictures
-from haversack.formats.pictures import read_folder, read_picture, unpacked
+from haversack.formats.pictures import fitted, read_folder, read_picture, unpacked
 
 Image = pytest.importorskip("PIL.Image", reason="needs Pillow (pip install haversack[vision])")
 
@@ -147,3 +148,42 @@ def test_an_archive_cannot_leave_its_folder(
     with pytest.raises(UserError):
         read_folder(archive)
     assert not list(tmp_path.glob("**/outside.png")) and not list((tmp_path / "cache").glob("unpacked/*"))
+
+
+def test_a_zip_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HAVERSACK_CACHE", str(tmp_path / "cache"))
+    one = saved(tmp_path / "a.png", colours()).read_bytes()
+    with zipfile.ZipFile(tmp_path / "set.zip", "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in ("set/cat/1.png", "set/dog/1.png", "__MACOSX/set/cat/._1.png"):
+            packed.writestr(name, one)
+    found = read_folder(tmp_path / "set.zip")
+    assert found.classes == ("cat", "dog") and found.key(0) == "cat/1.png"
+    whole = (tmp_path / "set.zip").read_bytes()
+    (tmp_path / "cut.zip").write_bytes(whole[: len(whole) // 2] + whole[len(whole) // 2 + 9 :])
+    with pytest.raises(DamagedFileError, match="no whole archive"):
+        unpacked(tmp_path / "cut.zip")
+
+
+@pytest.mark.parametrize("name", ["../out/1.png", "/out/1.png", "a/../../out.png", "link"])
+def test_a_zip_that_leaves_its_folder_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HAVERSACK_CACHE", str(tmp_path / "cache"))
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as packed:
+        member = zipfile.ZipInfo(name)
+        if name == "link":
+            member.external_attr = 0o120777 << 16
+        packed.writestr(member, "/etc/passwd")
+    with pytest.raises(UserError, match="lies outside"):
+        unpacked(tmp_path / "set.zip")
+    assert not list((tmp_path / "cache").rglob("*.png"))
+
+
+def test_rows_of_pixels_are_fitted_as_files_are(tmp_path: Path) -> None:
+    rows = np.stack([colours(8, 8), colours(8, 8)[::-1]])
+    path = saved(tmp_path / "a.png", rows[1])
+    assert fitted(rows, 8, 8) is rows
+    for size, channels in ((16, 3), (5, 1)):
+        assert np.array_equal(fitted(rows, size, size, channels)[1], read_picture(path, size, size, channels))
+    grey = fitted(rows[..., :1], 4, 4)
+    assert grey.shape == (2, 4, 4, 3) and (grey[..., 0] == grey[..., 2]).all()

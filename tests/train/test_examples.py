@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.formats.cifar_files import TEN, binary_ten, python_ten
+from tests.formats.cifar_files import pictures as random_pictures
+from tests.formats.test_idx import mnist
+from tests.formats.test_off import modelnet
 
 from haversack.core.errors import DamagedFileError, UserError
 from haversack.train._examples import is_labelled, match_classes, read_examples, split, tokens_of
@@ -124,3 +129,61 @@ def test_kinds_of_data_are_told_apart(tmp_path: Path) -> None:
     assert not is_labelled([Path("a.txt"), Path("b.py")])
     with pytest.raises(UserError, match="several --data"):
         is_labelled([Path("a.csv"), Path("b.csv")])
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HAVERSACK_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("write", [binary_ten, python_ten])
+@pytest.mark.parametrize("packed", [False, True])
+def test_cifars_own_files_are_pictures(write: object, packed: bool, tmp_path: Path, cache: None) -> None:
+    values, held = random_pictures(20), random_pictures(10, 1)
+    batches = {"data_batch_1": (values, [n % 10 for n in range(20)]), "test_batch": (held, list(range(10)))}
+    folder = write(tmp_path / "in" / "cifar-10-batches", batches)  # type: ignore[operator]
+    place = folder
+    if packed:
+        place = tmp_path / "cifar-10.tar.gz"
+        with tarfile.open(place, "w:gz") as archive:
+            archive.add(folder, folder.name)
+    assert is_labelled([place])
+    found = read_examples(place, Pictures(32, 32))
+    assert found.classes == TEN and found.held_out.tolist() == list(range(20, 30))
+    batch = found.batch(np.array([3, 25]))
+    assert np.array_equal(batch.inputs, np.moveaxis(np.stack([values[3], held[5]]), 1, 3))
+    assert batch.labels.tolist() == [3, 5]
+    assert read_examples(place, Pictures(48, 48, 1)).batch(found.learned[:2]).inputs.shape == (2, 48, 48, 1)
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_mnists_own_files_are_grey_pictures(zipped: bool, tmp_path: Path, cache: None) -> None:
+    values = mnist(tmp_path, "train", [n % 3 for n in range(30)], zipped)
+    found = read_examples(tmp_path, Pictures(28, 28, 1))
+    assert found.classes == ("0", "1", "2") and len(found.held_out) == 6
+    assert np.array_equal(found.batch(found.learned).inputs[..., 0], values[found.learned])
+    path = tmp_path / f"train-images-idx3-ubyte{'.gz' if zipped else ''}"
+    assert is_labelled([path]) and read_examples(path, Pictures(32, 32)).read(np.array([0])).shape == (
+        1,
+        32,
+        32,
+        3,
+    )
+    mnist(tmp_path, "t10k", [2, 1], zipped)
+    assert read_examples(tmp_path, Pictures(28, 28, 1)).held_out.tolist() == [30, 31]
+
+
+def test_meshes_are_clouds_of_points(tmp_path: Path, cache: None) -> None:
+    root = modelnet(tmp_path / "ModelNet10")
+    found = read_examples(root, Features((16, 3)))
+    assert found.classes == ("chair", "sofa") and found.batch(found.held_out).inputs.shape == (2, 16, 3)
+    broken = root / "sofa" / "test" / "sofa_0002.off"
+    broken.write_text("OFF")
+    with pytest.raises(DamagedFileError, match="sofa_0002"):
+        read_examples(root, Features((16, 3)))
+    left = read_examples(root, Features((16, 3)), skip_broken=True)
+    assert left.left_out[0][0] == str(broken) and len(left.labels) == 5
+    with pytest.raises(UserError, match="takes a folder of meshes"):
+        read_examples(pictures(tmp_path / "p", {"a": 2, "b": 2}), Features((16, 3)))
+    with pytest.raises(UserError, match=r"class chair of .* has no pictures"):
+        read_examples(root, Pictures(8, 8))

@@ -12,11 +12,11 @@ import pytest
 from haversack.core import index
 from haversack.core.budget import Budget, BudgetError
 from haversack.core.errors import DamagedFileError, UserError
-from haversack.core.memory import MemoryPlan
+from haversack.core.memory import MIB, MemoryPlan
 from haversack.train._choice import choose, schemes
 from haversack.train._examples import Examples, split
 from haversack.train._labelled import Lessons, Training, judge, rate_at
-from haversack.train._meter import SAVED, memory_plan, settled
+from haversack.train._meter import AGAIN, SAVED, memory_plan, settled
 from haversack.train._network import Network, identity, numbers_of
 from haversack.train._slots import Parameters, Precision
 from haversack.train._training import training_folder
@@ -192,16 +192,17 @@ def test_the_planner_takes_the_most_that_fits_and_says_why(small: Any) -> None:
 def test_a_budget_below_the_smallest_scheme_is_refused_with_its_bytes(small: Any) -> None:
     found = offered(small)
     least = min(scheme.memory.total_bytes for scheme in found)
-    with pytest.raises(BudgetError, match=f"{least:,} bytes") as refusal:
+    with pytest.raises(BudgetError, match=rf"the smallest scheme, .*{least:,} bytes") as refusal:
         choose(found, Budget(ram_mib=1), "small")
     assert choose(found, Budget(ram_mib=float(refusal.value.nearest)), "small")
 
 
 def test_a_plan_after_choosing_is_what_the_process_will_hold() -> None:
-    plan = MemoryPlan((("process", 100), ("saved", 30), ("gradients", 10)))
-    assert settled(plan, now=60, tensors=20, peak=110).total_bytes == 120
-    assert settled(plan, now=60, tensors=20, peak=500).total_bytes == 500
-    assert settled(plan, now=60, tensors=20, peak=500).lines[1:] == plan.lines[1:]
+    plan = MemoryPlan((("process", 100 * MIB), ("saved", 30 * MIB), ("gradients", 10 * MIB)))
+    now, tensors = 60 * MIB, 20 * MIB
+    assert settled(plan, now, tensors, 110 * MIB).total_bytes == 120 * MIB + AGAIN
+    assert settled(plan, now, tensors, 500 * MIB).total_bytes == 500 * MIB
+    assert settled(plan, now, tensors, 500 * MIB).lines[1:] == plan.lines[1:]
 
 
 def test_named_slots_stay(small: Any) -> None:

@@ -38,11 +38,12 @@ def run_network(
     ram_mib: float | None,
     json: bool,
 ) -> None:
-    """Print the likeliest classes of a picture or a text, `top` of them (0: five)."""
+    """Print the likeliest classes of a picture, a mesh or a text, `top` of them (0: five)."""
     from haversack.core.budget import Budget
     from haversack.core.memory import MemoryPlan, peak_mib
+    from haversack.train._examples import takes_meshes
     from haversack.train._meter import opened_nbytes
-    from haversack.train._network import Pictures
+    from haversack.train._network import Pictures, Tokens
     from haversack.train._predict import answers, open_with_delta
 
     network = open_with_delta(model, delta)
@@ -51,13 +52,16 @@ def run_network(
     Budget(ram_mib=ram_mib).require({"ram_mib": plan.total_mib}, f"running {network.name}")
     given = input if input is not None else prompt
     if given is None or (input is not None and prompt is not None):
-        what = "a picture" if isinstance(network.form, Pictures) else "a text (--prompt TEXT or a file)"
+        what = "a text (--prompt TEXT or a file)"
+        if not isinstance(network.form, Tokens):
+            what = "a mesh (.off)" if takes_meshes(network.form) else "a picture"
         raise UserError(f"give {what}: haversack run {model} INPUT.", field="input")
-    if isinstance(network.form, Pictures):
+    if isinstance(network.form, Pictures) or takes_meshes(network.form):
+        kind = "picture" if isinstance(network.form, Pictures) else "mesh"
         if prompt is not None:
-            raise UserError(f"{model} takes pictures; give INPUT, not --prompt.", field="prompt")
+            raise UserError(f"{model} takes a {kind}; give INPUT, not --prompt.", field="prompt")
         if not Path(given).is_file():
-            raise UserError(f"there is no picture {given}.", field="input", given=given)
+            raise UserError(f"there is no {kind} {given}.", field="input", given=given)
     elif input is not None:
         from haversack.cli._given_text import text_of
 

@@ -160,6 +160,26 @@ class CollectExportOutput(_Record):
     left_out: dict[str, Count]
 
 
+class CollectRetargetOutput(_Record):
+    """`haversack collect retarget`. `unknown`: frames without a hand; `outside`: of those with one, outside
+    the workspace; `residual_m`: of the fingertips, mean."""
+
+    path: str
+    episodes: Count
+    frames: Count
+    outside: Count
+    unknown: Count
+    residual_m: Seconds
+
+
+class CollectViewOutput(_Record):
+    """`haversack collect view`."""
+
+    path: str
+    episode: Count
+    bytes: Count
+
+
 COLLECT_OUTPUTS: dict[str, type[msgspec.Struct]] = {
     "collect-edge": CollectEdgeOutput,
     "collect-server": CollectServerOutput,
@@ -167,6 +187,8 @@ COLLECT_OUTPUTS: dict[str, type[msgspec.Struct]] = {
     "collect-push": CollectPushOutput,
     "collect-process": CollectProcessOutput,
     "collect-export": CollectExportOutput,
+    "collect-retarget": CollectRetargetOutput,
+    "collect-view": CollectViewOutput,
     "collect-forget": CollectForgetOutput,
     "collect-validate": CollectValidateOutput,
 }

@@ -71,12 +71,48 @@ class ArenaPiece(_Record):
     last: Count
 
 
+class LearnedPiece(_Record):
+    """What learns of a tensor, in the block of what learns: bytes from `offset`; `channels` of its last
+    dimension, null for all."""
+
+    dtype: Literal["int8", "int32", "f32", "f16", "bf16"]
+    offset: Count
+    shape: list[Count]
+    channels: list[Count] | None
+
+
+class TrainingStep(_Record):
+    """The step that `--train` emits. `ram_bytes`: arena, what learns, and what steps carry along."""
+
+    scheme: str
+    loss: Literal["cross-entropy", "mean-square"]
+    sums: Literal["same", "f32"]
+    kernels: str
+    momentum: float
+    learned_numbers: Count
+    learned_bytes: Count
+    carried_bytes: Count
+    ram_bytes: Count
+    learned: dict[str, LearnedPiece]
+    forward_macs: Count
+    backward_macs: Count
+
+
+class StripsRecord(_Record):
+    """The first `operations` run in `count` strips, with `extra` products more than without."""
+
+    operations: Count
+    count: Count
+    extra: Count
+
+
 class EmbedBuildOutput(_Record):
-    """`haversack embed build`. `cycles` is a model's figure, not a measurement."""
+    """`haversack embed build`. `cycles` is a model's figure, not a measurement; `kernels` are those of layers
+    that do not have the plain one, `tuned_us` what tuning measured of each, here."""
 
     model: str
-    target: Literal["host", "cortex-m4f", "cortex-m7", "riscv32"]
-    kind: Literal["float", "int8"]
+    target: Literal["host", "cortex-m4f", "cortex-m7", "riscv32", "riscv32-zfh"]
+    kind: Literal["float", "int8", "fp32", "fp16", "bf16", "int8-qas"]
     arena_bytes: Count
     arena_bound_bytes: Count
     state_bytes: Count
@@ -84,10 +120,15 @@ class EmbedBuildOutput(_Record):
     flash_bytes: Count | None
     macs: Count
     cycles: Count
+    kernels: dict[str, str]
+    threads: Count
+    strips: StripsRecord | None
+    tuned_us: dict[str, dict[str, float]] | None
     arena: list[ArenaPiece]
     tensors: dict[str, Count]
     files: list[str]
     output: str
+    training: TrainingStep | msgspec.UnsetType = msgspec.UNSET
 
 
 class VerifiedBuild(_Record):

@@ -9,10 +9,11 @@ from haversack.cli._output import print_json, show_memory, table
 from haversack.core.errors import UserError
 
 if TYPE_CHECKING:
+    from haversack.core.memory import MemoryPlan
     from haversack.plan._training_front import Front
     from haversack.train.fit_labels import FittedDelta
 
-TEXTS = ("family", "form", "steps", "rows", "length", "compute")
+TEXTS = ("family", "form", "steps", "rows", "compute")
 LABELS = (
     *("gradient", "precision", "compare", "epochs", "batch", "tune"),
     *("head", "text_column", "label_column", "skip_broken"),
@@ -37,6 +38,18 @@ def refuse_options(names: tuple[str, ...], why: str) -> None:
             )
 
 
+def show_plan(model: str, methods: str, memory: MemoryPlan, *, json: bool) -> None:
+    """What `--plan` prints of a training without labels."""
+    if json:
+        said = memory.record()
+        print_json(
+            {"model": model, "methods": methods, "plan_mib": said["lines"], "ram_mib": said["total_mib"]}
+        )
+        return
+    print(f"methods: {methods}")
+    print(memory.text())
+
+
 def fit_on_labels(
     target: str,
     data: Path,
@@ -52,6 +65,8 @@ def fit_on_labels(
     head: str,
     columns: tuple[str, str],
     skip_broken: bool,
+    length: int | None,
+    plan: bool,
     threads: int | None,
     seed: int,
     checkpoint_seconds: float,
@@ -61,10 +76,22 @@ def fit_on_labels(
     from haversack.core.budget import Budget
     from haversack.core.memory import peak_mib
     from haversack.core.progress import progress
-    from haversack.train.fit_labels import Rows, Wish, fit_labels
+    from haversack.train.fit_labels import Rows, Wish, fit_labels, prepare
 
-    rows = Rows(data, columns[0], columns[1], skip_broken, head)
+    rows = Rows(data, columns[0], columns[1], skip_broken, head, length)
     wish = Wish(*slots, Budget(ram_mib=ram_mib), epochs, batch, rate, seed, threads, tune)
+    if plan:
+        if compare:
+            raise UserError("--plan is for one training; leave --compare out.", field="plan", given=True)
+        with progress(f"planning {target}") as bar:
+            ready = prepare(target, rows, wish, bar)
+        if json:
+            print_json(ready.record())
+            return
+        print(f"methods: {ready.choice.scheme.label}")
+        print(f"why: {ready.choice.why}")
+        print(ready.choice.scheme.memory.text())
+        return
     if compare:
         from haversack.plan._training_front import compare_trainings
 

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from haversack.cli._output import print_json, show_memory
-from haversack.cli._train_labels import refuse_options
+from haversack.cli._train_labels import refuse_options, show_plan
+
+if TYPE_CHECKING:
+    from haversack.core.memory import MemoryPlan
+    from haversack.train.fit_quantized import Course
+    from haversack.train.gradient.zeroqat import ZeroQat
 
 OTHERS = (
     *("parameters", "precision", "compare", "epochs", "batch", "tune", "head", "skip_broken"),
@@ -33,6 +39,7 @@ def fit_quantized_model(
     threads: int | None,
     seed: int,
     checkpoint_seconds: float,
+    plan: bool,
     json: bool,
 ) -> None:
     """Train and print; see cli/train.py."""
@@ -59,6 +66,9 @@ def fit_quantized_model(
         text=columns[0],
         label=columns[1],
     )
+    if plan:
+        show_plan(target, str(method), planned_for(target, data, method, course, ram_mib), json=json)
+        return
     with progress(f"training {target} in few bits", total=course.steps) as bar:
         done = fit_quantized(
             *(target, data, output, method, course),
@@ -81,3 +91,24 @@ def fit_quantized_model(
         print(f"{words}, as {done.bits}")
         print(f"pack: {output}; it runs with f32 activations")
     show_memory(done.memory)
+
+
+def planned_for(
+    target: str, data: list[Path], method: ZeroQat, course: Course, ram_mib: float | None
+) -> MemoryPlan:
+    """What the training would hold, before anything is read but headers. Raises BudgetError."""
+    from haversack.core.budget import Budget
+    from haversack.core.pack import is_pack
+    from haversack.formats.tables import is_table
+    from haversack.run._source import open_model
+    from haversack.train._quantized_plan import planned
+    from haversack.train.gradient._zeroqat_prepare import CLIPS_NAME
+
+    model = open_model(target)
+    ready = is_pack(model.path) and CLIPS_NAME in getattr(model.source, "record").files  # noqa: B009
+    kind = "table" if any(is_table(path) for path in data) else "text"
+    method.check(kind)
+    moves = method.moves_quantities(kind)
+    memory = planned(model, method, course.rows, course.length, quantities=moves, ready=ready)
+    Budget(ram_mib=ram_mib).require({"ram_mib": memory.total_mib}, f"training {model.path.name}")
+    return memory

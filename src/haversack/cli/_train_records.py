@@ -146,6 +146,39 @@ class TrainLabelsOutput(_Record):
     ram_mib: TrainMemory | msgspec.UnsetType = msgspec.UNSET
 
 
+class SchemeRecord(_Record):
+    """A combination of methods that was looked at, and what it would hold."""
+
+    parameters: str
+    gradient: str
+    precision: str
+    learned_numbers: int
+    ram_mib: float
+
+
+class TrainPlanOutput(_Record):
+    """`haversack train fit --plan` on labelled rows: what would be trained and the lines of its memory in
+    MiB; `schemes`: all that were looked at, the best first."""
+
+    network: str
+    slots: TrainSlots
+    why: str
+    learned_numbers: int
+    rows: RowsRecord
+    schemes: list[SchemeRecord]
+    plan_mib: dict[str, float]
+    ram_mib: float
+
+
+class TrainTextPlanOutput(_Record):
+    """`haversack train fit --plan` without labels, and with `--gradient zeroqat`."""
+
+    model: str
+    methods: str
+    plan_mib: dict[str, float]
+    ram_mib: float
+
+
 class TrainingArm(_Record):
     """One training of a comparison. `plain`: fine-tuning of everything; `front`: nothing beats it in memory
     and accuracy both; `training`: what `haversack train fit` printed, null where it was refused
@@ -230,6 +263,8 @@ TRAIN_OUTPUTS: dict[str, type[msgspec.Struct]] = {
     "train-fit": TrainFitOutput,
     "train-fit-labels": TrainLabelsOutput,
     "train-fit-compare": TrainCompareOutput,
+    "train-fit-plan": TrainPlanOutput,
+    "train-fit-plan-texts": TrainTextPlanOutput,
     "train-fit-zeroqat": TrainQuantizedOutput,
     "train-apply": TrainApplyOutput,
     "train-remove": TrainApplyOutput,

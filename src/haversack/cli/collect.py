@@ -32,6 +32,10 @@ def server(
             envvar="HAVERSACK_TOKEN", help="who runs the server sends it for /metrics and /v1/state"
         ),
     ] = None,
+    books: Annotated[
+        str | None,
+        typer.Option(help="keep the books of a new store in PostgreSQL instead of SQLite", metavar="URL"),
+    ] = None,
     clip_mib: Annotated[int, typer.Option(help="most MiB of a clip", min=1)] = 2048,
     keep_free_mib: Annotated[int, typer.Option(help="MiB of the disk that stay free", min=0)] = 256,
     open_uploads: Annotated[int, typer.Option(help="unfinished uploads of a device at once", min=1)] = 64,
@@ -50,6 +54,10 @@ def server(
     from haversack.collect.server import Options, Server
     from haversack.collect.store import StoreLimits
 
+    if books is not None:
+        from haversack.collect._books import name_database
+
+        name_database(root, books)
     limits = StoreLimits(clip_mib << 20, open_uploads, keep_free_mib << 20, stale_days * 86_400)
     options = Options(
         *(host, port, token), connections=connections, body_s=body_s, grace_s=grace, limits=limits
@@ -120,7 +128,7 @@ def edge(
         Path | None, typer.Option(help="CSV of motion samples: t_ns, ax, ay, az, gx, gy, gz")
     ] = None,
     policy: Annotated[Path | None, typer.Option(help="TOML with rates, thresholds, privacy, budgets")] = None,
-    detector: Annotated[str, typer.Option(help="skin, or an ONNX file of your own")] = "skin",
+    detector: Annotated[str, typer.Option(help="skin, hands, or an ONNX file of your own")] = "skin",
     session: Annotated[str | None, typer.Option(help="name of this session (default: the time)")] = None,
     contributor: Annotated[
         str | None, typer.Option(help="who agreed, where the spool is not enrolled", metavar="NAME")
@@ -220,6 +228,7 @@ def process(
     lease: Annotated[
         float, typer.Option(help="seconds after which the work of a machine that is gone goes back")
     ] = 60.0,
+    engine: Annotated[str, typer.Option(help="local, or ray: tasks on a Ray cluster")] = "local",
     json: Json = False,
 ) -> None:
     """Run the pipeline's stages over every clip of STORE, until nothing waits.
@@ -237,7 +246,7 @@ def process(
         done = run(
             store,
             chosen,
-            Settings(workers, attempts, timeout, lease),
+            Settings(workers, attempts, timeout, lease, engine),
             progress=lambda count: bar.advance(count - bar.done),
         )
     if json:
@@ -262,25 +271,35 @@ def process(
 
 @app.command("export")
 def export(
-    store: Annotated[Path, typer.Argument(metavar="STORE", help="the store's folder")],
+    store: Annotated[
+        Path, typer.Argument(metavar="STORE", help="the store's folder, or a data set to convert")
+    ],
     out: Annotated[Path, typer.Option(help="the data set's folder to write")],
-    form: Annotated[str, typer.Option("--format", help="lerobot-v3")] = "lerobot-v3",
+    form: Annotated[
+        str, typer.Option("--format", help="lerobot-v3, lerobot-v2.1, hdf5 or mcap")
+    ] = "lerobot-v3",
     fps: Annotated[
         int | None, typer.Option(help="frames a second of the set (default: the clips' median)")
     ] = None,
-    task: Annotated[str, typer.Option(help="the sentence of every episode")] = "use the hands",
+    task: Annotated[
+        str | None, typer.Option(help="the sentence of every episode (default: its caption's)")
+    ] = None,
+    hours: Annotated[
+        float | None, typer.Option(help="keep clips that stand for all, of so many hours", min=0)
+    ] = None,
     json: Json = False,
 ) -> None:
     """Write the clips that passed the stages as a data set; nobody's clips are in two of its splits.
 
-    collect validate OUT checks it with a reader of its own.
+    Clips that are alike are written once. With a LeRobot set in place of STORE it is converted. collect
+    validate OUT checks LeRobot sets with a reader of its own.
     """
-    from haversack.collect.export import export as run
-    from haversack.core.errors import not_allowed
+    from haversack.collect.formats import convert, write
 
-    if form != "lerobot-v3":
-        raise not_allowed("format", form, ("lerobot-v3",))
-    done = run(store, out, fps=fps, task=task)
+    if (store / "meta" / "info.json").is_file():
+        done = convert(store, out, form)
+    else:
+        done = write(store, out, form, fps=fps, task=task, hours=hours)
     if json:
         print_json(vars(done))
         return
@@ -288,6 +307,46 @@ def export(
     print(f"{done.path}: {done.episodes} episodes, {done.frames} frames ({splits})")
     for why, count in done.left_out.items():
         print(f"{count} clips were left out: {why}")
+
+
+@app.command("retarget")
+def retarget(
+    source: Annotated[Path, typer.Argument(metavar="SET", help="a labelled LeRobot v3.0 set")],
+    robot: Annotated[Path, typer.Option(help="a gripper or a hand, as TOML", metavar="FILE")],
+    out: Annotated[Path, typer.Option(help="the folder to write")],
+    json: Json = False,
+) -> None:
+    """Turn the hands of SET into states and actions of a robot's gripper or fingers."""
+    from haversack.collect.retarget import read_robot
+    from haversack.collect.retarget import retarget as run
+
+    done = run(source, read_robot(robot), out)
+    if json:
+        print_json(vars(done))
+        return
+    print(f"{done.path}: {done.episodes} episodes, {done.frames} frames")
+    print(
+        f"{done.unknown} frames without a hand, {done.outside} outside the workspace; fingertips are off by "
+        f"{1000 * done.residual_m:.1f} mm"
+    )
+
+
+@app.command("view")
+def view(
+    source: Annotated[Path, typer.Argument(metavar="SET", help="a labelled LeRobot v3.0 set")],
+    out: Annotated[Path, typer.Option(help="the page to write")] = Path("episode.html"),
+    episode: Annotated[int, typer.Option(help="which one, from 0")] = 0,
+    pictures: Annotated[int, typer.Option(help="most pictures of the page", min=2, max=2000)] = 120,
+    json: Json = False,
+) -> None:
+    """Write an episode as one HTML page: pictures with the hands over them, the path, the actions."""
+    from haversack.collect.view import view as run
+
+    made = run(source, episode, out, most=pictures)
+    if json:
+        print_json({"path": made, "episode": episode, "bytes": made.stat().st_size})
+    else:
+        print(f"{made}: {made.stat().st_size / 2**20:.1f} MiB; open it in a browser")
 
 
 @app.command("forget")

@@ -87,26 +87,101 @@ def control_command(
 @app.command("build")
 def build_command(
     model: Annotated[
-        str, typer.Argument(help="a Keras network (.h5), a LiteRT one (.tflite) or an MCUNet one (.pkl)")
+        str,
+        typer.Argument(
+            help="a network: ONNX (.onnx), Keras (.h5), LiteRT (.tflite), MCUNet (.pkl), a pack of one file, "
+            "or what train apply wrote"
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="the folder to write")],
-    target: Annotated[str, typer.Option(help="host, cortex-m4f, cortex-m7 or riscv32")] = "host",
+    target: Annotated[str, typer.Option(help="host, cortex-m4f, cortex-m7, riscv32 or riscv32-zfh")] = "host",
     ram_kib: Annotated[float | None, typer.Option(help="memory for the arena and hidden states")] = None,
     storage_kib: Annotated[float | None, typer.Option(help="storage for constants")] = None,
-    golden: Annotated[int, typer.Option(help="inputs that the harness checks", min=1, max=1000)] = 4,
-    seed: Annotated[int, typer.Option(help="draws them")] = 18,
+    golden: Annotated[
+        int | None,
+        typer.Option(help="inputs that the harness checks (4; 2 steps with --train)", min=1, max=1000),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="draws them")] = None,
+    kernels: Annotated[
+        str | None,
+        typer.Option(
+            help="direct loops, fast products of matrices, or auto, fast where it costs no RAM (default); "
+            "with --train, of float convolutions: direct (the default), ROWSxCOLUMNS, or auto (measured)"
+        ),
+    ] = None,
+    threads: Annotated[int, typer.Option(help="of the host that share a layer")] = 1,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="measure every kernel of every layer here, keep the fastest")
+    ] = False,
+    train: Annotated[
+        str | None,
+        typer.Option(
+            help="emit a training step: all, bias, head, sparse:kib=100 (as train fit --parameters), "
+            "only:TENSOR+TENSOR, or a JSON file of tensors and channels"
+        ),
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="of the training: fp32, fp16, bf16; int8-qas, int8")
+    ] = None,
+    loss: Annotated[str, typer.Option(help="cross-entropy or mean-square")] = "cross-entropy",
+    classes: Annotated[int | None, typer.Option(help="a fresh classifier with this many outputs")] = None,
+    momentum: Annotated[float, typer.Option(help="of the steps")] = 0.0,
+    decay: Annotated[float, typer.Option(help="of weights, a step")] = 0.0,
+    sums: Annotated[str, typer.Option(help="of 16-bit floats: same (16 bits) or f32")] = "same",
+    loss_scale: Annotated[float, typer.Option(help="a power of two that gradients carry in 16 bits")] = 1.0,
+    master: Annotated[bool, typer.Option("--master", help="keep 16-bit weights in 32 bits as well")] = False,
+    wide: Annotated[
+        str, typer.Option(help="layers (names of weights, head) that stay in 32 bits: NAME+NAME")
+    ] = "",
+    rate: Annotated[float, typer.Option(help="of the golden steps")] = 0.01,
     json: Json = False,
 ) -> None:
     """Compile MODEL to C99 with a static memory plan, a harness with golden outputs and a report."""
-    from haversack.embed.build import build
+    from haversack.core.errors import UserError
 
-    done = build(
-        *(model, output),
-        target_name=target,
+    if train is not None:
+        from haversack.cli._embed_train import build_that_learns
+
+        if tune or threads != 1:
+            field, said = ("tune", True) if tune else ("threads", threads)
+            raise UserError(f"--{field} is for networks that do not learn.", field=field, given=said)
+
+        build_that_learns(
+            *(model, output, target, ram_kib, storage_kib, golden, seed, json),
+            scheme=train,
+            loss=loss,
+            classes=classes,
+            precision=precision,
+            recipe={"momentum": momentum, "decay": decay, "loss_scale": loss_scale, "master": master},
+            sums=sums,
+            wide=wide,
+            kernels=kernels or "direct",
+            rate=rate,
+        )
+        return
+    if precision is not None or classes is not None:
+        field, given = ("precision", precision) if precision is not None else ("classes", classes)
+        raise UserError(
+            f"--{field} is for networks that learn; give --train as well.", field=field, given=given
+        )
+    from haversack.embed.build import GOLDEN, SEED, build_graph, load_graph
+    from haversack.embed.targets import target as target_of
+
+    goal, place = target_of(target), Path(model)
+    if place.is_dir():
+        from haversack.cli._embed_models import applied_graph
+
+        graph = applied_graph(place)
+    else:
+        graph = load_graph(place)
+    done = build_graph(
+        *(graph, output, goal),
         ram_kib=ram_kib,
         storage_kib=storage_kib,
-        count=golden,
-        seed=seed,
+        count=GOLDEN if golden is None else golden,
+        seed=SEED if seed is None else seed,
+        kernels="tune" if tune else kernels or "auto",
+        threads=threads,
     )
     record = done.record()
     if json:

@@ -1,4 +1,5 @@
-"""Understand signals without a big model: measure an ECG, forecast a table of series."""
+"""Understand signals without a big model: measure an ECG, forecast a table of series, answer from
+several sensors at once."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ Plot = Annotated[Path | None, typer.Option(help="write a picture (SVG)", metavar
 
 @app.callback()
 def _verbs() -> None:
-    """Understand signals without a big model: measure an ECG, forecast a table of series."""
+    """Understand signals without a big model: an ECG, a table of series, several sensors at once."""
 
 
 @app.command("forecast")
@@ -175,6 +176,104 @@ def ecg(
         print(f"plot: {record['plot']['path']}")
     print(record["notice"])
     show_memory()
+
+
+@app.command("pipeline")
+def pipeline(
+    model: Annotated[
+        str,
+        typer.Argument(help="a model that ships (events) or a folder that reference/train_events.py wrote"),
+    ] = "events",
+    replay: Annotated[
+        list[Path] | None,
+        typer.Option(help="a recording to play by the clock; may be repeated", metavar="FILE.npz"),
+    ] = None,
+    made: Annotated[
+        int, typer.Option(help="play so many made recordings (5 where nothing else is given)")
+    ] = 0,
+    camera: Annotated[
+        Path | None, typer.Option(help="a stream of raw frames, u8 row by row", metavar="PIPE")
+    ] = None,
+    microphone: Annotated[
+        Path | None, typer.Option(help="a stream of raw samples, s16 little endian", metavar="PIPE")
+    ] = None,
+    windows: Annotated[int, typer.Option(help="answer so many windows of the streams")] = 5,
+    deadline_ms: Annotated[float, typer.Option(help="from the last sample to the answer")] = 60.0,
+    config: Annotated[
+        str | None, typer.Option(help="ENCODER:RATE:ENCODER:CHUNK, fixed (default: chosen for every window)")
+    ] = None,
+    skip: Annotated[bool, typer.Option(help="let the gate stop the slow sense early")] = True,
+    blocking: Annotated[bool, typer.Option("--blocking", help="encode after the window, to compare")] = False,
+    batch: Annotated[int, typer.Option(help="units that one call encodes with --blocking")] = 4,
+    slower: Annotated[int, typer.Option(help="play a processor so many times slower")] = 1,
+    late: Annotated[str, typer.Option(help="frames out of order in a recording: refuse or drop")] = "refuse",
+    profile: Annotated[
+        Path | None,
+        typer.Option(
+            help="latencies to choose by: a saved profile or a latency table (default: measured now)"
+        ),
+    ] = None,
+    save_profile: Annotated[
+        Path | None, typer.Option(help="write the measured profile", metavar="FILE.json")
+    ] = None,
+    save_recording: Annotated[
+        Path | None, typer.Option(help="write the first window that was played", metavar="FILE.npz")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="draws the made recordings")] = 0,
+    plot: Plot = None,
+    json: Json = False,
+) -> None:
+    """Answer from a camera and a microphone before a deadline, encoding each unit while the next is
+    sensed."""
+    from haversack.cli._sense_pipeline import run_pipeline
+
+    record = run_pipeline(
+        model,
+        replay=replay or [],
+        made=made,
+        camera=camera,
+        microphone=microphone,
+        windows=windows,
+        config=config,
+        deadline_ms=deadline_ms,
+        skip=skip,
+        blocking=blocking,
+        batch=batch,
+        slower=slower,
+        late=late,
+        profile=profile,
+        seed=seed,
+        files={"plot": plot, "profile": save_profile, "recording": save_recording},
+    )
+    if json:
+        print_json(record)
+        return
+    rows = []
+    for one in record["windows"]:
+        chosen = ":".join(str(part) for part in one["config"].values())
+        units = f"{one['used'][0]}/{one['planned'][0]} + {one['used'][1]}/{one['planned'][1]}"
+        note = "stopped by the gate" if one["stopped"] else ""
+        said = one["label"] if one["truth"] in (None, one["label"]) else f"{one['label']} (is {one['truth']})"
+        rows.append((said, f"{one['probability']:.2f}", chosen, units, f"{one['latency_ms']:.1f}", note))
+    table(("answer", "sure", "configuration", "units", "ms", ""), rows, right=("sure", "ms"))
+    latency, count = record["latency_ms"], len(record["windows"])
+    print(
+        f"{record['mode']}: answered {latency['median']:.1f} ms after the last sample (median), "
+        f"{latency['most']:.1f} "
+        f"at most; {record['in_time']} of {count} within {record['deadline_ms']:g} ms"
+    )
+    if record["right"] is not None:
+        print(f"right: {record['right']} of {record['labelled']}")
+    for warning in [*record["warnings"], *(each for one in record["windows"] for each in one["warnings"])]:
+        print(f"note: {warning}")
+    for name, written in record["files"].items():
+        if written is not None:
+            print(f"{name}: {written['path']}, {written['nbytes']:,} bytes")
+    memory = record["ram_mib"]
+    print(
+        f"memory: planned {memory['planned']:.1f} MiB, measured {memory['measured']:.1f} MiB (three "
+        "processes)"
+    )
 
 
 def _whole(value: float | None) -> str:

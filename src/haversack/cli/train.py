@@ -134,13 +134,13 @@ def fit(
         ),
     ],
     output: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             "--output",
             "-o",
             help="labels: the delta to write; texts: the folder; --compare: the report (.html)",
         ),
-    ],
+    ] = None,
     parameters: Annotated[
         str | None,
         typer.Option(help="what learns: NAME or NAME:key=value,... (see docs/methods; texts: lora)"),
@@ -160,6 +160,10 @@ def fit(
     ] = False,
     epochs: Annotated[int | None, typer.Option(help="labels: passes over the rows (default: 10)")] = None,
     batch: Annotated[int | None, typer.Option(help="labels: rows in a step (default: 16)")] = None,
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="print what would be trained and its memory, line by line, and stop"),
+    ] = False,
     tune: Annotated[
         bool, typer.Option("--tune", help="labels: try three rates first, on rows that it learns from")
     ] = False,
@@ -185,7 +189,10 @@ def fit(
     ] = None,
     steps: Annotated[int | None, typer.Option(help="texts: steps of the training (default: 300)")] = None,
     rows: Annotated[int | None, typer.Option(help="texts: texts in a step (default: 8)")] = None,
-    length: Annotated[int | None, typer.Option(help="texts: tokens of a text (default: 256)")] = None,
+    length: Annotated[
+        int | None,
+        typer.Option(help="tokens of a text (default: plain texts 256, tables 128), within the context"),
+    ] = None,
     compute: Annotated[
         str | None, typer.Option(help="texts: numbers of the matrix products, f32 (default) or bf16")
     ] = None,
@@ -200,13 +207,17 @@ def fit(
     """Adapt MODEL on this machine: to labelled pictures or texts, as a delta of what changed; or to plain
     texts, in a family only above the anchor, so that its draft stays right.
     """
-    from haversack.cli._train_labels import LABELS, TEXTS, fit_on_labels, refuse_options
+    from haversack.cli._train_labels import LABELS, TEXTS, fit_on_labels, refuse_options, show_plan
     from haversack.cli._train_quantized import fit_quantized_model, is_quantized
+    from haversack.core.errors import UserError
     from haversack.train._examples import is_labelled
 
+    if output is None and not plan:
+        raise UserError("what to write has no name; give --output (or --plan alone).", field="output")
+    goal = output or Path()
     if gradient is not None and is_quantized(gradient):
         fit_quantized_model(
-            *(target, data, output),
+            *(target, data, goal),
             gradient=gradient,
             ram_mib=ram_mib,
             steps=steps,
@@ -217,6 +228,7 @@ def fit(
             threads=threads,
             seed=seed,
             checkpoint_seconds=checkpoint_seconds,
+            plan=plan,
             json=json,
         )
         return
@@ -225,7 +237,7 @@ def fit(
         fit_on_labels(
             target,
             data[0],
-            output,
+            goal,
             slots=(parameters, gradient, precision),
             ram_mib=ram_mib,
             compare=compare,
@@ -236,6 +248,8 @@ def fit(
             head=head or "auto",
             columns=(text_column or "text", label_column or "label"),
             skip_broken=skip_broken,
+            length=length,
+            plan=plan,
             threads=threads,
             seed=seed,
             checkpoint_seconds=checkpoint_seconds,
@@ -247,7 +261,7 @@ def fit(
     from haversack.core.memory import peak_mib
     from haversack.core.progress import progress
     from haversack.train._training import Learning
-    from haversack.train.fit import LEARNING
+    from haversack.train.fit import LEARNING, plan_of
     from haversack.train.fit import fit as adapt
 
     learning = Learning(
@@ -259,9 +273,13 @@ def fit(
         compute=compute or "f32",
         threads=threads,
     )
+    if plan:
+        memory = plan_of(target, learning, parameters or "lora", family, Budget(ram_mib=ram_mib))
+        show_plan(target, parameters or "lora", memory, json=json)
+        return
     with progress(f"adapting {target}", total=learning.steps) as bar:
         done = adapt(
-            *(target, data, output),
+            *(target, data, goal),
             parameters=parameters or "lora",
             family=family,
             form=form or "merged",
@@ -279,7 +297,7 @@ def fit(
     held = done.report.held_out
     print(f"held-out loss {held['loss_before']:.4f} -> {held['loss']:.4f} nats a token")
     kept = "" if done.family is None else f"; the anchor of {done.family.name} is as it was"
-    print(f"{done.form}: {output}, blocks {done.blocks[0]} to {done.blocks[-1]} changed{kept}")
+    print(f"{done.form}: {goal}, blocks {done.blocks[0]} to {done.blocks[-1]} changed{kept}")
     show_memory(done.memory)
 
 

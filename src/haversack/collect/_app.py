@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 from fastapi import FastAPI, Request, Response
+from starlette.requests import ClientDisconnect
 
 from haversack import __version__
 from haversack.collect import _devices
 from haversack.collect._crc32c import crc32c
 from haversack.collect._devices import Device
+from haversack.collect._phone import NOT_BUILT, PhoneApp, policy_record, terms
 from haversack.collect._state import state_of
 from haversack.collect.bundle import MANIFEST_MOST
 from haversack.core._asgi import RefusedError, read_body
@@ -35,9 +37,9 @@ if TYPE_CHECKING:
 DASHBOARD = "/dashboard"
 POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; "
-    "frame-ancestors 'none'"
+    "img-src data:; frame-ancestors 'none'"
 )
-"""The page loads nothing from anywhere."""
+"""The page loads nothing from anywhere; a clip's page, which it opens, brings its pictures along."""
 TUS = {"Tus-Resumable": "1.0.0"}
 INSTALL = "haversack-install"
 CHECKSUMS: dict[str, Callable[[bytes], bytes]] = {
@@ -57,12 +59,19 @@ class Enrolment(msgspec.Struct, forbid_unknown_fields=True):
     os: str
 
 
+class Code(msgspec.Struct, forbid_unknown_fields=True):
+    """A code whose terms somebody wants to read before agreeing."""
+
+    code: str
+
+
 class App:
     """The store behind HTTP."""
 
     def __init__(self, server: Server) -> None:
         self.server = server
         self.store = server.store
+        self.phone = PhoneApp()
         self.metrics = Metrics("haversack_collect")
         self.running = 0
         self.stopping = False
@@ -78,8 +87,11 @@ class App:
             ("GET", "/healthz", self._health),
             ("GET", "/metrics", self._metrics),
             ("GET", "/v1/state", self._state),
+            ("POST", "/v1/terms", self._terms),
+            ("GET", "/v1/policy", self._policy),
             ("POST", "/v1/devices", self._enrol),
             ("POST", "/v1/clips", self._begin),
+            ("GET", "/v1/clips/{clip}/page", self._clip_page),
             ("OPTIONS", "/v1/uploads/{upload}/{sha256}", self._options),
             ("HEAD", "/v1/uploads/{upload}/{sha256}", self._offset),
             ("PATCH", "/v1/uploads/{upload}/{sha256}", self._append),
@@ -87,6 +99,8 @@ class App:
         )
         for method, path, run in routes:
             api.add_api_route(path, self._guarded(run, path), methods=[method], response_model=None)
+        phone = self._guarded(self._phone, "/")  # the last: it answers every other path
+        api.add_api_route("/{name:path}", phone, methods=["GET", "HEAD"], response_model=None)
         for status in (404, 405):
             api.add_exception_handler(status, _no_route)
         return api
@@ -108,6 +122,9 @@ class App:
             except RefusedError as error:
                 response = _json(error.record(), error.status, error.headers)
                 self.metrics.count("refused_total", "Requests refused", code=error.code)
+            except ClientDisconnect:  # nobody hears this
+                self.metrics.count("broken_total", "Requests whose connection broke")
+                response = _json({"error": "the connection broke.", "code": "connection"}, 400)
             except Exception as error:
                 log.exception("%s %s failed", request.method, path)
                 self.metrics.count("failures_total", "Requests that failed by our fault")
@@ -170,6 +187,16 @@ class App:
         headers = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff"}
         return Response(page, media_type="text/html; charset=utf-8", headers=headers)
 
+    async def _phone(self, request: Request) -> Response:
+        """The phone app's files."""
+        name = str(request.path_params["name"])
+        served = await asyncio.to_thread(self.phone.get, name)
+        if served is not None:
+            return Response(served.data, headers=served.headers)
+        if not name and not self.phone.built:
+            return Response(f"{NOT_BUILT}\n", 404, media_type="text/plain; charset=utf-8")
+        return await _no_route(request, RefusedError(404, "not-found", ""))
+
     async def _health(self, request: Request) -> Response:
         return _json({"status": "stopping" if self.stopping else "ok"}, 503 if self.stopping else 200)
 
@@ -187,6 +214,19 @@ class App:
         self._admin(request)
         return _json(await asyncio.to_thread(state_of, self.store.books))
 
+    async def _terms(self, request: Request) -> Response:
+        self._slow_down(self._knocks, request.client.host if request.client else "")
+        body = await self._body(request, 4096)
+        try:
+            asked = msgspec.json.decode(body, type=Code)
+        except (msgspec.MsgspecError, RecursionError) as error:
+            raise RefusedError(400, "json", f"this is no code ({error}).") from error
+        return _json(await asyncio.to_thread(terms, self.store.books, self.store.root, asked.code))
+
+    async def _policy(self, request: Request) -> Response:
+        await self._device(request)
+        return _json(await asyncio.to_thread(policy_record, self.store.root))
+
     async def _enrol(self, request: Request) -> Response:
         self._slow_down(self._knocks, request.client.host if request.client else "")
         body = await self._body(request, 4096)
@@ -199,6 +239,18 @@ class App:
             _devices.enrol, books, asked.code, asked.install, asked.model, asked.os
         )
         return _json(made, 201)
+
+    async def _clip_page(self, request: Request) -> Response:
+        """A clip with what the stages found drawn over it."""
+        from haversack.collect.view import clip_page
+
+        self._admin(request)
+        clip = str(request.path_params["clip"])[:64]
+        found = await asyncio.to_thread(clip_page, self.store.root, self.store.books, clip)
+        if found is None:
+            raise RefusedError(404, "not-found", "there is no such clip, or it is not labelled yet.")
+        headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+        return Response(found, media_type="text/html; charset=utf-8", headers=headers)
 
     async def _begin(self, request: Request) -> Response:
         device = await self._device(request)

@@ -76,6 +76,15 @@ def invite(
     return code
 
 
+def look_at_invite(books: Books, code: str) -> dict[str, object]:
+    """What a code stands for, without using it. Raises RefusedError 403 for a code that is unknown, used or
+    expired."""
+    row = books.row("SELECT * FROM invites WHERE code_sha256 = ?", (_hash(code),))
+    if row is None or row["used"] or row["expires"] < time.time():
+        raise RefusedError(403, "code", "this code is unknown, used or expired; ask for a new one.")
+    return {name: row[name] for name in ("contributor", "policy_version", "retention_days")}
+
+
 def enrol(books: Books, code: str, install: str, model: str, os: str) -> dict[str, object]:
     """Exchange a code for a device's id and token. Raises RefusedError 403 for a code that is unknown,
     used or expired, 400 for an `install` that is no random name."""

@@ -21,6 +21,12 @@ def state_of(books: Books) -> dict[str, Any]:
         "SELECT stage, drop_reason, count(*) AS count FROM jobs WHERE drop_reason IS NOT NULL "
         "GROUP BY stage, drop_reason ORDER BY stage, drop_reason"
     )
+    recent = books.rows(
+        "SELECT c.uuid AS clip, c.contributor, c.seconds, count(j.stage) AS stages, "
+        "max(j.drop_reason) AS drop_reason FROM clips c LEFT JOIN jobs j ON j.clip = c.uuid AND "
+        "j.state = 'done' WHERE c.state = 'complete' GROUP BY c.uuid, c.contributor, c.seconds, c.completed "
+        "ORDER BY c.completed DESC LIMIT 50"
+    )
     return {
         "clips": books.number("SELECT count(*) FROM clips WHERE state = 'complete'"),
         "receiving": books.number("SELECT count(*) FROM clips WHERE state = 'receiving'"),
@@ -39,4 +45,5 @@ def state_of(books: Books) -> dict[str, Any]:
         ],
         "jobs": [dict(row) for row in jobs],
         "dropped": [dict(row) for row in dropped],
+        "recent": [dict(row) for row in recent],
     }

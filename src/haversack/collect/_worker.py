@@ -17,7 +17,7 @@ from typing import Any
 
 from haversack.collect._books import Books
 from haversack.collect._jobs import Job, Jobs
-from haversack.collect._stages import METRICS, Clip, Stage, load_stages
+from haversack.collect._stages import METRICS, Clip, Stage, load_stages, read_settings
 from haversack.collect.bundle import Manifest, parse_manifest
 from haversack.core._files import flush_folder, partial_path, remove, remove_stale_partials
 
@@ -56,7 +56,7 @@ def run_one(root: Path, jobs: Jobs, worker: str, stages: list[Stage]) -> bool:
 def _run(root: Path, books: Books, job: Job, stage: Stage, goal: Path, before: list[Stage]) -> None:
     manifest = _manifest(books, job)
     folders = {each.name: root / "stages" / job.clip / each.folder for each in before}
-    clip = Clip(root / "clips" / manifest.folder, manifest, folders)
+    clip = Clip(root / "clips" / manifest.folder, manifest, folders, stage.settings, root / "stages")
     goal.parent.mkdir(parents=True, exist_ok=True)
     remove_stale_partials(goal)
     partial = partial_path(goal)
@@ -111,7 +111,7 @@ def main(arguments: list[str]) -> int:
     root, worker = Path(arguments[0]), arguments[1]
     worker = f"{worker.partition(':')[0]}:{os.getpid()}:{worker.rpartition(':')[2]}"
     jobs = Jobs(Books(root), lease_s=float(arguments[3]), attempts=int(arguments[4]))
-    stages = load_stages(arguments[5:])
+    stages = load_stages(arguments[5:], read_settings(root))
     parent = int(arguments[2])  # not asked of the system: it may be gone already
     while os.getppid() == parent:
         if not run_one(root, jobs, worker, stages):

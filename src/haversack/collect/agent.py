@@ -46,6 +46,8 @@ Faces = Callable[[U8], list[Box]]
 ON_PX = 0.25
 """Own motion from which the third gate looks for hands."""
 STAYS_ON_NS = 2 * SECOND
+EARLY = 0.25
+"""Of a frame's period: a look may come so much early, since cameras do not tick evenly."""
 
 
 @dataclass
@@ -158,7 +160,7 @@ class EdgeAgent:
         if paused:
             return made + self._end()
         hz = self._rate(state, t_ns)
-        looks = self._last_look is None or t_ns - self._last_look >= round(0.999 * SECOND / hz)
+        looks = self._due(t_ns, hz)
         probing = state in (REST, WALK) and t_ns >= self._on_until and not self.trigger.running
         if probing:  # the camera is off but for two pictures a look
             self.ring.drop_all()
@@ -170,7 +172,7 @@ class EdgeAgent:
         if looks:
             made += self._keep(self._look(t_ns, picture, self._before))
             self._before = None
-        elif self._last_look is not None and self._next_is_look(t_ns, hz):
+        elif self._due(t_ns + 1.25 * SECOND / self.clip.fps_nominal, hz):  # what the next is compared with
             self._before = (t_ns, shrink(picture))
         needed = self.trigger.needs_from_ns
         if needed is not None:
@@ -205,11 +207,10 @@ class EdgeAgent:
             return rates.saving_hz if self._saving else rates.detect_hz
         return {REST: rates.rest_hz, WALK: rates.walk_hz}.get(state, rates.active_hz)
 
-    def _next_is_look(self, t_ns: int, hz: float) -> bool:
-        """Whether the frame after this one will be looked at: this one is what it is compared with."""
-        period = round(SECOND / self.clip.fps_nominal)
-        assert self._last_look is not None
-        return t_ns + round(1.5 * period) - self._last_look >= round(0.999 * SECOND / hz)
+    def _due(self, t_ns: float, hz: float) -> bool:
+        """Whether a frame of that time is looked at."""
+        since = self._last_look
+        return since is None or t_ns - since >= SECOND / hz - EARLY * SECOND / self.clip.fps_nominal
 
     def _look(self, t_ns: int, picture: U8, before: tuple[int, F32] | None) -> list[Span]:
         """Judge one frame and feed the trigger."""
@@ -284,7 +285,11 @@ class EdgeAgent:
             self.clip,
             clip_uuid=str(uuid.uuid4()),
             t0_wall_ns=begin + self._wall_offset,
-            trigger=TriggerRecord(reason="hands", thresholds=self.policy.trigger.record()),
+            trigger=TriggerRecord(
+                reason="hands",
+                thresholds=self.policy.trigger.record(),
+                span=(span.begin_ns, span.end_ns),
+            ),
             faces_blurred=self.faces is not None,
         )
         edge = EdgeRows(

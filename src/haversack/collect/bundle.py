@@ -66,11 +66,13 @@ class DeviceRecord(_Record, frozen=True):
     lens_id: str
 
 
-class Trigger(_Record, frozen=True):
-    """Why the clip was kept, and under which thresholds."""
+class Trigger(_Record, frozen=True, omit_defaults=True):
+    """Why the clip was kept, under which thresholds, and what the trigger asked for: from, to in ns of the
+    frames' clock. The video begins with the key frame before it."""
 
     reason: str
     thresholds: dict[str, float]
+    span: tuple[int, int] | None = None
 
 
 class Consent(_Record, frozen=True):

@@ -5,16 +5,20 @@ Paper: AoE (arXiv 2602.23893); the detector is a plug-in, its outputs are [infer
 A detector is anything with `detect(picture, moving) -> hands`: boxes, side, score, contact, all in [0, 1].
 Two come with the package. `skin` needs no weights: pixels of a skin's chroma (in YCbCr), opened and joined to
 blobs, of which large compact ones in the lower part of the picture are hands; contact is the share of the
-blob's surroundings that moves along without being skin. `OnnxDetector` runs any ONNX model with outputs
-boxes [n, 4], scores [n], sides [n], contacts [n] over one RGB picture, through ONNX Runtime.
+blob's surroundings that moves along without being skin. `hands` is a small trained network (28 thousand
+parameters, depthwise blocks on 192 x 108, anchors at strides 8 and 16; reference/train_hands.py), an ONNX
+file that the phone app runs as well. `OnnxDetector` runs any ONNX model with outputs boxes [n, 4], scores
+[n], sides [n], contacts [n] over one RGB picture, through ONNX Runtime.
 
-Cost of `skin`: about 2 ms at 160 x 90. Limits: chroma separates skin from most indoor colours, not from wood
-and cardboard, and it fails in coloured light; a trained detector replaces it.
+Cost: `skin` about 2 ms at 160 x 90, `hands` 5 million multiply-adds. Limits: chroma separates skin from most
+indoor colours, not from wood and cardboard, and it fails in coloured light; `hands` has seen rendered hands
+alone (its card says how well), so for people's hands bring a model of your own.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,6 +32,8 @@ from haversack.core.errors import MissingExtraError, UserError
 U8 = npt.NDArray[np.uint8]
 Bool = npt.NDArray[np.bool_]
 SYSTEM = 1
+HANDS = Path(str(files("haversack"))) / "reference_models" / "hands" / "hands.onnx"
+"""The small trained network that ships with the package."""
 
 
 class Detector(Protocol):
@@ -245,14 +251,16 @@ def iou(one: Hand, other: Hand) -> float:
 
 
 def make_detector(name: str) -> Detector:
-    """`skin`, or the path of an ONNX model. Raises UserError for what is neither."""
+    """`skin`, `hands`, or the path of an ONNX model. Raises UserError for what is none of these."""
     if name == "skin":
         return SkinDetector()
+    if name == "hands":
+        return OnnxDetector(HANDS)
     if name.endswith(".onnx"):
         return OnnxDetector(Path(name))
     raise UserError(
-        f"detector {name!r} is not known (allowed: skin, or a file that ends in .onnx).",
+        f"detector {name!r} is not known (allowed: skin, hands, or a file that ends in .onnx).",
         field="detector",
         given=name,
-        nearest="skin",
+        nearest="hands",
     )

@@ -1,16 +1,18 @@
 """From the store's clips to a data set: those that passed the stages, on a grid of time, split by person.
 
 Paper: AoE (arXiv 2602.23893); packing is [inferred]. An episode is a clip. Its frames are the nearest to each
-point of the grid t0 + k / fps, turned upright; motion samples are interpolated to it; the hands are those of
-the nearest look of the device within 0.3 s. Splits are by contributor (the hash of the pseudonym mod 100:
-90 train, 5 validation, 5 test), never by clip, so that nobody is in two of them.
+point of the grid t0 + k / fps, turned upright; motion samples are interpolated to it; the boxes are those of
+the nearest look of the device within 0.3 s. Clips that all stages labelled bring states, actions, hands, the
+camera's pose and verbs (collect/_labels.py), and their captions as tasks; where there are such clips, others
+are left out. Of clips that are alike one is kept (C8); `hours` keeps those that stand for all in so much
+time. Splits are by contributor (the hash of the pseudonym mod 100: 90 train, 5 validation, 5 test), never by
+clip, so that nobody is in two of them.
 
 `meta/provenance.json` says for every episode its clip, the hashes of its files, the consent's policy and the
 last day it may be kept, and the number of tombstones that the export respects; no pseudonym. The store notes
 the export, so that `forget` finds it.
 
-Not there yet: hand poses, camera pose, captions and actions, which come from stages that are not built; the
-task of an episode is the sentence that is given. Limits: clips of another size than most are left out.
+Limits: clips of another size than most are left out.
 """
 
 from __future__ import annotations
@@ -26,11 +28,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from haversack.collect import _labels
 from haversack.collect._books import Books
+from haversack.collect._stages import load_stages, read_settings
 from haversack.collect._tables import IMU_AXES, Hand, read_table
 from haversack.collect._video import decoded
 from haversack.collect.bundle import Manifest, parse_manifest
 from haversack.collect.lerobot_v3 import DatasetWriter, Feature
+from haversack.collect.stages import c8_embedding
+from haversack.collect.stages.c5_actions import VERBS
 from haversack.core._files import write_atomically
 from haversack.core.errors import UserError
 
@@ -41,6 +47,7 @@ SYSTEM = 1
 CAMERA = "observation.images.ego"
 SPLITS = (("train", 90), ("validation", 95), ("test", 100))
 LOOK_NS = 300_000_000
+TASK = "use the hands"
 BOX = ("x0", "y0", "x1", "y1", "score", "contact")
 
 
@@ -75,46 +82,140 @@ def features(height: int, width: int) -> dict[str, Feature]:
     }
 
 
-def export(root: Path, out: Path, *, fps: int | None = None, task: str = "use the hands") -> Exported:
-    """Write the store's clips that passed every stage as a LeRobot v3.0 set. Raises UserError when there is
-    none."""
-    books = Books(root)
-    rows = books.rows(
-        "SELECT manifest, contributor FROM clips c WHERE state = 'complete' AND EXISTS (SELECT 1 FROM jobs j "
-        "WHERE j.clip = c.uuid AND j.state = 'done' AND j.drop_reason IS NULL) AND NOT EXISTS (SELECT 1 FROM "
-        "jobs j WHERE j.clip = c.uuid AND (j.state != 'done' OR j.drop_reason IS NOT NULL)) ORDER BY uuid"
-    )
-    if not rows:
+@dataclass(frozen=True)
+class Passed:
+    """A clip that may be exported: its manifest, who wore the device, and the folders of its stages."""
+
+    manifest: Manifest
+    contributor: str
+    stages: dict[str, Path]
+
+
+def passed(root: Path, books: Books) -> list[Passed]:
+    """The clips that passed every stage that they were given, in the versions that the store's settings make.
+    Raises UserError when there is none."""
+    current = {stage.name: stage.version for stage in load_stages(None, read_settings(root))}
+    jobs: dict[str, list[Any]] = {}
+    for row in books.rows("SELECT clip, stage, version, state, drop_reason FROM jobs"):
+        if current.get(row["stage"], row["version"]) == row["version"]:
+            jobs.setdefault(str(row["clip"]), []).append(row)
+    found = []
+    for row in books.rows(
+        "SELECT uuid, manifest, contributor FROM clips WHERE state = 'complete' ORDER BY uuid"
+    ):
+        mine = jobs.get(str(row["uuid"]), [])
+        if mine and all(job["state"] == "done" and job["drop_reason"] is None for job in mine):
+            folder = root / "stages" / str(row["uuid"])
+            stages = {str(job["stage"]): folder / f"{job['stage']}@{job['version']}" for job in mine}
+            found.append(Passed(parse_manifest(row["manifest"]), str(row["contributor"]), stages))
+    if not found:
         raise UserError(
             f"{root} has no clip that passed the stages; run: haversack collect process {root}", field="root"
         )
-    names = [name for name, _ in SPLITS]
-    found = [(parse_manifest(row["manifest"]), str(row["contributor"])) for row in rows]
-    found.sort(key=lambda one: (names.index(split_of(one[1])), one[0].clip_uuid))
-    sizes = Counter(upright(manifest) for manifest, _ in found)
-    size = sizes.most_common(1)[0][0]
-    rate = fps if fps is not None else round(float(np.median([m.fps_nominal for m, _ in found])))
+    return found
+
+
+def curated(clips: list[Passed], done: Exported, *, hours: float | None, eps: float) -> list[Passed]:
+    """Without clips that are not labelled where others are, without twins, and within `hours`."""
+    if any(_labels.labelled(clip.stages) for clip in clips):
+        whole = [clip for clip in clips if _labels.labelled(clip.stages)]
+        _count(done, "not labelled yet", len(clips) - len(whole))
+        clips = whole
+    if clips and all("c8-embedding" in clip.stages for clip in clips):
+        vectors = np.stack([np.load(clip.stages["c8-embedding"] / c8_embedding.VECTOR) for clip in clips])
+        kept = c8_embedding.chosen(vectors.astype(np.float64), eps)
+        _count(done, "duplicate", len(kept) - sum(kept))
+        clips = [clip for clip, keep in zip(clips, kept, strict=True) if keep]
+        vectors = vectors[np.asarray(kept, bool)]
+        if hours is not None:
+            seconds = np.array([clip.manifest.n_frames / clip.manifest.fps_nominal for clip in clips])
+            wanted = set(c8_embedding.spread(vectors.astype(np.float64), seconds, 3600 * hours))
+            _count(done, "over the hours", len(clips) - len(wanted))
+            clips = [clip for at, clip in enumerate(clips) if at in wanted]
+    elif hours is not None:
+        raise UserError("hours needs the stage c8-embedding; run collect process first.", field="hours")
+    return clips
+
+
+def _count(done: Exported, why: str, clips: int) -> None:
+    if clips:
+        done.left_out[why] = done.left_out.get(why, 0) + clips
+
+
+def export(
+    root: Path,
+    out: Path,
+    *,
+    fps: int | None = None,
+    task: str | None = None,
+    hours: float | None = None,
+    eps: float = c8_embedding.EPS,
+) -> Exported:
+    """Write the store's clips that passed every stage as a LeRobot v3.0 set; `task` is every episode's
+    sentence (default: its caption's). Raises UserError when there is none."""
+    books = Books(root)
     done, provenance = Exported(str(out)), []
-    with DatasetWriter(out, rate, features(*size)) as writer:
-        for manifest, contributor in found:
+    found = curated(passed(root, books), done, hours=hours, eps=eps)
+    if not found:
+        raise UserError(f"{root} has no clip that is left to export.", field="root")
+    names = [name for name, _ in SPLITS]
+    found.sort(key=lambda one: (names.index(split_of(one.contributor)), one.manifest.clip_uuid))
+    sizes = Counter(upright(one.manifest) for one in found)
+    size = sizes.most_common(1)[0][0]
+    rate = fps if fps is not None else round(float(np.median([one.manifest.fps_nominal for one in found])))
+    whole = _labels.labelled(found[0].stages)
+    captions: list[dict[str, Any]] = []
+    made = features(*size) | (_labels.features() if whole else {})
+    with DatasetWriter(out, rate, made) as writer:
+        for one in found:
+            manifest = one.manifest
             if upright(manifest) != size:
-                done.left_out["another size"] = done.left_out.get("another size", 0) + 1
+                _count(done, "another size", 1)
                 continue
-            columns, chosen = episode(root / "clips" / manifest.folder, manifest, rate)
-            video = frames_at(root / "clips" / manifest.folder / "video.mp4", chosen, manifest.rotation)
-            number = writer.add_episode(columns, task, {CAMERA: video})
-            split = split_of(contributor)
+            folder = root / "clips" / manifest.folder
+            columns, chosen = episode(folder, manifest, rate)
+            said: dict[str, Any] = {}
+            if whole:
+                more, said = _labels.columns(one.stages, manifest, chosen)
+                columns |= more
+            video = frames_at(folder / "video.mp4", chosen, manifest.rotation)
+            number = writer.add_episode(columns, task or said.get("task") or TASK, {CAMERA: video})
+            split = split_of(one.contributor)
             done.splits[split] = done.splits.get(split, 0) + 1
             done.episodes, done.frames = done.episodes + 1, done.frames + len(chosen)
-            provenance.append(_origin(number, manifest, split))
+            provenance.append(_origin(number, manifest, split) | {"stages": _versions(one.stages)})
+            captions += [{"episode_index": number, **said}] if said else []
         tombstones = books.number("SELECT count(*) FROM tombstones")
-        writer.finish(_ranges(done.splits), provenance={"tombstones": tombstones, "episodes": provenance})
+        notes: dict[str, Any] = {"provenance": {"tombstones": tombstones, "episodes": provenance}}
+        if whole:
+            notes["annotations"] = {"verbs": list(VERBS), "episodes": captions}
+        notes["yield"] = yields(books, done)
+        writer.finish(_ranges(done.splits), **notes)
     note = root / "exports" / f"{hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]}.json"
     note.parent.mkdir(exist_ok=True)
     clips = [entry["clip_uuid"] for entry in provenance]
     write_atomically(note, json.dumps({"path": str(out.resolve()), "clips": clips}).encode())
     books.close()
     return done
+
+
+def _versions(stages: dict[str, Path]) -> list[str]:
+    return sorted(folder.name for folder in stages.values())
+
+
+def yields(books: Books, done: Exported) -> list[dict[str, Any]]:
+    """What every stage took, and dropped for which reason; the export itself last."""
+    rows = books.rows(
+        "SELECT stage, version, state, coalesce(drop_reason, '') AS reason, count(*) AS clips, "
+        "coalesce(sum(cpu_s), 0.0) AS cpu_s FROM jobs GROUP BY stage, version, state, drop_reason "
+        "ORDER BY stage, version, state, drop_reason"
+    )
+    found = [dict(row) for row in rows]
+    own = {"stage": "export", "version": "", "cpu_s": 0.0}
+    found.append({**own, "state": "done", "reason": "", "clips": done.episodes})
+    return found + [
+        {**own, "state": "done", "reason": why, "clips": count} for why, count in done.left_out.items()
+    ]
 
 
 def upright(manifest: Manifest) -> tuple[int, int]:

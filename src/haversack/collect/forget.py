@@ -93,10 +93,12 @@ def forget(root: Path, contributor: str) -> Forgotten:
     done.clips, done.devices = len(clips), len(devices)
     books.compact()
     others = [str(row["contributor"]) for row in books.rows("SELECT DISTINCT contributor FROM devices")]
-    books.close()
     _note(root, done, "forget")
     ids = [*(str(row["uuid"]) for row in clips), *devices]
     prove(root, contributor, ids, hashes, done, others)
+    within = any(contributor in other for other in others)
+    done.traces += books.holding(ids if within else [*ids, contributor])
+    books.close()
     if done.traces:
         raise TracesLeftError(
             f"{len(done.traces)} traces of the contributor are left, the first in {done.traces[0]}; "

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import bisect
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ class LeRobotV3:
         if not 0 <= index < len(self):
             raise IndexError(index)
         episode = self.episodes[bisect.bisect_right(self._starts, index) - 1]
-        table = self._data(episode)
+        table = self.data(episode)
         found = {name: table[name][index - table["index"][0].as_py()].as_py() for name in table.column_names}
         return {
             name: np.asarray(value) if isinstance(value, list) else value for name, value in found.items()
@@ -75,7 +76,7 @@ class LeRobotV3:
         episode = self.episodes[bisect.bisect_right(self._starts, index) - 1]
         wanted = episode[f"videos/{camera}/from_timestamp"] + float(row["timestamp"])
         av = need("av")
-        with av.open(str(self._video(episode, camera)), "r") as container:
+        with av.open(str(self.video(episode, camera)), "r") as container:
             stream = container.streams.video[0]
             container.seek(max(0, int((wanted - 1.0) / stream.time_base)), stream=stream)
             for frame in container.decode(stream):
@@ -87,7 +88,8 @@ class LeRobotV3:
                     break
         raise UserError(f"{camera} has no frame at {wanted:.4f} s.", field=camera, given=wanted)
 
-    def _data(self, episode: dict[str, Any]) -> Any:
+    def data(self, episode: dict[str, Any]) -> Any:
+        """The table of the file that holds an episode."""
         path = self.path / self.info["data_path"].format(
             chunk_index=episode["data/chunk_index"], file_index=episode["data/file_index"]
         )
@@ -95,7 +97,37 @@ class LeRobotV3:
             self._tables = {path: _table(path)}  # one at a time: sets are larger than memory
         return self._tables[path]
 
-    def _video(self, episode: dict[str, Any], camera: str) -> Path:
+    def table(self, episode: dict[str, Any]) -> Any:
+        """The rows of an episode."""
+        whole = self.data(episode)
+        first = whole["index"][0].as_py()
+        begin, end = episode["dataset_from_index"] - first, episode["dataset_to_index"] - first
+        return whole.slice(begin, end - begin)
+
+    def values(self, episode: dict[str, Any], name: str) -> npt.NDArray[Any]:
+        """A column of an episode [frames, ...]."""
+        return np.asarray(self.table(episode)[name].to_pylist())
+
+    def pictures(self, episode: dict[str, Any], camera: str) -> Iterator[U8]:
+        """An episode's pictures in order, RGB. Raises UserError where there are too few."""
+        av = need("av")
+        begin = round(episode[f"videos/{camera}/from_timestamp"] * self.fps)
+        count = 0
+        with av.open(str(self.video(episode, camera)), "r") as container:
+            stream = container.streams.video[0]
+            container.seek(max(0, int((begin / self.fps - 1.0) / stream.time_base)), stream=stream)
+            for frame in container.decode(stream):
+                at = round(float(frame.pts * stream.time_base) * self.fps)
+                if at >= begin + episode["length"]:
+                    break
+                if at >= begin:
+                    count += 1
+                    yield frame.to_ndarray(format="rgb24")
+        if count != episode["length"]:
+            raise UserError(f"{camera} has {count} frames for {episode['length']} rows.", field=camera)
+
+    def video(self, episode: dict[str, Any], camera: str) -> Path:
+        """The video that holds an episode's pictures."""
         name: str = self.info["video_path"].format(
             video_key=camera,
             chunk_index=episode[f"videos/{camera}/chunk_index"],
@@ -120,6 +152,10 @@ def validate_dataset(path: Path) -> list[str]:
     folder that is none."""
     found: list[str] = []
     try:
+        if version_of(path) == "v2.1":
+            from haversack.collect.lerobot_v21 import validate_v21
+
+            return validate_v21(path)
         data = LeRobotV3(path)
         if isinstance(data.fps, bool) or not isinstance(data.fps, int) or data.fps <= 0:
             return [f"fps is {data.fps}, not a whole number above 0."]
@@ -132,6 +168,14 @@ def validate_dataset(path: Path) -> list[str]:
     except DamagedFileError as error:
         found.append(str(error))
     return found
+
+
+def version_of(path: Path) -> str:
+    """The version that a set's info.json names; empty where it names none."""
+    try:
+        return str(json.loads((path / "meta" / "info.json").read_text(encoding="utf-8"))["codebase_version"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def _indices(data: LeRobotV3) -> list[str]:
@@ -156,7 +200,7 @@ def _episode(data: LeRobotV3, episode: dict[str, Any]) -> list[str]:
     number, begin, end = (
         episode[name] for name in ("episode_index", "dataset_from_index", "dataset_to_index")
     )
-    table = data._data(episode)
+    table = data.data(episode)
     missing = [
         name
         for name, feature in data.features.items()
@@ -195,7 +239,7 @@ def _videos(data: LeRobotV3, camera: str) -> list[str]:
     av = need("av")
     wanted: dict[Path, int] = {}
     for episode in data.episodes:
-        path = data._video(episode, camera)
+        path = data.video(episode, camera)
         wanted[path] = max(wanted.get(path, 0), round(episode[f"videos/{camera}/to_timestamp"] * data.fps))
     found = []
     for path, frames in wanted.items():

@@ -97,11 +97,15 @@ class _Video:
         self._stream.pix_fmt = "yuv420p"
         self._base = Fraction(1, fps)
         self._stream.codec_context.time_base = self._stream.time_base = self._base
-        self._stream.options = {"crf": "23", "preset": "veryfast", "g": "2", "bf": "0"}
+        self._stream.options = {
+            **{"crf": "23", "preset": "veryfast", "g": "2", "bf": "0", "forced-idr": "1", "sc_threshold": "0"}
+        }
 
-    def push(self, picture: U8) -> None:
+    def push(self, picture: U8, *, first: bool = False) -> None:
         frame = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
         frame.pts, frame.time_base = self.frames, self._base
+        if first:  # an episode can be cut out without being encoded again
+            frame.pict_type = self._av.video.frame.PictureType.I
         self._container.mux(self._stream.encode(frame))
         self.frames += 1
 
@@ -231,7 +235,7 @@ class DatasetWriter:
                     f"a picture of {camera} is {list(picture.shape)}, not {list(feature.shape)}.",
                     field=camera,
                 )
-            video.push(picture)
+            video.push(picture, first=not count)
             kept.append(picture[::4, ::4].copy())
             count += 1
         if not count:
@@ -300,7 +304,7 @@ class DatasetWriter:
             self._parquet.write_table(
                 self._pa.Table.from_pylist(self._episodes), episodes, compression="snappy"
             )
-            self._write_tasks(meta / "tasks.parquet")
+            write_tasks(meta / "tasks.parquet", self._tasks)
             stats = {
                 name: _statistics.plain(_statistics.joined(parts)) for name, parts in self._stats.items()
             }
@@ -311,22 +315,6 @@ class DatasetWriter:
             put_in_place(self._root, self.goal)
         self._finished = True
         return self.goal
-
-    def _write_tasks(self, path: Path) -> None:
-        """A table whose index, for pandas, is the sentence."""
-        pa = self._pa
-        columns = [
-            {"name": name, "field_name": name, "pandas_type": kind, "numpy_type": numpy, "metadata": None}
-            for name, kind, numpy in (("task_index", "int64", "int64"), ("task", "unicode", "object"))
-        ]
-        pandas = {
-            "index_columns": ["task"],
-            "column_indexes": [],
-            "columns": columns,
-            "pandas_version": "2.0.0",
-        }
-        table = pa.table({"task_index": list(self._tasks.values()), "task": list(self._tasks)})
-        self._parquet.write_table(table.replace_schema_metadata({"pandas": json.dumps(pandas)}), path)
 
     def _info(self, splits: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
         features: dict[str, Any] = {}
@@ -366,6 +354,23 @@ class DatasetWriter:
         if self._data is not None:
             self._data.close()
             self._data = None
+
+
+def write_tasks(path: Path, tasks: Mapping[str, int]) -> None:
+    """A table whose index, for pandas, is the sentence."""
+    pa, parquet = need("pyarrow"), need("pyarrow.parquet")
+    columns = [
+        {"name": name, "field_name": name, "pandas_type": kind, "numpy_type": numpy, "metadata": None}
+        for name, kind, numpy in (("task_index", "int64", "int64"), ("task", "unicode", "object"))
+    ]
+    pandas = {
+        "index_columns": ["task"],
+        "column_indexes": [],
+        "columns": columns,
+        "pandas_version": "2.0.0",
+    }
+    table = pa.table({"task_index": list(tasks.values()), "task": list(tasks)})
+    parquet.write_table(table.replace_schema_metadata({"pandas": json.dumps(pandas)}), path)
 
 
 def _places(file: int) -> dict[str, int]:

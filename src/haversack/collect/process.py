@@ -5,10 +5,11 @@ Paper: AoE (arXiv 2602.23893); the scheduler is [inferred].
 Every worker is a process of its own: what crashes a decoder takes its process, not the others' work. Its job
 goes back into the queue and another process takes the place; after `attempts` deaths the clip is set aside
 with the reason. A job that takes longer than `timeout_s` has its worker ended. Running is at least once, the
-result is committed once (collect/_worker.py). Killing this process, too, costs nothing but time: the next
-run goes on.
+result is committed once (collect/_worker.py). Killing this process, too, costs nothing but time: the next run
+goes on.
 
-Limits: processes of one machine; several machines may share a store's file system only where SQLite may.
+On several machines: `engine` "ray" (collect/_ray.py). Limits: they share the store's file system, and only
+where SQLite may.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ from typing import Any
 
 from haversack.collect._books import Books
 from haversack.collect._jobs import Jobs, worker_name
-from haversack.collect._stages import load_stages
-from haversack.core.errors import UserError
+from haversack.collect._stages import load_stages, read_settings
+from haversack.core.errors import UserError, not_allowed
 
 SYSTEM = 1
+ENGINES = ("local", "ray")
 LOOK_S = 0.05
 RELEASE_S = 1.0
 
@@ -37,14 +39,17 @@ RELEASE_S = 1.0
 @dataclass(frozen=True)
 class Settings:
     """`workers` at once; `attempts` of a job before its clip is set aside; `timeout_s` of one job; `lease_s`
-    after which a job of a machine that is gone goes back."""
+    after which a job of a machine that is gone goes back; `engine` of ENGINES."""
 
     workers: int = 2
     attempts: int = 3
     timeout_s: float = 600.0
     lease_s: float = 60.0
+    engine: str = "local"
 
     def __post_init__(self) -> None:
+        if self.engine not in ENGINES:
+            raise not_allowed("engine", self.engine, ENGINES)
         for name in ("workers", "attempts", "timeout_s", "lease_s"):
             if not getattr(self, name) > 0:
                 raise UserError(
@@ -81,15 +86,25 @@ def process(
     """Run `stages` (default: all) over every clip of the store until nothing waits. Raises UserError for a
     folder that is no store and for stages that are none."""
     settings = settings or Settings()
-    chosen = load_stages(stages)
+    chosen = load_stages(stages, read_settings(root))
     names = list(stages) if stages is not None else [stage.name for stage in chosen]
     books = Books(root)
     jobs = Jobs(books, attempts=settings.attempts, lease_s=settings.lease_s)
     versions = {stage.name: stage.version for stage in chosen}
-    _enter(books, versions)
+    enter(books, versions)
     report, begun, looked = Processed(), time.monotonic(), -RELEASE_S
     workers: list[_Worker] = []
     total = jobs.waiting(versions)
+    if settings.engine == "ray":
+        from haversack.collect._ray import run_on_ray
+
+        report.deaths = run_on_ray(
+            *(root, names),
+            workers=settings.workers,
+            lease_s=settings.lease_s,
+            attempts=settings.attempts,
+            progress=lambda: progress(float(max(0, total - jobs.waiting(versions)))),
+        )
     try:
         while waiting := jobs.waiting(versions):
             progress(float(max(0, total - waiting)))
@@ -114,7 +129,7 @@ def process(
     return report
 
 
-def _enter(books: Books, versions: dict[str, str]) -> None:
+def enter(books: Books, versions: dict[str, str]) -> None:
     """Queue what was never run in these versions: the first stage for every clip, each other one for clips
     that passed the one before it."""
     first, version = next(iter(versions.items()))

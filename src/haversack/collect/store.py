@@ -97,7 +97,8 @@ class Store:
         upload, now = secrets.token_hex(16), time.time()
         with _explained(), self.books.change() as change:
             held, open_now = change.execute(
-                "SELECT coalesce(sum(bytes), 0), coalesce(sum(state = 'receiving'), 0) FROM clips "
+                "SELECT coalesce(sum(bytes), 0), coalesce(sum(CASE WHEN state = 'receiving' THEN 1 ELSE 0 "
+                "END), 0) FROM clips "
                 "WHERE device = ?",
                 (device.id,),
             ).fetchone()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +43,11 @@ class Emission:
     scratch: int = 0
     macs: int = 0
     windows: int = 0
+    choices: Mapping[str, str] = field(default_factory=dict)
+    threads: int = 1
+    tasks: int = 0
+    spent: dict[str, int] = field(default_factory=dict)
+    """Products with an addition by the kind of kernel that takes them."""
 
     def at(self, name: str) -> str:
         """A tensor's place as a pointer."""
@@ -80,6 +86,10 @@ class Emission:
         found = self.graph.tensors[name].quantization
         assert found is not None
         return found
+
+    def count(self, kernel: str, macs: int) -> None:
+        self.macs += macs
+        self.spent[kernel] = self.spent.get(kernel, 0) + macs
 
     def call(self, text: str) -> None:
         self.calls.append(f"    {text};\n")

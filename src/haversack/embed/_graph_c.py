@@ -6,6 +6,7 @@ factors, as the graph's rounding rule says, worked out with the functions that r
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,10 @@ import numpy as np
 from haversack.core.errors import UserError
 from haversack.embed._c import rendered
 from haversack.embed._emission import C_TYPES, Emission
+from haversack.embed._fast_rules import FAST
 from haversack.embed._graph_rules import RULES
 from haversack.embed._layers import kernels as layer_kernels
+from haversack.embed._move_rules import MOVERS
 from haversack.models.graph._ir import Graph
 from haversack.models.graph.plan import Arena, arena, lifetimes
 from haversack.models.graph.series import Recurrent
@@ -36,12 +39,25 @@ AVERAGES = {
     "float": "typedef struct {\n    int zero_x, zero, count;\n    double ratio;\n} nn_average;\n",
 }
 
+TASKS = {
+    True: "typedef struct {\n    const int8_t *x, *weights;\n    const int32_t *bias;\n    int8_t *y, "
+    "*patches;\n    const nn_window *window;\n    const nn_scales *scales;\n} nn_task;\n",
+    False: "typedef struct {\n    const float *x, *weights, *bias;\n    float *y, *patches;\n    const "
+    "nn_window *window;\n    float low, high;\n} nn_task;\n",
+}
 
-def emission(graph: Graph, plan: Arena | None = None) -> Emission:
-    """`graph` as C. Raises UserError for an operation or a mix of types that has no kernel, naming it."""
+
+def emission(
+    graph: Graph, plan: Arena | None = None, choices: Mapping[str, str] | None = None, threads: int = 1
+) -> Emission:
+    """`graph` as C, with the kernels of `choices` (_variants.py) where they are not the plain ones; then
+    `plan` holds their patches.
+
+    Raises UserError for an operation or a mix of types that has no kernel, naming it.
+    """
     plan = arena(lifetimes(graph)) if plan is None else plan
     integer = graph.tensors[graph.inputs[0]].dtype == "int8"
-    made = Emission(graph, plan, integer)
+    made = Emission(graph, plan, integer, choices=choices or {}, threads=threads)
     source, goal = graph.inputs[0], graph.outputs[0]
     made.call(f"memcpy({made.at(source)}, input, sizeof(nn_input) * NN_INPUTS)")
     for number, op in enumerate(graph.ops):
@@ -73,11 +89,20 @@ def kernel_text(made: Emission) -> str:
             parts.append(rendered("activations.c.j2", names=sorted(functions)))
         if "dense" in made.used and not made.integer:
             parts.append(rendered("dense.c.j2"))
+    if "dense_f32" in made.used:
+        parts.append(rendered("dense.c.j2", name="nn_dense_f32"))
     if "pad" in made.used:
         kind = C_TYPES["int8" if made.integer else "f32"]
         parts.append(rendered("pad.c.j2", kind=kind))
+    if made.used & MOVERS:
+        parts.append(rendered("moves.c.j2", used=made.used, kind=C_TYPES["int8" if made.integer else "f32"]))
     template = "int8_ops.c.j2" if made.integer else "float_ops.c.j2"
     parts.append(rendered(template, used=made.used, rounding=made.graph.rounding))
+    if made.used & FAST:
+        template = "int8_matmul.c.j2" if made.integer else "float_matmul.c.j2"
+        parts.append(rendered(template, used=made.used, rounding=made.graph.rounding))
+    if "split" in made.used:
+        parts.append(rendered("split.c.j2", threads=made.threads))
     text = "\n".join(part.strip("\n") for part in parts if part.strip())
     return text + "\n" if text else ""
 
@@ -89,11 +114,12 @@ def _named(functions: set[str]) -> list[Layer]:
 
 
 def struct_text(made: Emission) -> str:
-    """The types that calls of codes need."""
+    """The types that calls of codes need, and what a layer's fast kernel is given."""
+    task = TASKS[made.integer] if made.tasks else ""
     if not made.integer:
-        return ""
+        return task
     rule = made.graph.rounding
-    text = SCALES[rule]
+    text = SCALES[rule] + task
     text += SUMS[rule] if "add" in made.used else ""
     return text + (AVERAGES[rule] if "mean" in made.used else "")
 

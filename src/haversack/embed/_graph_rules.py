@@ -12,7 +12,10 @@ import numpy as np
 from haversack.core.errors import UserError
 from haversack.embed._c import literal
 from haversack.embed._emission import Emission
+from haversack.embed._fast_rules import fast_layer
 from haversack.embed._layers import kernel_of, scratch_of
+from haversack.embed._move_rules import MOVE_RULES
+from haversack.models.graph._forward import softmax_powers
 from haversack.models.graph._integer import multiplier
 from haversack.models.graph._ir import (
     Add,
@@ -56,11 +59,17 @@ def bounds(op: Any) -> str:
 
 
 def _linear(made: Emission, op: Linear) -> None:
+    if made.integer and isinstance(op, FullyConnected) and made.graph.tensors[op.x].dtype == "f32":
+        _float_head(made, op)
+        return
     refuse_mixed(made, op)
+    if made.choices.get(op.y, "direct") != "direct":
+        fast_layer(made, op, bounds(op))
+        return
     graph = made.graph
     weight, y = graph.tensors[op.weight], graph.tensors[op.y]
     channels = y.shape[-1]
-    made.macs += math.prod(y.shape[:-1]) * weight.size
+    made.count("direct", math.prod(y.shape[:-1]) * weight.size)
     parts = [made.seen(op.x), made.held(op.weight), made.held(op.bias), made.at(op.y)]
     if isinstance(op, Conv2d):
         at = 0 if isinstance(op, DepthwiseConv2d) else 1
@@ -84,6 +93,25 @@ def _linear(made: Emission, op: Linear) -> None:
             made.call(f"nn_clamp({parts[3]}, {parts[3]}, {channels}, {bounds(op)})")
         return
     made.call(f"nn_{name}({', '.join([*parts, bounds(op)])})")
+
+
+def _float_head(made: Emission, op: FullyConnected) -> None:
+    """A dense layer of floats behind codes: the classifier that a training on the device leaves."""
+    outputs, inputs = made.graph.tensors[op.weight].shape
+    if math.isfinite(op.low) or math.isfinite(op.high):
+        raise UserError(
+            f"FullyConnected (it writes {op.y}) is a layer of floats with bounds behind codes, which has "
+            "no C kernel.",
+            field="model",
+            given="FullyConnected",
+        )
+    made.count("direct", inputs * outputs)
+    made.used.add("dense_f32")
+    bias = made.held(op.bias)
+    if op.bias is None:
+        bias = made.constant(f"{op.y}.zeros", np.zeros(outputs, np.float32))
+    parts = f"{made.seen(op.x)}, {made.held(op.weight)}, {bias}, {made.at(op.y)}, {inputs}, {outputs}"
+    made.call(f"nn_dense_f32({parts})")
 
 
 def _add(made: Emission, op: Add) -> None:
@@ -189,9 +217,7 @@ def _softmax(made: Emission, op: Softmax) -> None:
     if made.integer:
         made.used.add("softmax")
         one, y = made.codes(op.x), made.codes(op.y)
-        scale = np.float32(-one.scale * op.beta)
-        powers = np.exp(scale * np.arange(256, dtype=np.float32)).astype(np.float32)
-        table = made.constant(f"{op.y}.powers", powers)
+        table = made.constant(f"{op.y}.powers", softmax_powers(one.scale * op.beta))
         made.call(
             f"nn_softmax({made.seen(op.x)}, {made.at(op.y)}, {rows}, {count}, {table}, "
             f"{literal(y.scale, 'float32')}, {y.zero})"
@@ -240,7 +266,7 @@ def _recurrent(made: Emission, op: Recurrent) -> None:
     steps, features = made.graph.tensors[op.x].shape
     units = layer.units
     made.layers.append(layer)
-    made.macs += steps * (layer.kernel.size + layer.recurrent.size)
+    made.count("direct", steps * (layer.kernel.size + layer.recurrent.size))
     kernel = made.constant(op.kernel, np.ascontiguousarray(layer.kernel.T, np.float32))
     recurrent = made.constant(op.recurrent, np.ascontiguousarray(layer.recurrent.T, np.float32))
     bias = made.constant(op.bias, layer.bias.astype(np.float32))
@@ -283,4 +309,5 @@ RULES: dict[type[Op], Callable[[Emission, Any], None]] = {
     Recurrent: _recurrent,
     Reshape: _reshape,
     Softmax: _softmax,
+    **MOVE_RULES,
 }

@@ -2,7 +2,8 @@
 
 Papers: Toward smart composites (arXiv 2205.10940), whose nn4mc compiles Keras networks; On-Device Training
 Under 256KB Memory (arXiv 2206.15472), whose engine plans memory at compile time. Both speak here through one
-graph (models/graph): Keras HDF5, LiteRT flatbuffers in floats or int8, and MCUNet's int8 checkpoints.
+graph (models/graph): ONNX, Keras HDF5, LiteRT flatbuffers in floats or int8, MCUNet's int8 checkpoints, and
+our own packs of one small file.
 
 What comes out: `network.c` and `network.h` (a static arena from the plan, kernels of the operations that
 occur and no others, `nn_forward`, `nn_reset`, `nn_store_state`), `main.c` with `golden.h` and a port (runs
@@ -11,14 +12,16 @@ are those of the Python graph to the bit, under either of its rounding rules. Wh
 get wrong (features bounded by time, a candidate that mixes indices, a state without its struct) is done by
 Keras' definition.
 
-A network that does not fit is refused before anything is written: the smallest arena and flash that would do,
-and which tensors stand at the peak. Limits: one input, one output; direct convolutions without SIMD.
+A network that does not fit runs its first layers strip by strip where that helps (models/graph/strips.py);
+one that fits neither way is refused before anything is written: the smallest arena and flash that would do,
+and which tensors stand at the peak. Kernels: direct loops, or products of matrices with the SIMD that the
+compiler has (_variants.py); `auto` takes them where they cost little memory. Limits: one input, one output.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +33,17 @@ from haversack.core.errors import UserError
 from haversack.embed._c import array, literal, rendered
 from haversack.embed._emission import Emission
 from haversack.embed._graph_c import emission, network_text
+from haversack.embed._strips import Strips, fitted
+from haversack.embed._variants import chosen, planned
 from haversack.embed.targets import TARGETS, Target, target
+from haversack.embed.tune import Tuned, tune
 from haversack.formats.keras_h5 import is_keras
+from haversack.formats.small_pack import is_small_pack
 from haversack.models.graph import Graph, Machine, load_mcu
 from haversack.models.graph.keras import load_keras
 from haversack.models.graph.litert import load_litert
+from haversack.models.graph.onnx import load_onnx
+from haversack.models.graph.packs import load_small_pack
 from haversack.models.graph.plan import Arena
 from haversack.models.graph.series import Runner
 
@@ -48,7 +57,8 @@ COLOURS = ("#c4713b", "#2b6ca8", "#4d8b3a", "#8a5aa8", "#b8892b", "#3a8b8b")
 
 
 def load_graph(path: str | Path) -> Graph:
-    """The graph in a file: .h5 and .hdf5 (Keras), .tflite (LiteRT), .pkl (MCUNet).
+    """The graph in a file: .onnx, .h5 and .hdf5 (Keras), .tflite (LiteRT), .pkl (MCUNet), and
+    packs of one small file.
 
     Raises UserError for another kind of file, for what is not supported, and for weights that are not finite.
     """
@@ -59,12 +69,16 @@ def load_graph(path: str | Path) -> Graph:
         graph = load_litert(place)
     elif place.suffix == ".pkl":
         graph = load_mcu(place)
+    elif place.suffix == ".onnx":
+        graph = load_onnx(place)
+    elif is_small_pack(place):
+        graph = load_small_pack(place)
     elif place.suffix in (".h5", ".hdf5", ".keras") or is_keras(place):
         graph = load_keras(place)
     else:
         raise UserError(
-            f"{place} is of no kind that is read (.h5 and .hdf5 of Keras, .tflite of LiteRT, .pkl of "
-            "MCUNet).",
+            f"{place} is of no kind that is read (.onnx, .h5 and .hdf5 of Keras, .tflite of LiteRT, .pkl of "
+            "MCUNet, packs of one small file).",
             field="model",
             given=place.suffix,
         )
@@ -87,12 +101,18 @@ class Built:
     made: Emission
     files: tuple[str, ...]
     folder: Path
+    tuned: Tuned | None = None
+    strips: Strips | None = None
 
     @property
     def cycles(self) -> int:
         """Predicted for one pass, by the model of targets.py."""
-        each = self.target.int8_cycles if self.made.integer else self.target.float_cycles
-        return round(self.made.macs * each)
+        return round(
+            sum(
+                products * self.target.cycles(kernel, integer=self.made.integer)
+                for kernel, products in self.made.spent.items()
+            )
+        )
 
     def record(self) -> dict[str, Any]:
         """As `--json` prints it and `report.json` holds it."""
@@ -108,6 +128,10 @@ class Built:
             "flash_bytes": None,
             "macs": self.made.macs,
             "cycles": self.cycles,
+            "kernels": dict(self.made.choices),
+            "threads": self.made.threads,
+            "strips": None if self.strips is None else asdict(self.strips),
+            "tuned_us": None if self.tuned is None else self.tuned.microseconds,
             "arena": [
                 {
                     "tensors": list(life.names),
@@ -184,11 +208,21 @@ def build(
     storage_kib: float | None = None,
     count: int = GOLDEN,
     seed: int = SEED,
+    kernels: str = "auto",
+    threads: int = 1,
 ) -> Built:
-    """Compile a network into `folder`. Raises UserError where it cannot be, or does not fit."""
-    goal = target(target_name)
+    """Compile a network into `folder`. `kernels`: auto, direct or fast (_variants.py), or tune
+    (tune.py); `threads` of the host. Raises UserError where it cannot be, or does not fit."""
     return build_graph(
-        load_graph(model), folder, goal, ram_kib=ram_kib, storage_kib=storage_kib, count=count, seed=seed
+        load_graph(model),
+        folder,
+        target(target_name),
+        ram_kib=ram_kib,
+        storage_kib=storage_kib,
+        count=count,
+        seed=seed,
+        kernels=kernels,
+        threads=threads,
     )
 
 
@@ -201,13 +235,33 @@ def build_graph(
     storage_kib: float | None = None,
     count: int = GOLDEN,
     seed: int = SEED,
+    kernels: str = "auto",
+    threads: int = 1,
 ) -> Built:
     """The same for a graph at hand."""
-    made = emission(graph)
+    if threads != 1 and goal.name != "host":
+        raise UserError(
+            f"threads={threads} is not supported for {goal.name}, which has one core; use --threads 1.",
+            field="threads",
+            given=threads,
+            nearest=1,
+        )
+    room = None if ram_kib is None else ram_kib * 1024
+    whole = graph
+    tuned: Tuned | None = None
+    strips: Strips | None = None
+    if room is not None and planned(graph, {}).nbytes > room and (found := fitted(graph, room)):
+        graph, strips = found
+    if kernels == "tune":
+        tuned = tune(graph, threads, room)
+        choices, plan = tuned.choices, tuned.plan
+    else:
+        choices, plan = chosen(graph, kernels, threads, room)
+    made = emission(graph, plan, choices, threads)
     refuse_too_large(graph, made, ram_kib, storage_kib)
     title = f"{graph.name}: {'int8' if made.integer else 'float'} network for {goal.name}"
     header, source = network_text(made, title)
-    inputs, outputs = golden(graph, count, seed)
+    inputs, outputs = golden(whole, count, seed)
     outputs = outputs if outputs.dtype == np.int8 else outputs.astype(np.float32)
     texts = {
         "network.h": header,
@@ -234,6 +288,7 @@ def build_graph(
             flags=" ".join([*goal.flags, *([f"-T {goal.script}"] if goal.script else [])]),
             port=goal.port,
             emulator=" ".join(goal.emulator),
+            threads=threads,
         ),
         "arena.svg": arena_svg(made.plan, len(graph.ops), title),
     }
@@ -242,7 +297,7 @@ def build_graph(
         texts[goal.script] = rendered(f"{goal.script}.j2", board=goal.board)
     with _files.explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    done = Built(graph, goal, made, (*texts, "report.json"), folder)
+    done = Built(graph, goal, made, (*texts, "report.json"), folder, tuned, strips)
     texts["report.json"] = json.dumps(done.record(), indent=1) + "\n"
     for name, text in texts.items():
         _files.write_atomically(folder / name, text.encode())

@@ -1,11 +1,12 @@
 """Builds a compiled network for this machine and for its target, runs both, compares every output.
 
 The harness prints each output's bytes; they are compared here with the golden ones of the folder: codes
-exactly, floats within 1e-5 of the largest output (or of 1). On this machine it is built twice, optimised and
-under the address and undefined-behaviour sanitizers, both with warnings as errors; for a core, with its cross
-compiler, and run on the board that QEMU emulates of it, output by semihosting. Marks: the highest byte of the
-arena that was touched, bytes of stack below the harness (a pattern painted before each pass), and whether
-guard bytes around the arena held.
+exactly, floats within 1e-5 of the largest output (or of 1). On this machine it is built optimised, under the
+address and undefined-behaviour sanitizers, without SIMD where it has any, and with its arena right behind and
+right before pages that nobody may touch, always with warnings as errors; for a core, with its cross compiler,
+and run on the board that QEMU emulates of it, output by semihosting. Marks: the highest byte of the arena
+that was touched, bytes of stack below the harness (a pattern painted before each pass), and whether guard
+bytes around the arena held.
 
 Paper: the checks are this package's own; Toward smart composites (arXiv 2205.10940) reports flash alone.
 """
@@ -73,18 +74,27 @@ class Verified:
 
 
 def verify(folder: Path) -> Verified:
-    """Build and run what `haversack embed build` wrote into `folder`.
+    """Build and run what `haversack embed build` wrote into `folder`; networks that learn by
+    _train_verify.py.
 
     Raises UserError for a folder that is none, CompileError for C that a compiler refuses, HaversackError for
     a harness that breaks.
     """
     report = read_report(folder)
+    if "training" in report:
+        from haversack.embed._train_verify import verify_training
+
+        return Verified(verify_training(folder, report), report)
     goal = target(report["target"])
     wanted = golden_outputs(folder)
+    team = ("-pthread",) if report.get("threads", 1) > 1 else ()
     runs = [
-        run_host(folder, wanted, "this machine", "-O2"),
-        run_host(folder, wanted, "this machine, sanitized", "-O1", *SANITIZED),
+        run_host(folder, wanted, "this machine", "-O2", *team),
+        run_host(folder, wanted, "this machine, sanitized", "-O1", *SANITIZED, *team),
     ]
+    runs.append(run_host(folder, wanted, "this machine, guard pages", "-O2", "-DNN_GUARD_PAGES", *team))
+    if report.get("kernels"):
+        runs.append(run_host(folder, wanted, "this machine, no SIMD", "-O2", "-DNN_PORTABLE", *team))
     if goal.name != "host":
         runs.append(run_target(folder, goal, wanted))
     return Verified(tuple(runs), report)
@@ -118,7 +128,8 @@ def golden_outputs(folder: Path) -> Array:
 
 def run_host(folder: Path, wanted: Array, where: str, *flags: str) -> Run:
     """Build for this machine with `flags`, run, compare."""
-    program = folder / ("host" if "-O2" in flags else "host-sanitized")
+    suffixes = {"-DNN_PORTABLE": "-plain", "-DNN_GUARD_PAGES": "-guarded", SANITIZED[1]: "-sanitized"}
+    program = folder / f"host{''.join(suffixes.get(flag, '') for flag in flags)}"
     stack = () if "-O2" in flags else ("-DNN_NO_STACK",)
     gcc = tool("gcc", "gcc")
     compile_with([gcc, *STRICT, *flags, *stack], folder, ["network.c", "main.c", "port_host.c"], program)

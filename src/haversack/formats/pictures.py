@@ -10,7 +10,10 @@ scaled and the middle cut out. A picture is damaged when not all of its pixels c
 
 from __future__ import annotations
 
+import errno
 import tarfile
+import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +22,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from haversack.core._files import cache_folder, fingerprint, partial_path, put_in_place, remove
+from haversack.core._files import (
+    cache_folder,
+    fingerprint,
+    partial_path,
+    put_in_place,
+    remove,
+    write_error,
+)
 from haversack.core.errors import DamagedFileError, MissingExtraError, UserError
+from haversack.formats._row_files import HELD_OUT_NAMES, folders
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
-ARCHIVES = (".tar.xz", ".tar.gz", ".tgz", ".tar")
-HELD_OUT_NAMES = ("test", "val", "valid", "validation")
-"""What the part that is kept for judging is called, the first that is there."""
+ARCHIVES = (".tar.xz", ".tar.gz", ".tgz", ".tar", ".zip")
 PIXELS_MOST = 200_000_000
 """Of one picture: a few bytes can claim any number of them."""
 ARCHIVE_MOST = 64 << 30
@@ -63,20 +72,20 @@ def read_folder(path: Path) -> PictureFolder:
         raise UserError(f"{path} is no folder of pictures.", field="data", given=str(path))
     root = _inside(root)
     parts = _parts(root)
-    folders = _folders(parts[0])
-    if not folders:
+    own = folders(parts[0])
+    if not own:
         raise UserError(
             f"{path} has no folder with pictures in it; put the pictures of each class into a folder of "
             f"its name ({path.name}/cat/1.jpg).",
             field="data",
             given=str(path),
         )
-    classes = tuple(folder.name for folder in folders)
+    classes = tuple(folder.name for folder in own)
     files: list[Path] = []
     labels: list[int] = []
     held: list[bool] = []
     for number, part in enumerate(parts):
-        for folder in _folders(part):
+        for folder in folders(part):
             if folder.name not in classes:
                 raise UserError(
                     f"{part.name} has the class {folder.name}, which {parts[0].name} has not "
@@ -116,14 +125,7 @@ def read_picture(path: Path, height: int, width: int, channels: int = 3) -> npt.
                     path, f"it claims {opened.width} x {opened.height} pixels", field="data"
                 )
             opened.draft(mode, (2 * width, 2 * height))  # JPEG alone: large ones are decoded smaller
-            picture = _flat(ImageOps.exif_transpose(opened), mode)
-            scale = max(width / picture.width, height / picture.height)
-            box = (width / scale, height / scale)
-            left, top = (picture.width - box[0]) / 2, (picture.height - box[1]) / 2
-            cut = (left, top, left + box[0], top + box[1])
-            if picture.size != (width, height):
-                picture = picture.resize((width, height), image_module.Resampling.BILINEAR, box=cut)
-            found = np.array(picture, np.uint8)
+            found = np.array(_sized(_flat(ImageOps.exif_transpose(opened), mode), height, width), np.uint8)
     except DamagedFileError:
         raise
     except image_module.UnidentifiedImageError as error:
@@ -132,6 +134,20 @@ def read_picture(path: Path, height: int, width: int, channels: int = 3) -> npt.
         what = " ".join(str(error).split()) or type(error).__name__
         raise DamagedFileError(path, f"it is no whole picture ({what[:120]})", field="data") from error
     return found.reshape(height, width, channels)
+
+
+def fitted(rows: npt.NDArray[np.uint8], height: int, width: int, channels: int = 3) -> npt.NDArray[np.uint8]:
+    """Pictures u8 [n, h, w, c], c 1 or 3, as u8 [n, height, width, channels], by `read_picture`'s rules;
+    those that are so already are given back. Raises MissingExtraError without Pillow for others."""
+    if rows.shape[1:] == (height, width, channels):
+        return rows
+    image_module = _pillow()
+    mode = "RGB" if channels == 3 else "L"
+    made = np.empty((len(rows), height, width, channels), np.uint8)
+    for goal, row in zip(made, rows, strict=True):
+        picture = image_module.fromarray(row if row.shape[2] == 3 else row[..., 0]).convert(mode)
+        goal[...] = np.asarray(_sized(picture, height, width), np.uint8).reshape(goal.shape)
+    return made
 
 
 def unpacked(archive: Path) -> Path:
@@ -144,25 +160,55 @@ def unpacked(archive: Path) -> Path:
     goal.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_path(goal)
     try:
-        with tarfile.open(archive) as packed:
-            total = 0
-            for member in packed:
-                if not (member.isfile() or member.isdir()):
-                    raise UserError(
-                        f"{archive} holds {member.name}, which is no file and no folder.",
-                        field="data",
-                        given=str(archive),
-                    )
-                total += member.size
-                if total > ARCHIVE_MOST:
-                    raise DamagedFileError(archive, "it unpacks to more than 64 GiB", field="data")
-                packed.extract(member, partial, filter="data")
+        if zipfile.is_zipfile(archive):
+            _unpack_zip(archive, partial)
+        else:
+            _unpack_tar(archive, partial)
         put_in_place(partial, goal)
-    except (tarfile.TarError, EOFError, ValueError) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
         raise DamagedFileError(archive, f"it is no whole archive ({error})", field="data") from error
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # a zip whose places lie before its beginning
+            raise DamagedFileError(archive, f"it is no whole archive ({error})", field="data") from error
+        raise write_error(goal, error) from error
     finally:
         remove(partial)
     return goal
+
+
+def _unpack_tar(archive: Path, goal: Path) -> None:
+    with tarfile.open(archive) as packed:
+        total = 0
+        for member in packed:
+            if not (member.isfile() or member.isdir()):
+                raise UserError(
+                    f"{archive} holds {member.name}, which is no file and no folder.",
+                    field="data",
+                    given=str(archive),
+                )
+            total += member.size
+            if total > ARCHIVE_MOST:
+                raise DamagedFileError(archive, "it unpacks to more than 64 GiB", field="data")
+            packed.extract(member, goal, filter="data")
+
+
+def _unpack_zip(archive: Path, goal: Path) -> None:
+    """Without what macOS puts beside the files."""
+    with zipfile.ZipFile(archive) as packed:
+        members = [each for each in packed.infolist() if not each.filename.startswith("__MACOSX/")]
+        if sum(each.file_size for each in members) > ARCHIVE_MOST:
+            raise DamagedFileError(archive, "it unpacks to more than 64 GiB", field="data")
+        for member in members:
+            parts = member.filename.replace("\\", "/").split("/")
+            link = member.external_attr >> 16 & 0o170000 == 0o120000
+            if ".." in parts or member.filename.startswith("/") or link or member.flag_bits & 1:
+                raise UserError(
+                    f"{archive} holds {member.filename}, which is encrypted, lies outside or is no file and "
+                    "no folder.",
+                    field="data",
+                    given=str(archive),
+                )
+            packed.extract(member, goal)
 
 
 def shown(names: tuple[str, ...], most: int = 12) -> str:
@@ -172,24 +218,20 @@ def shown(names: tuple[str, ...], most: int = 12) -> str:
 
 def _inside(root: Path) -> Path:
     """`root`, or the one folder in it that holds the classes or parts."""
-    folders = _folders(root)
-    if len(folders) == 1 and _folders(folders[0]) and not any(_own_pictures(folders[0])):
-        return folders[0]
+    inside = folders(root)
+    if len(inside) == 1 and folders(inside[0]) and not any(_own_pictures(inside[0])):
+        return inside[0]
     return root
 
 
 def _parts(root: Path) -> list[Path]:
     """The part that is learned from and, where there is one, the part that is held out."""
-    by_name = {folder.name.lower(): folder for folder in _folders(root)}
+    by_name = {folder.name.lower(): folder for folder in folders(root)}
     train = by_name.get("train")
     held = next((by_name[name] for name in HELD_OUT_NAMES if name in by_name), None)
-    if train is not None and _folders(train):
+    if train is not None and folders(train):
         return [train] if held is None else [train, held]
     return [root]
-
-
-def _folders(path: Path) -> list[Path]:
-    return sorted(each for each in path.iterdir() if each.is_dir() and not each.name.startswith("."))
 
 
 def _own_pictures(folder: Path) -> Iterator[Path]:
@@ -215,6 +257,17 @@ def _flat(picture: Any, mode: str) -> Any:
         white = image_module.new("RGBA", over.size, (255, 255, 255, 255))
         picture = image_module.alpha_composite(white, over)
     return picture.convert(mode)
+
+
+def _sized(picture: Any, height: int, width: int) -> Any:
+    """The shorter side scaled, the middle cut out."""
+    if picture.size == (width, height):
+        return picture
+    scale = max(width / picture.width, height / picture.height)
+    box = (width / scale, height / scale)
+    left, top = (picture.width - box[0]) / 2, (picture.height - box[1]) / 2
+    cut = (left, top, left + box[0], top + box[1])
+    return picture.resize((width, height), _pillow().Resampling.BILINEAR, box=cut)
 
 
 def _pillow() -> Any:

@@ -107,6 +107,7 @@ def compare_trainings(
         "data": ready.examples.mark,
         "arms": [scheme.label for scheme, _ in plans],
         "lessons": [wish.epochs, wish.batch, wish.rate, wish.seed, wish.threads],
+        "length": rows.length,
     }
     if bar is not None:
         bar.total, bar.done = len(plans), 0.0
@@ -200,6 +201,7 @@ def _arm(stem: Path, target: str, rows: Rows, wish: Wish, scheme: Scheme, plain:
         line += ["--label-column", rows.label, "--epochs", str(wish.epochs), "--batch", str(wish.batch)]
         line += ["--seed", str(wish.seed), "--json", "-o", str(delta)]
         line += ["--skip-broken"] if rows.skip_broken else []
+        line += [] if rows.length is None else ["--length", str(rows.length)]
         line += ["--tune"] if wish.rate is None else ["--rate", str(wish.rate)]
         line += [] if wish.threads is None else ["--threads", str(wish.threads)]
         done = run_measured(line)

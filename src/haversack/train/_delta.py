@@ -21,6 +21,7 @@ from haversack.core.errors import DamagedFileError, UserError
 from haversack.core.pack import Pack, PackWriter
 from haversack.train._network import Array, Network, Slice, identity
 from haversack.train._slots import Learned, Parameters, Precision
+from haversack.train.networks._open import read_tokens
 
 KIND_OF_TYPE = {"<f4": "f32", "<f2": "f16", "|i1": "i8", "|u1": "u8", "<i4": "i32"}
 TYPE_OF_KIND = {kind: np.dtype(name) for name, kind in KIND_OF_TYPE.items()}
@@ -28,11 +29,13 @@ TYPE_OF_KIND = {kind: np.dtype(name) for name, kind in KIND_OF_TYPE.items()}
 
 @dataclass(frozen=True)
 class Delta:
-    """A delta in memory: its pack's `entry`, `values` by tensor (or part), what was measured."""
+    """A delta in memory: its pack's `entry`, `values` by tensor (or part), what was measured; `length`:
+    tokens of a text that it learned to read (None: the network's usual number)."""
 
     entry: DeltaEntry
     values: Mapping[str, Array]
     measurements: tuple[Mapping[str, Any], ...] = ()
+    length: int | None = None
 
     @property
     def nbytes(self) -> int:
@@ -97,7 +100,9 @@ def read_delta(path: str | Path) -> Delta:
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise DamagedFileError(pack.path, f"{name} holds numbers that are not finite")
         values[name] = array
-    return Delta(entry, values, tuple(pack.record.measurements))
+    length = pack.record.provenance.get("length")
+    length = length if type(length) is int else None
+    return Delta(entry, values, tuple(pack.record.measurements), length)
 
 
 def slots_of(entry: DeltaEntry) -> tuple[Parameters, Precision]:
@@ -124,6 +129,8 @@ def apply_delta(network: Network, delta: Delta, where: str = "the delta") -> Non
             nearest=entry.base_sha256,
         )
     parameters, precision = slots_of(entry)
+    if delta.length is not None:
+        read_tokens(network, delta.length)
     if entry.new_head:
         network.new_head(entry.classes, entry.seed)
     learned = parameters.prepare(network, entry.seed)

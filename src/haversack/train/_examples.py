@@ -1,4 +1,5 @@
-"""Labelled rows to learn from: pictures in class folders or a table of texts, split once and for all.
+"""Labelled rows to learn from: pictures and meshes in class folders, files of pictures (MNIST's, CIFAR's) or
+a table of texts, split once and for all.
 
 Which rows are held out follows from the rows' own names and the seed, not from their order: adding pictures
 leaves most others where they were. From each class the same share is kept apart, at least one row where the
@@ -17,9 +18,19 @@ from typing import Any
 import numpy as np
 
 from haversack.core.errors import DamagedFileError, UserError
-from haversack.formats.pictures import PictureFolder, is_archive, read_folder, read_picture, shown, unpacked
+from haversack.formats._row_files import LabelledRows
+from haversack.formats.idx import is_idx
+from haversack.formats.pictures import (
+    PictureFolder,
+    fitted,
+    is_archive,
+    read_folder,
+    read_picture,
+    shown,
+    unpacked,
+)
 from haversack.formats.tables import Table, is_table, read_table
-from haversack.train._network import I64, Array, Batch, Form, Pictures, Tokens
+from haversack.train._network import I64, Array, Batch, Features, Form, Pictures, Tokens
 
 HELD_OUT_SHARE = 0.2
 
@@ -78,9 +89,12 @@ def split(labels: I64, keys: Sequence[str], seed: int, share: float = HELD_OUT_S
 
 
 def is_labelled(paths: Sequence[Path]) -> bool:
-    """Whether `paths` are one folder of pictures (or a packed one, or a set of the registry) or one table,
-    rather than plain texts. Raises UserError for several of which one is."""
-    kinds = [path.is_dir() or is_archive(path) or is_table(path) or _registered(path) for path in paths]
+    """Whether `paths` are one folder of rows (or a packed one, or a set of the registry), a file of pictures
+    or a table, rather than plain texts. Raises UserError for several of which one is."""
+    kinds = [
+        path.is_dir() or is_archive(path) or is_table(path) or is_idx(path) or _registered(path)
+        for path in paths
+    ]
     if any(kinds) and len(paths) > 1:
         raise UserError(
             "several --data are plain texts; give one folder of pictures or one table alone.",
@@ -100,23 +114,30 @@ def read_examples(
     skip_broken: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> Examples:
-    """The rows at `path` in the form that a network takes.
+    """The rows at `path` in the form that a network takes: pictures and clouds of points from a folder, an
+    archive, the registry or files of numbers; texts from a table.
 
-    Every picture is read once to its end before anything is learned; `progress` is called with how many. A
-    broken one is named and ends it, or with `skip_broken` is left out. Raises UserError for data of another
-    form, without rows, or of a single class; DamagedFileError for a broken picture.
+    Every picture of a folder is read once to its end before anything is learned; `progress` is called with
+    how many. A broken one is named and ends it, or with `skip_broken` is left out. Raises UserError for data
+    of another form, without rows, or of a single class; DamagedFileError for a broken picture or mesh.
     """
     if is_table(path):
         if not isinstance(form, Tokens):
             raise _other_form(path, "a table of texts", form)
         return _of_table(read_table(path, text, label), form, seed)
-    if not isinstance(form, Pictures):
-        raise _other_form(path, "pictures", form)
     if _registered(path):
         from haversack.core._datasets import dataset_path
 
-        path = unpacked(dataset_path(str(path)))
-    return _of_pictures(read_folder(path), form, seed, skip_broken, progress)
+        path = dataset_path(str(path))
+    place = unpacked(path) if is_archive(path) else path
+    if takes_meshes(form):
+        return _of_meshes(place, form, seed, skip_broken, progress)
+    if not isinstance(form, Pictures):
+        raise _other_form(path, "pictures", form)
+    arrays = _files_of_rows(_alone(place))
+    if arrays is not None:
+        return _of_arrays(arrays, form, seed)
+    return _of_pictures(read_folder(place), form, seed, skip_broken, progress)
 
 
 def match_classes(examples: Examples, classes: tuple[str, ...], model: str) -> Examples:
@@ -189,17 +210,65 @@ def _of_pictures(
                 field="data",
                 given=name,
             )
-    if folder.held_out is None:
-        learned, held_out = split(labels, keys, seed)
-    else:
-        apart = np.array([folder.held_out[index] for index in whole], bool)
-        learned, held_out = np.flatnonzero(~apart), np.flatnonzero(apart)
+    apart = None if folder.held_out is None else [folder.held_out[index] for index in whole]
+    learned, held_out = _sides(labels, keys, apart, seed)
     _require_two(folder.path, folder.classes, held_out)
 
     def read(rows: I64) -> Array:
         return np.stack([read_picture(files[row], form.height, form.width, form.channels) for row in rows])
 
     return Examples(folder.classes, labels, learned, held_out, read, keys, tuple(left_out))
+
+
+def _files_of_rows(path: Path) -> LabelledRows | None:
+    """The set of pictures in files of numbers at `path`, where that is what it is."""
+    from haversack.formats.cifar import cifar_set
+    from haversack.formats.idx import idx_set
+
+    return idx_set(path) or (cifar_set(path) if path.is_dir() else None)
+
+
+def _alone(folder: Path) -> Path:
+    """`folder`, or what it holds where that is one folder, as archives have it."""
+    inside = [each for each in folder.iterdir() if each.name[0] != "."] if folder.is_dir() else []
+    return inside[0] if len(inside) == 1 and inside[0].is_dir() else folder
+
+
+def _of_arrays(found: LabelledRows, form: Pictures, seed: int) -> Examples:
+    def read(rows: I64) -> Array:
+        values = found.read(rows)
+        pictures = np.moveaxis(values, 1, 3) if values.ndim == 4 else values[..., None]
+        return fitted(np.ascontiguousarray(pictures), form.height, form.width, form.channels)
+
+    return _of_rows(found, read, seed, ())
+
+
+def _of_meshes(
+    path: Path, form: Form, seed: int, skip_broken: bool, progress: Callable[[int], None] | None
+) -> Examples:
+    from haversack.formats.off import has_meshes, mesh_set
+
+    assert isinstance(form, Features)
+    if not path.is_dir() or not has_meshes(path):
+        raise _other_form(path, "no folder of meshes", form)
+    found, left_out = mesh_set(path, form.shape[0], skip_broken=skip_broken, progress=progress)
+    return _of_rows(found, found.read, seed, left_out)
+
+
+def _of_rows(
+    found: LabelledRows, read: Callable[[I64], Array], seed: int, left_out: tuple[tuple[str, str], ...]
+) -> Examples:
+    learned, held_out = _sides(found.labels, found.keys, found.held_out, seed)
+    _require_two(found.path, found.classes, held_out)
+    return Examples(found.classes, found.labels, learned, held_out, read, found.keys, left_out)
+
+
+def _sides(labels: I64, keys: Sequence[str], held_out: Any, seed: int) -> tuple[I64, I64]:
+    """The rows of each side: as the set has them (`held_out` by row), or split."""
+    if held_out is None:
+        return split(labels, keys, seed)
+    apart = np.array(held_out, bool)
+    return np.flatnonzero(~apart), np.flatnonzero(apart)
 
 
 def _require_two(path: Path, classes: tuple[str, ...], held_out: I64) -> None:
@@ -218,6 +287,8 @@ def _require_two(path: Path, classes: tuple[str, ...], held_out: I64) -> None:
 def _other_form(path: Path, what: str, form: Form) -> UserError:
     takes = {"Pictures": "a folder of pictures", "Tokens": "a table of texts", "Features": "measured values"}
     wanted = takes[type(form).__name__]
+    if takes_meshes(form):
+        wanted = "a folder of meshes (.off)"
     return UserError(
         f"{path} is {what}, and this network takes {wanted}.", field="data", given=str(path), nearest=wanted
     )
@@ -237,3 +308,16 @@ def batches(rows: I64, size: int) -> Iterator[I64]:
 def picture_inputs(path: Path, form: Pictures) -> Any:
     """One picture as a network takes it, [1, height, width, channels]."""
     return read_picture(path, form.height, form.width, form.channels)[None]
+
+
+def takes_meshes(form: Form) -> bool:
+    """Whether a network of this form looks at clouds of points in space."""
+    return isinstance(form, Features) and len(form.shape) == 2 and form.shape[1] == 3
+
+
+def mesh_inputs(path: Path, form: Form) -> Any:
+    """One mesh as such a network takes it, [1, points, 3]."""
+    from haversack.formats.off import read_off, surface_points
+
+    assert isinstance(form, Features)
+    return surface_points(*read_off(path), form.shape[0], 0)[None]

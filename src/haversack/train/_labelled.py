@@ -8,21 +8,28 @@ first step and after the last; no setting is chosen by them.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 import sys
 import time
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from haversack.core._files import write_atomically
+from haversack.core._files import (
+    explain_write_errors,
+    partial_path,
+    put_in_place,
+    remove,
+    remove_stale_partials,
+)
 from haversack.core.errors import DamagedFileError, UserError
 from haversack.core.progress import Progress
 from haversack.train._examples import Examples, batches
@@ -207,9 +214,8 @@ class Training:
         for name, part in self._parts().items():
             arrays[f"tensor:{name}"] = tensors[name] if part is None else part.of(tensors[name])
         arrays |= {f"stepper:{name}": array for name, array in self.stepper.state().items()}
-        stream = BytesIO()
-        np.savez(stream, **arrays)  # type: ignore[arg-type]
-        write_atomically(path, stream.getvalue())
+        with replacing(path) as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
 
     def _resume(self, path: Path) -> Course | None:
         if not path.is_file():
@@ -241,6 +247,23 @@ class Training:
             float(facts["seconds"]),
             int(facts["saved_nbytes"]),
         )
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write into, which takes the place of `path` when it is whole: nothing of it is in memory
+    twice. Raises UserError for a full disk."""
+    with explain_write_errors(path):
+        remove_stale_partials(path)
+        partial = partial_path(path)
+        try:
+            with partial.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            put_in_place(partial, path)
+        finally:
+            remove(partial)
 
 
 def rate_at(step: int, steps: int, rate: float) -> float:

@@ -15,6 +15,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from haversack.core.errors import UserError
+
 Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -178,6 +180,20 @@ def numbers_of(network: Network, wanted: Wanted) -> int:
         else tensors[name].size // tensors[name].shape[part.axis] * len(part.indices)
         for name, part in wanted.items()
     )
+
+
+def top_blocks(asked: int | None, least: int, there: int, what: str) -> int:
+    """How many blocks, of those that are `there`, a method takes: all where none are asked for. Raises
+    UserError outside `least` to all of them; `what` says what there is, as in "mine has 4"."""
+    count = there if asked is None else asked
+    if not least <= count <= there:
+        raise UserError(
+            f"blocks={count} is not possible: {what}.",
+            field="blocks",
+            given=count,
+            nearest=min(max(count, least), there),
+        )
+    return count
 
 
 def in_order(network: Network, names: Iterable[str]) -> tuple[str, ...]:

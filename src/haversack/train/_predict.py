@@ -10,7 +10,7 @@ import numpy as np
 
 from haversack.core.errors import UserError
 from haversack.train._delta import apply_delta, read_delta
-from haversack.train._examples import picture_inputs, tokens_of
+from haversack.train._examples import mesh_inputs, picture_inputs, takes_meshes, tokens_of
 from haversack.train._network import F32, Network, Pictures, Tokens
 from haversack.train.networks._open import kind_of, open_network
 
@@ -46,9 +46,9 @@ def probabilities(logits: F32) -> F32:
 
 
 def answers(network: Network, given: Sequence[str], top: int) -> list[Answer]:
-    """What `network` says of each picture (by its path) or text, `top` classes each.
+    """What `network` says of each picture or mesh (by its path) or text, `top` classes each.
 
-    Raises DamagedFileError for a broken picture, UserError for a network that takes neither.
+    Raises DamagedFileError for a broken picture or mesh, UserError for a network that takes none of these.
     """
     form = network.form
     found = []
@@ -57,6 +57,8 @@ def answers(network: Network, given: Sequence[str], top: int) -> list[Answer]:
             inputs = picture_inputs(Path(one), form)
         elif isinstance(form, Tokens):
             inputs = tokens_of([one], form)
+        elif takes_meshes(form):
+            inputs = mesh_inputs(Path(one), form)
         else:
             raise UserError(f"{network.name} takes measured values, no picture and no text.", field="model")
         row = probabilities(network.logits(inputs))[0]

@@ -104,10 +104,7 @@ def fit(
     above = 0 if belongs is None else belongs.anchor_layers
     method = cast(Adapting, index.create("train", "parameters", parameters))
     learned = method.learned_numbers(model.architecture, above)
-    if budget is not None:
-        changed = sorted({block for block, _, _ in method.chosen(model.architecture, above).values()})
-        need = planned(model, learned, learning, changed)
-        budget.require({"ram_mib": need.total_mib}, f"this training ({need.total_bytes:,} bytes)")
+    _required(model, above, parameters, learning, budget)
     part = torch_part("haversack.train.fit_torch", "training")
     texts = texts_for(model, texts, learning.length)
     facts = {
@@ -153,6 +150,31 @@ def family_for(model: Model, other: str | Path | None) -> FamilyEntry | None:
         )
     require_family(model.source, model.architecture, found, str(other))
     return found
+
+
+def plan_of(
+    target: str | Path,
+    learning: Learning,
+    parameters: str = "lora",
+    family: str | Path | None = None,
+    budget: Budget | None = None,
+) -> MemoryPlan:
+    """What `fit` would hold, by headers alone. Raises BudgetError, and UserError as `fit` does."""
+    model = open_model(target)
+    adapted_matrices(model.architecture)
+    belongs = family_for(model, family)
+    return _required(model, 0 if belongs is None else belongs.anchor_layers, parameters, learning, budget)
+
+
+def _required(
+    model: Model, above: int, parameters: str, learning: Learning, budget: Budget | None
+) -> MemoryPlan:
+    method = cast(Adapting, index.create("train", "parameters", parameters))
+    changed = sorted({block for block, _, _ in method.chosen(model.architecture, above).values()})
+    need = planned(model, method.learned_numbers(model.architecture, above), learning, changed)
+    if budget is not None:
+        budget.require({"ram_mib": need.total_mib}, f"this training ({need.total_bytes:,} bytes)")
+    return need
 
 
 def planned(model: Model, learned: int, learning: Learning, blocks: Sequence[int]) -> MemoryPlan:

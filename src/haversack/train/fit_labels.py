@@ -26,7 +26,7 @@ from haversack.core._record import DeltaEntry
 from haversack.core.budget import Budget
 from haversack.core.errors import UserError, not_allowed
 from haversack.core.measurement import Measurement, Quality
-from haversack.core.memory import MemoryPlan
+from haversack.core.memory import MIB, MemoryPlan
 from haversack.core.progress import Progress
 from haversack.train._choice import SLOTS, Choice, choose, schemes
 from haversack.train._delta import taken, write_delta
@@ -36,7 +36,7 @@ from haversack.train._meter import Saved, opened_nbytes, saved_line, settled, se
 from haversack.train._network import Network, identity
 from haversack.train._slots import Gradient, Parameters, Precision
 from haversack.train._training import finished, training_folder
-from haversack.train.networks._open import open_network
+from haversack.train.networks._open import least_nbytes, open_network
 
 HEADS = ("auto", "keep", "new")
 RATES = (1 / 3, 1.0, 3.0)
@@ -47,13 +47,15 @@ TUNED_SHARE = 4
 @dataclass(frozen=True)
 class Rows:
     """Where labelled rows are and how they are read: `text` and `label` name a table's columns; `head` says
-    whether the network keeps its classifier (auto: where its outputs have names)."""
+    whether the network keeps its classifier (auto: where its outputs have names); `length`: tokens that are
+    read of a text (None: the network's usual number)."""
 
     path: Path
     text: str = "text"
     label: str = "label"
     skip_broken: bool = False
     head: str = "auto"
+    length: int | None = None
 
     def __post_init__(self) -> None:
         if self.head not in HEADS:
@@ -150,10 +152,30 @@ class Prepared:
     new_head: bool
     choice: Choice
     seed: int
+    length: int | None = None
 
     def open(self) -> Network:
         """The network anew, with the head that it learns with."""
-        return _opened(self.target, self.examples.classes if self.new_head else None, self.seed)
+        classes = self.examples.classes if self.new_head else None
+        return _opened(self.target, classes, self.seed, self.length)
+
+    def record(self) -> dict[str, Any]:
+        """As `train fit --plan --json` prints it."""
+        scheme = self.choice.scheme
+        return {
+            "network": self.name,
+            "slots": scheme.slots,
+            "why": self.choice.why,
+            "learned_numbers": scheme.numbers,
+            "rows": {
+                "learned": len(self.examples.learned),
+                "held_out": len(self.examples.held_out),
+                "left_out": [list(each) for each in self.examples.left_out],
+            },
+            "schemes": [each.record() for each in self.choice.schemes],
+            "plan_mib": scheme.memory.record()["lines"],
+            "ram_mib": round(scheme.memory.total_mib, 2),
+        }
 
     def methods(self) -> tuple[Parameters, Gradient, Precision]:
         """Of the chosen scheme."""
@@ -164,9 +186,12 @@ class Prepared:
 def prepare(target: str | Path, rows: Rows, wish: Wish, bar: Progress | None = None) -> Prepared:
     """Read the rows, settle the head and choose the methods; nothing is trained or written.
 
-    Raises UserError for what does not go together, BudgetError where nothing fits.
+    Raises UserError for what does not go together, BudgetError where nothing fits: before the weights are
+    read, where they alone do not.
     """
-    network = open_network(target, wish.seed)
+    least = max(opened_nbytes(), settled_nbytes() + least_nbytes(target))
+    wish.budget.require({"ram_mib": least / MIB}, f"opening {target} alone")
+    network = open_network(target, wish.seed, rows.length)
     examples = read_examples(
         rows.path,
         network.form,
@@ -194,13 +219,15 @@ def prepare(target: str | Path, rows: Rows, wish: Wish, bar: Progress | None = N
     gc.collect()
     count = min(wish.batch, len(examples.learned))
     classes = examples.classes if new_head else None
-    found = schemes(lambda: _opened(str(target), classes, wish.seed), opened, count, wish.seed, wish.slots)
+    found = schemes(
+        lambda: _opened(str(target), classes, wish.seed, rows.length), opened, count, wish.seed, wish.slots
+    )
     now, peak = settled_nbytes(), opened_nbytes()
     found = tuple(replace(one, memory=settled(one.memory, now, tensors, peak)) for one in found)
     choice = choose(found, wish.budget, name, named=None not in wish.slots.values())
     if bar is not None:
         bar.done, bar.label = 0.0, f"training {name}"
-    return Prepared(str(target), name, sha256, examples, new_head, choice, wish.seed)
+    return Prepared(str(target), name, sha256, examples, new_head, choice, wish.seed, rows.length)
 
 
 def fit_labels(
@@ -228,6 +255,7 @@ def fit_labels(
         "base": ready.sha256,
         "data": ready.examples.mark,
         "head": "new" if ready.new_head else "kept",
+        "length": rows.length,
         "slots": ready.choice.scheme.slots,
         **asdict(lessons),
         "tune": wish.tune,
@@ -255,7 +283,13 @@ def fit_labels(
         )
         delta = taken(network, training.learned, entry)
         measured = [_measurement(judged, lessons.seed) for judged in (course.before, after)]
-        provenance = {"rows": len(ready.examples.learned), "steps": course.done, "rate": lessons.rate}
+        provenance: dict[str, Any] = {
+            "rows": len(ready.examples.learned),
+            "steps": course.done,
+            "rate": lessons.rate,
+        }
+        if rows.length is not None:
+            provenance["length"] = rows.length
         nbytes = write_delta(goal, delta, measured, provenance)
         finished(folder)
     return FittedDelta(
@@ -317,8 +351,8 @@ def _short_run(ready: Prepared, lessons: Lessons, rows: Examples, bar: Progress 
     return judge(network, rows, training.rows).loss
 
 
-def _opened(target: str, classes: tuple[str, ...] | None, seed: int) -> Network:
-    network = open_network(target, seed)
+def _opened(target: str, classes: tuple[str, ...] | None, seed: int, length: int | None) -> Network:
+    network = open_network(target, seed, length)
     if classes is not None:
         network.new_head(classes, seed)
     return network

@@ -10,7 +10,7 @@ IMAGENET = {"mbv2": 45.7, "mcunet": 54.1, "proxyless": 48.3}
 
 
 def rows() -> list[Row]:
-    """Accuracy of the checkpoints, of the paper's sets, and the emitted C."""
+    """Accuracy of the checkpoints and of the paper's sets."""
     found = [
         Row(
             f"imagenet-{model}",
@@ -29,21 +29,14 @@ def rows() -> list[Row]:
             published="84.3 -> 88.1"),
         Row("vww", "accuracy on visual wake words equals training in the cloud", "%", "quality",
             published="equal"),
-        Row("emitted-c", "emitted C gives the same bits as the graph in Python", "codes that differ",
-            "quality", Bar("==", 0), judged="ours"),
-        Row("emitted-code", "flash of weights and code of the emitted step", "KiB", "bytes",
-            Bar("<=", 1024), judged="ours", published="<1 MB"),
     ]  # fmt: skip
 
 
 @bench.measure(*rows(), seconds=1)
 def elsewhere(run: Run) -> Outcomes:
     images = Unavailable("ImageNet's validation pictures are not to be had here")
-    emitted = Unavailable("the compiler to C is not there yet; the graph and its plan are what it emits")
     return {
         **{f"imagenet-{model}": images for model in IMAGENET},
         "flowers": Unavailable("flowers-102 is not to be had here; CIFAR-10 stands for it"),
         "vww": Unavailable("the visual wake words pictures are not to be had here"),
-        "emitted-c": emitted,
-        "emitted-code": emitted,
     }

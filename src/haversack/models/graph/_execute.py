@@ -46,6 +46,7 @@ from haversack.models.graph._ir import (
     Reshape,
     Softmax,
 )
+from haversack.models.graph._moves import MOVES, moved
 
 Array = npt.NDArray[Any]
 Values = dict[str, Any]
@@ -363,6 +364,10 @@ def _bias_step(machine: Machine, op: BiasStep, values: Values) -> None:
     _change(machine, op, g.reshape(-1, g.shape[-1]).sum(axis=0), values, True)
 
 
+def _moved(machine: Machine, op: Op, values: Values) -> None:
+    moved(op, values, machine.parameters, machine.graph.tensors[op.writes[0]].shape)
+
+
 def gradient_axis_is_last(graph: Graph, parameter: str) -> bool:
     """Whether the outputs of a parameter lie in its last dimension (depthwise kernels, biases)."""
     tensor = graph.tensors[parameter]
@@ -395,6 +400,7 @@ KERNELS: dict[type[Op], Callable[[Machine, Any, Values], None]] = {
     Step: _step,
     Summed: _summed,
     Update: _update,
+    **dict.fromkeys(MOVES, _moved),
 }
 
 __all__ = ["KERNELS", "LABEL", "LOSS", "RATE", "Machine", "weight_gradient"]

@@ -149,9 +149,15 @@ def softmax(x: Array) -> Array:
     return found
 
 
+def softmax_powers(scale: float) -> F32:
+    """exp(-scale d) for differences d of codes from 0 to 255, each rounded once: the C library's own."""
+    exponents = np.float32(-scale) * np.arange(256, dtype=np.float32)
+    return np.exp(exponents.astype(np.float64)).astype(np.float32)
+
+
 def softmax_codes(x: Array, scale: float, y: Quantization) -> Array:
     """Softmax of i8 codes as LiteRT's kernel for processors takes it: a table of 256 powers in f32."""
-    table = np.exp(np.float32(-scale) * np.arange(256, dtype=np.float32)).astype(np.float32)
+    table = softmax_powers(scale)
     below = x.max(axis=-1, keepdims=True).astype(np.int64) - x
     power = table[below]
     total = np.zeros((*x.shape[:-1], 1), np.float32)

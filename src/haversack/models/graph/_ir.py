@@ -20,7 +20,7 @@ Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
-BITS = {"bit": 1, "int8": 8, "int32": 32, "f32": 32}
+BITS = {"bit": 1, "int8": 8, "f16": 16, "bf16": 16, "int32": 32, "f32": 32}
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,7 @@ def lifetimes(graph: Graph, *, in_place: bool = True) -> list[Life]:
     head: dict[str, str] = {}
     if in_place:
         for number, op in enumerate(graph.ops):
-            if op.IN_PLACE is None:
+            if op.IN_PLACE is None or getattr(op, op.IN_PLACE) is None:
                 continue
             x, y = getattr(op, op.IN_PLACE), op.writes[0]
             fits = graph.tensors[x].nbytes == graph.tensors[y].nbytes

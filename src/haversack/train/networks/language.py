@@ -3,7 +3,7 @@
 What is here: a float checkpoint of the language engine's families (a bundled one by its name) as a network:
 its blocks in PyTorch, and on the last norm's state of the last token a matrix [classes, width] with a bias,
 which starts small. A checkpoint has no such classifier of its own, so its head is always new. What a text has
-beyond LENGTH tokens is not read.
+beyond LENGTH tokens, or as many as are asked for within the context, is not read.
 Cost: a pass over the tokens; the way back goes down to the lowest block that learns. Limits: decoders in f32
 on the processor; PyTorch (extra workshop).
 """

@@ -41,6 +41,18 @@ class LanguageNetwork:
         self.new_head(("0", "1"), 0)
         self.classes = None
 
+    def read_tokens(self, length: int) -> None:
+        """Read `length` tokens of a text from now on. Raises UserError for one outside 1..context."""
+        context = self.architecture.context
+        if not 1 <= length <= context:
+            raise UserError(
+                f"length={length} is outside 1..{context}, the context of {self.name}.",
+                field="length",
+                given=length,
+                nearest=min(max(length, 1), context),
+            )
+        self.form = Tokens(length, self.form.tokenizer)
+
     def _grouped(self) -> dict[str, tuple[str, ...]]:
         architecture = self.architecture
         found = {"embedding": tuple(architecture.first_tensors())}
@@ -137,8 +149,21 @@ class LanguageNetwork:
             head = rows * (3 * width + 2 * len(self.classes or ("", "")))
             count = len(self.architecture.blocks)
             passed = min(count, max(0, count + 1 - self._lowest(wanted)))
-            lines.insert(0, (SAVED, 4 * (tokens * (14 * width + 6 * inner) * passed + head)))
+            kept = tokens * (14 * width + 6 * inner) * passed + head
+            lines.insert(0, (SAVED, 4 * (kept + self._scores(rows, count - passed))))
         return tuple(lines)
+
+    def _scores(self, rows: int, below: int) -> int:
+        """Numbers of attention kept above the lowest `below` blocks where it is written out, all tokens with
+        all: windows that are shorter than the texts, scores that are capped."""
+        length, found = self.form.length, 0
+        for block in self.architecture.blocks[below:]:
+            layer = block.attention
+            if layer is None:
+                continue
+            if layer.softcap is not None or (layer.window is not None and layer.window < length):
+                found += 3 * rows * layer.heads * length * length
+        return found
 
     def _all(self) -> dict[str, Tensor]:
         return {**self._weights, **self._beside(), **self._head}

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from haversack.core.errors import UserError
 from haversack.core.method import Method, parameter
-from haversack.train._network import Network
+from haversack.train._network import Network, top_blocks
 from haversack.train._slots import Learned
 
 
@@ -45,14 +44,8 @@ class All(Method):
     def prepare(self, network: Network, seed: int) -> Learned:
         """See Parameters."""
         groups = list(network.blocks.values())
-        count = len(groups) if self.blocks is None else self.blocks
-        if not 1 <= count <= len(groups):
-            raise UserError(
-                f"blocks={count} is not possible: {network.name} has {len(groups)}, the head counted.",
-                field="blocks",
-                given=count,
-                nearest=min(max(count, 1), len(groups)),
-            )
+        what = f"{network.name} has {len(groups)}, the head counted"
+        count = top_blocks(self.blocks, 1, len(groups), what)
         inside = {name for group in groups[len(groups) - count :] for name in group}
         roles = network.roles()
         return Learned(

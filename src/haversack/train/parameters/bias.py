@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from haversack.core.errors import UserError
 from haversack.core.method import Method, parameter
-from haversack.train._network import Network, head_of
+from haversack.train._network import Network, head_of, top_blocks
 from haversack.train._slots import Learned
 
 
@@ -40,14 +40,8 @@ class Bias(Method):
     def prepare(self, network: Network, seed: int) -> Learned:
         """See Parameters."""
         depth = len(network.blocks)
-        count = depth if self.blocks is None else self.blocks
-        if not 2 <= count <= depth:
-            raise UserError(
-                f"blocks={count} is not possible: {network.name} has {depth}, and the head is one of them.",
-                field="blocks",
-                given=count,
-                nearest=min(max(count, 2), depth),
-            )
+        what = f"{network.name} has {depth}, and the head is one of them"
+        count = top_blocks(self.blocks, 2, depth, what)
         biases = self._biases(network, count)
         if not biases:
             raise UserError(

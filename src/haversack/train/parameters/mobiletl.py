@@ -29,12 +29,11 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from haversack.core.errors import UserError
 from haversack.core.method import Method, parameter
 from haversack.models.vision import _counts
 from haversack.models.vision._counts import Way
 from haversack.models.vision._record import PictureNet, Squeeze, Unit, statistic
-from haversack.train._network import Network
+from haversack.train._network import Network, top_blocks
 from haversack.train._slots import Learned
 from haversack.train._training import torch_part
 
@@ -131,14 +130,7 @@ class MobileTL(Method):
     def way(self, record: PictureNet) -> Way:
         """How `record` learns. Raises UserError when it has fewer blocks than are asked for."""
         count = len(record.blocks)
-        if not 1 <= self.blocks <= count:
-            raise UserError(
-                f"blocks={self.blocks} is not possible: {record.variant} has {count} inverted residual "
-                "blocks.",
-                field="blocks",
-                given=self.blocks,
-                nearest=min(max(self.blocks, 1), count),
-            )
+        top_blocks(self.blocks, 1, count, f"{record.variant} has {count} inverted residual blocks")
         learned = {name for name, _ in record.classifier.tensors()}
         if record.hidden is not None:
             learned |= {name for name, _ in record.hidden.tensors()}

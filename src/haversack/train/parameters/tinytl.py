@@ -17,12 +17,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import cast
 
-from haversack.core.errors import UserError
 from haversack.core.method import Method, parameter
 from haversack.models.vision import _counts
 from haversack.models.vision._counts import Way
 from haversack.models.vision._record import Beside, Block, PictureNet, Unit, channels_of
-from haversack.train._network import Network
+from haversack.train._network import Network, top_blocks
 from haversack.train._slots import Learned
 from haversack.train._training import torch_part
 from haversack.train.parameters.mobiletl import learned_of
@@ -65,14 +64,8 @@ class TinyTL(Method):
     def way(self, record: PictureNet) -> Way:
         """How `record` learns. Raises UserError when it has fewer blocks than are asked for."""
         count = len(record.blocks)
-        top = count if self.blocks is None else self.blocks
-        if not 1 <= top <= count:
-            raise UserError(
-                f"blocks={top} is not possible: {record.variant} has {count} inverted residual blocks.",
-                field="blocks",
-                given=top,
-                nearest=min(max(top, 1), count),
-            )
+        what = f"{record.variant} has {count} inverted residual blocks"
+        top = top_blocks(self.blocks, 1, count, what)
         first = count - top
         beside = {
             record.blocks[index].name: lite_residual(record.blocks[index], _counts.map_into(record, index))

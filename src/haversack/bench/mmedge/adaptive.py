@@ -1,0 +1,274 @@
+"""The optimizer while a load comes and goes, beside the best fixed configuration; everything together beside
+the largest networks that wait for the whole window.
+
+The processor is played slower, so that there is something to choose: in the first part the medium encoder
+takes six tenths of a frame's period (the largest cannot keep up at full rate), in the second the largest
+does. The deadline is 1.4 times what the profile foretells, on an idle machine, for the largest
+configuration that keeps up. The load is two spinning processes a core, on and off every six windows."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from haversack.bench._harness import Run
+from haversack.bench._rows import MIN_PAIRS, Bar, Outcome, Outcomes, Row
+from haversack.bench.mmedge._bench import (
+    LARGEST,
+    Answers,
+    bench,
+    model,
+    points,
+    recordings,
+    test_answers,
+    units_of,
+)
+from haversack.bench.mmedge.latency import best_batch, windows
+from haversack.sense._pipeline_policy import Policy, decide
+from haversack.sense._pipeline_profile import StageProfile
+from haversack.sense._pipeline_run import Pipeline
+from haversack.sense._pipeline_space import Config
+from haversack.sense.pipeline import Result
+
+WINDOWS, EVERY, TOTAL = 240, 6, 60
+PERIOD_SHARE, DEADLINE = 0.6, 1.4
+KEEPS_UP = Config("medium", 30, "medium", 400)
+"""The largest configuration that keeps up in the first part, idle."""
+SPIN = "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"
+"""Ends with the process that started it, however that ended."""
+RUNS = 15
+"""Of each stage in a profile: stages take long on a processor that is played slower."""
+
+
+@contextlib.contextmanager
+def load(count: int | None = None) -> Iterator[None]:
+    """Spinning processes, two a core."""
+    count = 2 * (os.cpu_count() or 1) if count is None else count
+    hogs = [subprocess.Popen([sys.executable, "-c", SPIN]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for hog in hogs:
+            hog.kill()
+            hog.wait()
+
+
+@functools.cache
+def slower(size: str) -> int:
+    """How many times slower the processor is played for the encoder `size` to take PERIOD_SHARE of a
+    period."""
+    with Pipeline("events", config=LARGEST) as pipeline:
+        profile = pipeline.measure(runs=25)
+    period = 1000 / model().shape.slow.rate
+    return max(1, round(PERIOD_SHARE * period / profile.encode[0][size, LARGEST.rate]))
+
+
+@dataclass
+class Trace:
+    """What happened to the windows of a run. `state`: share of a core and factor that the optimizer saw."""
+
+    adaptive: list[Result] = field(default_factory=list)
+    fixed: list[Result] = field(default_factory=list)
+    state: list[tuple[float, float]] = field(default_factory=list)
+    loaded: list[bool] = field(default_factory=list)
+
+
+def fixed_for(profile: StageProfile, deadline_ms: float) -> Config:
+    """The most accurate configuration, by the shipped table, that meets the deadline by a profile measured
+    under the load."""
+    accuracy = model().table.mean(-1).reshape(-1).astype(np.float64)
+    return profile.space.configs[decide(accuracy, profile.latency_ms(1.0), deadline_ms)]
+
+
+def toggled(run: Run, count: int) -> tuple[Trace, Config, float, Pipeline]:
+    """Windows in turns, adaptive and fixed, while the load is toggled; the deadline in ms."""
+    data = recordings(count, run.seed % 1_000_000)
+    trace = Trace()
+    with Pipeline("events", config=LARGEST, skip=False, slower=slower(KEEPS_UP.slow)) as pipeline:
+        idle = pipeline.measure(RUNS)
+        with load():
+            busy = pipeline.measure(RUNS)
+        pipeline.deadline_ms = deadline = DEADLINE * idle.of(KEEPS_UP)
+        pipeline.use(idle)
+        fixed = fixed_for(busy, deadline)
+        policy = pipeline.policy
+        assert policy is not None
+        for start in range(0, count, EVERY):
+            busy_now = start // EVERY % 2 == 1
+            with load() if busy_now else contextlib.nullcontext():
+                for at in range(start, min(start + EVERY, count)):
+                    factor = policy.factor
+                    pipeline.config, pipeline.policy = None, policy
+                    trace.adaptive.append(pipeline.answer(units_of(data, at)))
+                    trace.state.append((trace.adaptive[-1].share, factor))
+                    pipeline.config, pipeline.policy = fixed, None
+                    trace.fixed.append(pipeline.answer(units_of(data, at)))
+                    trace.loaded.append(busy_now)
+        pipeline.policy = policy
+    return trace, fixed, deadline, pipeline
+
+
+def replayed(found: Answers, trace: Trace, pipeline: Pipeline) -> float:
+    """The accuracy of the optimizer's choices over all recordings of the test, under the loads that were
+    seen: the n-th recording meets the n-th window's state, in turns."""
+    policy = pipeline.policy
+    assert policy is not None
+    choices, s = pipeline.space.choices, found.evidence()
+    right: list[bool] = []
+    answered: dict[int, NDArray[np.bool_]] = {}
+    for at, each in enumerate(s):
+        share, policy.factor = trace.state[at % len(trace.state)]
+        accuracy = model().accuracies(float(each), choices).astype(np.float64)
+        chosen = decide(accuracy, policy.latencies(share), policy.deadline_ms)
+        if chosen not in answered:
+            answered[chosen] = found.right(pipeline.space.configs[chosen])
+        right.append(bool(answered[chosen][at]))
+    return float(np.mean(right))
+
+
+def hits(results: list[Result], deadline_ms: float) -> float:
+    """The share of windows that were answered in time."""
+    return statistics.mean(one.latency_ms <= deadline_ms for one in results)
+
+
+@bench.measure(
+    Row(
+        "adaptive-accuracy",
+        "accuracy of the optimizer less that of the best fixed configuration that meets the deadline "
+        "under load",
+        "percentage points",
+        "quality",
+        Bar(">=", 1.5),
+        judged="ours",
+    ),
+    Row(
+        "adaptive-hits",
+        "windows answered before the deadline while the load is toggled",
+        "share",
+        "quality",
+        Bar(">=", 0.99),
+        judged="ours",
+        published="latency-constrained",
+    ),
+    Row("fixed-hits", "the same for the fixed configuration", "share", "quality", judged="ours"),
+    Row(
+        "overhead",
+        "optimizer and gate over the latency as the published code counts it, from the end of the first "
+        "sense",
+        "share",
+        "quality",
+        Bar("<=", 0.05),
+        judged="ours",
+    ),
+    seconds=700,
+)
+def adaptive(run: Run) -> Outcomes:
+    trace, fixed, deadline, pipeline = toggled(run, WINDOWS)
+    found = test_answers(run)
+    ours, other = replayed(found, trace, pipeline), float(found.right(fixed).mean())
+    chosen = {
+        state: statistics.mode(
+            str(one.config) for one, busy in zip(trace.adaptive, trace.loaded, strict=True) if busy == state
+        )
+        for state in (False, True)
+    }
+    note = (
+        f"{ours:.4f} and {other:.4f}; fixed {fixed}; chosen most often: idle {chosen[False]}, loaded "
+        f"{chosen[True]}; "
+        f"deadline {deadline:.1f} ms, processor played {slower(KEEPS_UP.slow)} times slower"
+    )
+    spent = [(one.stages["optimizer"] + one.stages["gate"]) / one.latency_first_ms for one in trace.adaptive]
+    strict = statistics.median(one.stages["optimizer"] / one.latency_ms for one in trace.adaptive)
+    count = f"{len(trace.adaptive)} windows, the load toggled every {EVERY}"
+    return {
+        "adaptive-accuracy": Outcome.single(points(ours - other), note=note),
+        "adaptive-hits": Outcome.single(hits(trace.adaptive, deadline), note=count),
+        "fixed-hits": Outcome.single(hits(trace.fixed, deadline), note=f"{count}; {fixed}"),
+        "overhead": Outcome.single(
+            statistics.median(spent),
+            note=f"of the latency after the last sample it would be {strict:.3f}; it runs during sensing",
+        ),
+    }
+
+
+@bench.measure(
+    Row(
+        "total-latency",
+        "optimizer, pipeline and gate over the largest networks that block",
+        "ms",
+        "time",
+        Bar("<=", 0.4),
+        published="up to 75.8 % lower",
+    ),
+    Row(
+        "total-accuracy",
+        "accuracy of the former less that of the latter, over the same recordings",
+        "percentage points",
+        "quality",
+        Bar(">=", -1.0),
+        judged="ours",
+    ),
+    seconds=200,
+)
+def total(run: Run) -> Outcomes:
+    count = max(MIN_PAIRS, TOTAL)
+    data = recordings(count, run.seed % 1_000_000)
+    ours, other, state = [], [], []
+    with Pipeline("events", config=LARGEST, slower=slower(LARGEST.slow)) as pipeline:
+        idle = pipeline.measure(RUNS)
+        pipeline.deadline_ms = DEADLINE * idle.of(LARGEST)
+        pipeline.use(idle)
+        policy = pipeline.policy
+        assert policy is not None
+
+        def blocking(batch: int, at: int = 0) -> Result:
+            windows(pipeline, batch, LARGEST)
+            pipeline.policy = None
+            return pipeline.answer(units_of(data, at))
+
+        batch = best_batch(blocking)
+        for at in range(count):
+            other.append(blocking(batch, at).latency_ms)
+            pipeline.config, pipeline.policy, pipeline.blocking, pipeline.skip = None, policy, 0, True
+            factor = policy.factor
+            result = pipeline.answer(units_of(data, at))
+            ours.append(result.latency_ms)
+            state.append((result.share, factor))
+    found = test_answers(run)
+    accuracy, frames = skipped(found, state, pipeline, policy)
+    largest = float(found.right(LARGEST).mean())
+    note = f"blocking encodes {batch} units a call; processor played {slower(LARGEST.slow)} times slower"
+    return {
+        "total-latency": Outcome.of(
+            {"ours": ours, "blocking": other}, ours="ours", baseline="blocking", note=note
+        ),
+        "total-accuracy": Outcome.single(
+            points(accuracy - largest),
+            note=f"{accuracy:.4f} and {largest:.4f}; {frames:.3f} of the largest's frames",
+        ),
+    }
+
+
+def skipped(
+    found: Answers, state: list[tuple[float, float]], pipeline: Pipeline, policy: Policy
+) -> tuple[float, float]:
+    """(accuracy, share of the largest's frames) of optimizer and gate over all recordings of the test."""
+    choices = pipeline.space.choices
+    right, frames = [], []
+    for at, s in enumerate(found.evidence()):
+        share, policy.factor = state[at % len(state)]
+        accuracy = model().accuracies(float(s), choices).astype(np.float64)
+        config = pipeline.space.configs[decide(accuracy, policy.latencies(share), policy.deadline_ms)]
+        place = next((p for p in range(3) if found.stop(config, p)[at] >= model().shape.gate_cut), 3)
+        right.append(bool(found.right(config, place)[at]))
+        frames.append(found.places(config.rate)[place])
+    return float(np.mean(right)), float(np.mean(frames)) / found.places(LARGEST.rate)[-1]
