@@ -120,6 +120,10 @@ class TrainBuilt:
             "flash_bytes": None,
             "macs": products,
             "cycles": round(products * each),
+            "kernels": {},
+            "threads": 1,
+            "strips": None,
+            "tuned_us": None,
             "arena": [
                 {
                     "tensors": list(life.names),
