@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,10 +15,8 @@ from haversack.core import index
 from haversack.core.errors import UserError, nearest_name
 from haversack.embed._train_ops import with_square
 from haversack.models.graph import plan
+from haversack.models.graph._bounds import bounds_apart
 from haversack.models.graph._ir import (
-    Add,
-    AveragePool,
-    Clamp,
     Conv2d,
     Graph,
     Linear,
@@ -35,14 +32,12 @@ from haversack.models.graph.training import HEAD, with_head
 Array = npt.NDArray[Any]
 Wanted = dict[str, Channels | None]
 
-BOUNDS = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0), "linear": (-math.inf, math.inf)}
-
 
 def prepared(graph: Graph, loss: str, classes: int | None, seed: int) -> Graph:
     """`graph` as training takes it: bounds of sums and means apart (they have a way back of their own),
     ReLUs as bounds; for cross-entropy it ends in f32 logits of a fresh head with `classes` outputs, or of the
     old one (None)."""
-    graph = _apart(graph)
+    graph = bounds_apart(graph)
     if loss == "cross-entropy":
         if not graph.linears():
             raise UserError(f"{graph.name} has no layer whose outputs could be classes.", field="model")
@@ -76,30 +71,6 @@ def _ending(graph: Graph) -> Graph:
                 nearest="mean-square",
             )
     return graph
-
-
-def _apart(graph: Graph) -> Graph:
-    tensors, ops = dict(graph.tensors), list[Op]()
-    for op in graph.ops:
-        if isinstance(op, Activation) and op.name in BOUNDS:
-            ops.append(Clamp(op.x, op.y, *BOUNDS[op.name]))
-        elif isinstance(op, Add | AveragePool) and _binds(graph, op):
-            before = f"{op.y}.unbounded"
-            tensors[before] = replace(tensors[op.y], name=before)
-            wide = (-128.0, 127.0) if tensors[op.y].dtype == "int8" else (-math.inf, math.inf)
-            ops += [
-                replace(op, y=before, low=wide[0], high=wide[1]),
-                Clamp(before, op.y, op.low, op.high),
-            ]
-        else:
-            ops.append(op)
-    return replace(graph, tensors=tensors, ops=tuple(ops))
-
-
-def _binds(graph: Graph, op: Add | AveragePool) -> bool:
-    if graph.tensors[op.y].dtype == "int8":
-        return op.low > -128 or op.high < 127
-    return math.isfinite(op.low) or math.isfinite(op.high)
 
 
 @dataclass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from tests.models.graph.nets import Maker, other_net, residual_net
@@ -15,7 +17,7 @@ from haversack.models.graph._gradients import (
     Masked,
     Update,
 )
-from haversack.models.graph._ir import Conv2d, Linear, Softmax, Tensor
+from haversack.models.graph._ir import Add, Conv2d, Linear, Softmax, Tensor
 from haversack.models.graph.autodiff import gradients_of
 from haversack.models.graph.training import HEAD, in_floats, with_head
 
@@ -91,11 +93,15 @@ def test_the_gradient_of_an_input_is_right_too() -> None:
     assert any(isinstance(op, GradInput) for op in asked.ops) and first in asked.tensors
 
 
-def test_gradients_in_floats_are_those_of_pytorch() -> None:
+@pytest.mark.parametrize("bounded", [False, True])
+def test_gradients_in_floats_are_those_of_pytorch(bounded: bool) -> None:
     torch = pytest.importorskip("torch")
     from torch.nn import functional
 
     graph = in_floats(with_head(residual_net(1), 4, 0))
+    if bounded:  # a ReLU within the sum, as ResNets have it
+        ops = [replace(op, low=0.0) if isinstance(op, Add) else op for op in graph.ops]
+        graph = replace(graph, ops=tuple(ops))
     random = np.random.default_rng(0)
     inputs = random.normal(size=(3, 8, 8, 3)).astype(np.float32)
     labels = np.array([0, 3, 1])
@@ -117,7 +123,7 @@ def test_gradients_in_floats_are_those_of_pytorch() -> None:
         elif kind == "FullyConnected":
             values[op.y] = functional.linear(values[op.x], held[op.weight], held[op.bias])
         elif kind == "Add":
-            values[op.y] = values[op.x] + values[op.other]
+            values[op.y] = (values[op.x] + values[op.other]).clamp(op.low, op.high)
         elif kind == "AveragePool":
             values[op.y] = functional.avg_pool2d(values[op.x], op.size)
         else:

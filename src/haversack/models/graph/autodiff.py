@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from haversack.models.graph._bounds import bounds_apart
 from haversack.models.graph._gradients import (
     LABEL,
     LOSS,
@@ -121,7 +122,8 @@ class Builder:
 
 def with_loss(graph: Graph) -> Graph:
     """`graph`, whose one output are f32 logits, with the label as an input and the loss as another output.
-    A softmax at its end is left out."""
+    A softmax at its end is left out, bounds of sums and means are clamps of their own."""
+    graph = bounds_apart(graph)
     ops = graph.ops
     (logits,) = graph.outputs
     last = ops[-1]
