@@ -32,7 +32,7 @@ from haversack.core.errors import MissingExtraError, UserError
 U8 = npt.NDArray[np.uint8]
 Bool = npt.NDArray[np.bool_]
 SYSTEM = 1
-HANDS = Path(str(files("haversack"))) / "reference_models" / "hands" / "hands.onnx"
+HANDS = Path(str(files("haversack").joinpath("reference_models", "hands", "hands.onnx")))
 """The small trained network that ships with the package."""
 
 
