@@ -115,10 +115,10 @@ class Compiled:
         from haversack.embed._host import run
 
         self.goal = graph.tensors[graph.outputs[0]]
-        self.library = folder / f"network-{abs(hash((flags, sources))):x}.so"
+        self.object = folder / f"network-{abs(hash((flags, sources))):x}.so"
         base = ["gcc", "-std=c99", "-O2", "-ffp-contract=off", "-shared", "-fPIC", *flags]
-        run([*base, *(folder / each for each in sources), "-o", self.library, "-lm"])
-        self.c = ctypes.CDLL(str(self.library))
+        run([*base, *(folder / each for each in sources), "-o", self.object, "-lm"])
+        self.c = ctypes.CDLL(str(self.object))
 
     def outputs(self, rows: Array) -> Array:
         """[n, outputs] of rows [n, ...], one pass each."""
