@@ -28,6 +28,8 @@ from haversack.models._train_loop_torch import (
     Loss,
     Schedule,
     Trainer,
+    compute_type,
+    computing,
     keep_freed_memory,
     log_to,
 )
@@ -49,15 +51,15 @@ RECIPES = {
 
 
 def loss_function(model: Llama, windows: Windows, device: torch.device, compiled: bool) -> Loss:
-    """Cross-entropy of a step's rows, computed in bfloat16 with float32 sums."""
+    """Cross-entropy of a step's rows, with float32 sums."""
     hidden: Callable[[torch.Tensor], torch.Tensor] = model.hidden
     if compiled:
         hidden = torch.compile(model.hidden, dynamic=False)
 
     def loss(step: int) -> torch.Tensor:
         tokens, targets = (part.to(device) for part in windows.rows(step))
-        with torch.autocast(device.type, torch.bfloat16):
-            states = hidden(tokens).to(torch.bfloat16)
+        with computing(device):
+            states = hidden(tokens).to(compute_type(device))
         return CrossEntropy.apply(states.flatten(0, 1), model.model.embed_tokens.weight, targets.flatten())
 
     return loss

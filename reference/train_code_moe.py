@@ -18,7 +18,14 @@ import torch
 from code_export import export_folder
 from code_recipe import Recipe, Stage, Windows, make_tokenizer
 from code_text import read_text
-from haversack.models._train_loop_torch import CrossEntropy, Loss, Schedule, keep_freed_memory
+from haversack.models._train_loop_torch import (
+    CrossEntropy,
+    Loss,
+    Schedule,
+    compute_type,
+    computing,
+    keep_freed_memory,
+)
 from haversack.models.language.smallthinker_torch import SmallThinker, SmallThinkerShape
 from train_code import OUT as CODE_OUT
 from train_code import train
@@ -53,16 +60,16 @@ def dense_twin(recipe: Recipe) -> Recipe:
 
 
 def balanced_loss(model: SmallThinker, windows: Windows, device: torch.device, compiled: bool) -> Loss:
-    """Cross-entropy of a step's rows in bfloat16 with float32 sums, and the routers' load balance."""
+    """Cross-entropy of a step's rows with float32 sums, and the routers' load balance."""
     hidden = model.hidden_and_balance
     if compiled:
         hidden = torch.compile(hidden, dynamic=False)
 
     def loss(step: int) -> torch.Tensor:
         tokens, targets = (part.to(device) for part in windows.rows(step))
-        with torch.autocast(device.type, torch.bfloat16):
+        with computing(device):
             states, balance = hidden(tokens)
-        rows = states.to(torch.bfloat16).flatten(0, 1)
+        rows = states.to(compute_type(device)).flatten(0, 1)
         entropy = CrossEntropy.apply(rows, model.model.embed_tokens.weight, targets.flatten())
         return entropy + BALANCE * balance
 

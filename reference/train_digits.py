@@ -26,7 +26,14 @@ from digits_export import export_folder
 from digits_grow import grown
 from digits_recipe import BLANK, IGNORED, VOCABULARY, Batches, Recipe, Shape
 from haversack.core._datasets import dataset_path
-from haversack.models._train_loop_torch import Loss, Schedule, Trainer, keep_freed_memory, log_to
+from haversack.models._train_loop_torch import (
+    Loss,
+    Schedule,
+    Trainer,
+    computing,
+    keep_freed_memory,
+    log_to,
+)
 from haversack.models.audio._spoken_digits import Recording, read_recordings
 
 MODELS = Path(__file__).resolve().parents[1] / "src" / "haversack" / "reference_models"
@@ -81,13 +88,13 @@ class Learner(nn.Module):
 
 
 def loss_function(learner: Learner, batches: Batches, device: torch.device) -> Loss:
-    """Cross-entropy of the tokens to say, plus a share of the alignment loss, in bfloat16."""
+    """Cross-entropy of the tokens to say, plus a share of the alignment loss."""
     share = batches.recipe.alignment_share
 
     def loss(step: int) -> Tensor:
         torch.manual_seed(1000 * batches.recipe.seed + step)  # dropout: the same when a run is resumed
         features, read, said, digits = (part.to(device) for part in batches.rows(step))
-        with torch.autocast(device.type, torch.bfloat16):
+        with computing(device):
             logits, by_time = learner(features, read)
         spoken = nn.functional.cross_entropy(logits.flatten(0, 1), said.flatten(), ignore_index=IGNORED)
         lengths = torch.full((len(features),), by_time.shape[0])

@@ -23,7 +23,15 @@ from code_export import export_folder
 from code_recipe import Recipe, Stage, Windows, fingerprint
 from code_text import read_text
 from code_tokenizer import token_stream
-from haversack.models._train_loop_torch import Loss, Schedule, Trainer, keep_freed_memory, log_to
+from haversack.models._train_loop_torch import (
+    Loss,
+    Schedule,
+    Trainer,
+    compute_type,
+    computing,
+    keep_freed_memory,
+    log_to,
+)
 from haversack.models.language.llama_torch import Llama, LlamaShape
 
 MODELS = Path(__file__).resolve().parents[1] / "src" / "haversack" / "reference_models"
@@ -74,7 +82,7 @@ class Distillation(torch.autograd.Function):
 def loss_function(
     student: Llama, teacher: Llama, windows: Windows, device: torch.device, compiled: bool
 ) -> Loss:
-    """The distillation loss of a step's rows, computed in bfloat16 with float32 sums."""
+    """The distillation loss of a step's rows, with float32 sums."""
     student_hidden, teacher_hidden = student.hidden, teacher.hidden
     if compiled:
         student_hidden = torch.compile(student.hidden, dynamic=False)
@@ -82,10 +90,10 @@ def loss_function(
 
     def loss(step: int) -> Tensor:
         tokens = windows.rows(step)[0].to(device)
-        with torch.autocast(device.type, torch.bfloat16):
+        with computing(device):
             with torch.no_grad():
-                wanted = teacher_hidden(tokens).to(torch.bfloat16).flatten(0, 1)
-            states = student_hidden(tokens).to(torch.bfloat16).flatten(0, 1)
+                wanted = teacher_hidden(tokens).to(compute_type(device)).flatten(0, 1)
+            states = student_hidden(tokens).to(compute_type(device)).flatten(0, 1)
         return Distillation.apply(
             states, student.model.embed_tokens.weight, wanted, teacher.model.embed_tokens.weight
         )

@@ -1,7 +1,8 @@
 """The HTTP server under an ASGI application: uvicorn, with the limits it lacks, and bodies read under limits.
 
 A connection has `header_s` seconds for a request's head of at most 32 KiB, `body_s` for its body; at most
-`connections` are open. uvicorn's own signal handling is not used: whoever serves decides when it ends.
+`connections` are open. uvicorn's own signal handling is not used: it closes the door at once, and running
+answers would see it shut; whoever serves decides when it ends.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 from haversack.core.errors import HaversackError, MissingExtraError, UserError
@@ -47,9 +49,27 @@ class RefusedError(HaversackError):
         return {"error": str(self), "code": self.code, **self.more}
 
 
-def http_server(app: Any, limits: HttpLimits, extra: str) -> Any:
-    """A uvicorn server of `app` that others start and end (`should_exit`). Raises MissingExtraError, naming
-    `extra`, where uvicorn is absent."""
+def plain_refusal(status: int, sentence: str) -> tuple[bytes, dict[str, str]]:
+    """The body and the headers of a request that is refused before the application sees it."""
+    return json.dumps({"error": sentence, "code": "http"}).encode(), {}
+
+
+def http_server(
+    app: Any,
+    limits: HttpLimits,
+    extra: str,
+    *,
+    refusal: Callable[[int, str], tuple[bytes, dict[str, str]]] = plain_refusal,
+    send_bytes: int | None = None,
+    message_bytes: int | None = None,
+) -> Any:
+    """A uvicorn server of `app` that others start and end (`should_exit`).
+
+    `refusal` gives body and headers for a status and a sentence; `send_bytes` is what of an answer may
+    wait in the system for a client that does not take it; with `message_bytes`, WebSockets of messages up
+    to that. The transport is in the scope, as `haversack.transport`. Raises MissingExtraError, naming
+    `extra`, where uvicorn is absent.
+    """
     try:
         import uvicorn
         from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -65,6 +85,9 @@ def http_server(app: Any, limits: HttpLimits, extra: str) -> Any:
             if len(self.connections) > limits.connections:
                 self._end(503, "too many connections.")
                 return
+            opened = transport.get_extra_info("socket")
+            if opened is not None and send_bytes is not None:
+                opened.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_bytes)
             self._await_head()
 
         def connection_lost(self, exc: Exception | None) -> None:
@@ -81,6 +104,10 @@ def http_server(app: Any, limits: HttpLimits, extra: str) -> Any:
 
         def send_400_response(self, msg: str) -> None:
             self._end(400, "the request is not HTTP.")
+
+        def on_message_begin(self) -> None:
+            super().on_message_begin()
+            self.scope["haversack.transport"] = self.transport  # type: ignore[typeddict-unknown-key]
 
         def on_headers_complete(self) -> None:
             self._forget_timer()
@@ -100,8 +127,9 @@ def http_server(app: Any, limits: HttpLimits, extra: str) -> Any:
         def _end(self, status: int, sentence: str) -> None:
             self._forget_timer()
             if not self.transport.is_closing():
-                body = json.dumps({"error": sentence, "code": "http"}).encode()
-                head = f"HTTP/1.1 {status} Refused\r\ncontent-type: application/json\r\n"
+                body, headers = refusal(status, sentence)
+                head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
+                head += "".join(f"{name}: {value}\r\n" for name, value in headers.items())
                 head += f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
                 self.transport.write(head.encode() + body)
                 self.transport.close()
@@ -115,7 +143,9 @@ def http_server(app: Any, limits: HttpLimits, extra: str) -> Any:
         uvicorn.Config(
             app,
             http=Connection,
-            ws="none",
+            ws="none" if message_bytes is None else "auto",
+            ws_max_size=message_bytes or 1,
+            ws_per_message_deflate=False,
             lifespan="off",
             loop="asyncio",
             access_log=False,

@@ -45,6 +45,18 @@ class Schedule:
         return min(warm, descent, 1.0)
 
 
+def compute_type(device: torch.device) -> torch.dtype:
+    """What matrices are multiplied in: bfloat16, or float32 on a CPU that would only emulate it, which takes
+    some forty times as long."""
+    emulated = device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.float32 if emulated else torch.bfloat16
+
+
+def computing(device: torch.device) -> torch.autocast:
+    """The context in which a model computes in ``compute_type(device)``."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=compute_type(device) == torch.bfloat16)
+
+
 def orthogonalized(matrices: Tensor, iterations: int = 5) -> Tensor:
     """The nearest semi-orthogonal matrix to each of ``matrices`` [n, rows, columns], by Newton-Schulz steps.
 
@@ -52,7 +64,7 @@ def orthogonalized(matrices: Tensor, iterations: int = 5) -> Tensor:
     suffices.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrices.to(torch.bfloat16)
+    x = matrices.to(compute_type(matrices.device))
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT

@@ -94,7 +94,8 @@ class Server:
 
     def __init__(self, model: str | os.PathLike[str] | Model, options: Options, **engine: Any) -> None:
         _require_extra(options.verify)
-        from haversack.share._http import Limits, listen
+        from haversack.core._asgi import listening
+        from haversack.share._http import Limits
 
         self.options = options
         self.limits = Limits(
@@ -112,7 +113,7 @@ class Server:
         self.draft: Engine | None = None
         self.encoder: Encoder | None = None
         self.template: ChatTemplate | None = None
-        self.socket = listen(options.host, options.port)
+        self.socket = listening(options.host, options.port)
         try:
             if encodes(source) and options.verify:
                 raise UserError(
