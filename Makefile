@@ -40,6 +40,8 @@ $(VENV)/.made:
 # Editable, so that a changed Python file needs nothing. The build tools stay in .venv (no build isolation), so that
 # a changed kernel is compiled again, and only it.
 BUILD_TOOLS := 'scikit-build-core>=0.11' 'nanobind>=2.4' 'ninja>=1.11' 'cmake>=3.20'
+# What packages that come as source alone are built with: jericho, behind textworld.
+SOURCE_TOOLS := setuptools wheel
 $(VENV)/.light: $(VENV)/.made $(BUILT_FROM)
 	@tools/prerequisites.sh >/dev/null
 	@echo "installing haversack: its dependencies, and its kernels compiled"
@@ -49,6 +51,7 @@ $(VENV)/.light: $(VENV)/.made $(BUILT_FROM)
 
 $(VENV)/.tests: $(VENV)/.light
 	@echo "installing what the tests need: PyTorch, transformers, the linters"
+	@$(PIP) install -c constraints.txt $(SOURCE_TOOLS)
 	@$(PIP) install -c constraints.txt --no-build-isolation --editable '.[dev,workshop]'
 	@touch $@
 

@@ -36,8 +36,6 @@ constexpr int64_t least_work = 1 << 17;   // multiplications that are worth hand
 template <int N>
 using Constant = std::integral_constant<int, N>;
 
-int64_t sixteenfold(int64_t n) { return (n + lanes - 1) / lanes * lanes; }
-
 struct Tile {
     int64_t token, tokens;   // queries
     int64_t kv_head, head;   // first query head

@@ -5,6 +5,8 @@
 
 namespace haversack::HAVERSACK_TARGET {
 
+HAVERSACK_INLINE int64_t sixteenfold(int64_t n) { return (n + lanes - 1) / lanes * lanes; }
+
 // Calls each(i, n) for lanes i .. i + n - 1 of 0 .. width, n = 16 but for a tail.
 template <typename Each>
 HAVERSACK_INLINE void sixteens(int64_t width, const Each &each) {

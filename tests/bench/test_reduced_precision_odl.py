@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from haversack.bench import Run, Unavailable, find_bench
-from haversack.bench.reduced_precision_odl import accuracy, elsewhere, numerics, speed
+from haversack.bench.reduced_precision_odl import accuracy, elsewhere, layers, numerics, speed
 from haversack.bench.reduced_precision_odl._bench import KERNELS, Compiled, small_cnn
 from haversack.embed.train import Training
 from haversack.embed.train_kernels import STEPS, Layer, autotune, cycles
@@ -22,6 +22,7 @@ def test_every_bar_of_the_specification_has_a_row_and_the_bench_fits_its_time() 
     bench = find_bench("11")
     bars = {row.id: row.bar.value for row in bench.rows if row.bar is not None}
     assert bars["gradient-resnet8-fp16"] == 0.01 and bars["gradient-resnet8-bf16"] == 0.06
+    assert bars["steps-resnet8-fp16"] == 0.01 and bars["steps-resnet8-bf16"] == 0.06
     assert bars["accuracy-digits-fp16"] == bars["accuracy-resnet8-fp16"] == -1
     assert bars["accuracy-digits-bf16"] == bars["accuracy-resnet8-bf16"] == -3
     assert (bars["matrix"], bars["unrolled"], bars["threads"]) == (1 / 2, 1 / 1.3, 1 / 1.7)
@@ -41,6 +42,26 @@ def test_a_gradient_in_32_bits_is_exact_but_for_rounding() -> None:
     x = np.random.default_rng(0).uniform(size=(8, 8, 1)).astype(np.float32)
     assert numerics.error_of(small_cnn(), x, 3, "fp32", "same") < 1e-4
     assert numerics.error_of(small_cnn(), x, 3, "bf16", "same") > 1e-3
+
+
+@pytest.mark.parametrize(("precision", "sums"), [("fp16", "same"), ("bf16", "same"), ("fp16", "f32")])
+def test_each_step_of_a_layer_is_within_its_bar(precision: str, sums: str) -> None:
+    """Of four layers: all have forward and weights, the first has no gradient of its input."""
+    x = np.random.default_rng(1).uniform(size=(8, 8, 1)).astype(np.float32)
+    errors = layers.step_errors(small_cnn(), x, 3, precision, sums)
+    assert len(errors) == 4 + 4 + 3
+    assert 0 < max(errors.values()) < numerics.BOUNDS[precision]
+
+
+def test_a_gradient_through_the_devices_own_masks_is_closer() -> None:
+    graph = small_cnn(12)
+    x = np.random.default_rng(2).uniform(size=(12, 12, 1)).astype(np.float32)
+    made = numerics.whole_step(graph, x, 3, "bf16", "f32")
+    plain, inside = numerics.exact_pass(made.graph, x, 3)
+    opened, _ = numerics.exact_pass(made.graph, x, 3, made.inside)
+    assert set(inside) == set(made.inside)
+    assert made.error(opened) <= made.error(plain)
+    assert made.error(numerics.exact_pass(made.graph, x, 3, inside)[0]) == made.error(plain)
 
 
 @GCC

@@ -27,6 +27,11 @@ def test_every_command_has_a_record() -> None:
         "devices": ("list", "measure"),
         "embed": ("control", "build", "verify"),
         "sense": ("ecg", "forecast", "pipeline"),
+        "share": (
+            *("route", "learn", "collaborate", "ledger", "episodes", "learn-steps"),
+            *(f"split-{verb}" for verb in ("train", "halve", "bench-device", "serve", "run", "evaluate")),
+            *("coded", "codec-train", "codec-show", "codec-pair"),
+        ),
         "train": ("cura", "draft", "fit", "apply", "remove"),
     }
     for name in command_names():

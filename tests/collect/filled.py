@@ -7,6 +7,7 @@ from pathlib import Path
 from bundles import make
 
 from haversack.collect._devices import Device, device_of, enrol, invite
+from haversack.collect._objects import objects_of
 from haversack.collect.bundle import Bundle, Consent, DeviceRecord, Manifest
 from haversack.collect.store import Store, StoreLimits
 
@@ -18,12 +19,25 @@ def device(store: Store, contributor: str = "c-anna") -> Device:
 
 
 def put(store: Store, owner: Device, folder: Path) -> Manifest:
-    """Upload a bundle without a network."""
+    """Upload a bundle without a network, from where it ended."""
     begun = store.begin(owner, (folder / "manifest.json").read_bytes())
     for file in Bundle.open(folder).manifest.files:
         if file.sha256 in begun.missing:
-            store.append(owner, begun.upload, file.sha256, 0, (folder / file.name).read_bytes())
+            here, length = store.offset(owner, begun.upload, file.sha256)
+            if here < length:
+                store.append(owner, begun.upload, file.sha256, here, (folder / file.name).read_bytes()[here:])
     return store.complete(owner, begun.upload)
+
+
+def stored(root: Path) -> list[str]:
+    """Every file that uploads left in a store, in its folder and in its bucket, its books aside."""
+    here = [
+        str(path.relative_to(root))
+        for name in ("objects", "uploads", "clips")
+        for path in (root / name).rglob("*")
+        if path.is_file()
+    ]
+    return here + list(objects_of(root).names())
 
 
 def fill(

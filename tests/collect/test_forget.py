@@ -6,18 +6,24 @@ import json
 
 import pytest
 from bundles import make
-from filled import device, fill, put
+from filled import device, fill, put, stored
 
 from haversack.cli import main
 from haversack.collect import forget as forgetting
 from haversack.collect._books import Books
 from haversack.collect._devices import invite
 from haversack.collect._findings import check_bundle
-from haversack.collect.bundle import DeviceRecord, bundles_in
+from haversack.collect._objects import fetched
+from haversack.collect.bundle import DeviceRecord
 from haversack.collect.process import Settings, process
 from haversack.collect.store import Store, StoreLimits
 from haversack.core._asgi import RefusedError
 from haversack.core.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def prepared(tmp_path, place):
+    place(tmp_path / "store")
 
 
 def test_everything_goes_and_the_proof_reads_all_that_is_left(tmp_path, capsys):
@@ -41,7 +47,7 @@ def test_everything_goes_and_the_proof_reads_all_that_is_left(tmp_path, capsys):
             if path.is_file():
                 data = path.read_bytes()
                 assert clip.clip_uuid.encode() not in data and clip.device.id.encode() not in data
-    left = bundles_in(root / "clips")
+    left = list(fetched(root))
     assert len(left) == 2 and all(check_bundle(folder).findings == [] for folder in left)
     books = Books(root)
     assert books.number("SELECT count(*) FROM jobs WHERE state = 'done'") == 2
@@ -88,11 +94,9 @@ def test_clips_go_when_their_time_is_over(tmp_path):
     books = Books(root)
     day = 86_400 * 1_000_000_000
     assert forgetting.expire(root, books, clip.t0_wall_ns + 364 * day) == 0
-    assert len(bundles_in(root / "clips")) == 2
+    assert len(list(fetched(root))) == 2
     assert forgetting.expire(root, books, clip.t0_wall_ns + 366 * day) == 2
-    assert not [
-        path for name in ("clips", "objects", "stages") for path in (root / name).rglob("*") if path.is_file()
-    ]
+    assert stored(root) == [] and not any((root / "stages").iterdir())
     assert books.number("SELECT count(*) FROM clips") == books.number("SELECT count(*) FROM jobs") == 0
     assert json.loads((root / "audit.jsonl").read_text())["action"] == "expire"
 
@@ -102,7 +106,7 @@ def test_the_proof_can_fail(tmp_path, what):
     root = tmp_path / "store"
     clip = fill(root, 1)[0]
     left = root / "clips" / "left.bin"
-    video = root / "clips" / clip.folder / "video.mp4"
+    video = next(fetched(root)) / "video.mp4"
     left.write_bytes(
         {"name": b"x c-anna y", "uuid": b"_" + clip.clip_uuid.encode(), "copy": video.read_bytes()}[what]
     )
@@ -118,4 +122,4 @@ def test_a_file_that_another_clip_of_the_device_has_stays(tmp_path):
     fill(root, 1, "c-anna")
     fill(root, 1, "c-bert")  # the same pictures, on another device: its own copy
     forgetting.forget(root, "c-anna")
-    assert all(check_bundle(folder).findings == [] for folder in bundles_in(root / "clips"))
+    assert all(check_bundle(folder).findings == [] for folder in fetched(root))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 import time
@@ -20,27 +21,58 @@ from haversack.collect.stages import c8_embedding as c8
 from haversack.core.errors import UserError
 
 
-def test_steps_are_found_where_they_are():
+def test_strokes_are_found_where_they_begin_and_end():
     rng = np.random.default_rng(0)
-    rows = np.concatenate([np.full((20, 2), level) for level in ([0, 0], [4, 0], [4, 5], [0, 0])]).reshape(
-        -1, 2
+    rest, there, back = (
+        np.zeros((20, 2)),
+        c5.stroke(25)[:, None] * [8.0, 0],
+        c5.stroke(15)[:, None] * [-8.0, 5],
     )
-    found = c5.partition(rows + rng.normal(0, 1, rows.shape), 3 * np.log(80), 5)
-    assert len(found) == 3 and np.abs(np.array(found) - [20, 40, 60]).max() <= 1
-    assert c5.partition(rng.normal(0, 1, (80, 2)), 3 * np.log(80), 5) == []
+    far, up = np.array([8.0, 0.0]), np.array([0.0, 5.0])
+    rows = np.concatenate([rest, there, rest + far, far + back, rest + up])
+    costs = c5.stroke_costs(rows + rng.normal(0, 0.2, rows.shape), 5, 60) / 0.2**2
+    found = c5.partition(costs, 4 * np.log(100), 5)
+    assert len(found) == 4 and np.abs(np.array(found) - [20, 45, 65, 80]).max() <= 3
+    assert c5.partition(c5.stroke_costs(rng.normal(0, 1, (55, 2)), 5, 60), 4 * np.log(55), 5) == []
 
 
-def test_actions_of_true_hands_have_their_boundaries_and_names(monkeypatch):
-    """With the constants for hands without noise; the defaults are for hands that shake."""
-    for name, value in (("FAST_M_S", 0.05), ("BETA", 1.0), ("SMOOTH", 1.0)):
-        monkeypatch.setattr(c5, name, value)
+def test_the_partition_is_the_best_of_all():
+    """Beside every way to part a short signal, and least squares for each part."""
+    rng = np.random.default_rng(1)
+    x, shortest, longest, beta = np.cumsum(rng.normal(0, 1, (13, 2)), 0), 3, 8, 1.5
+
+    def cost(part):
+        A = np.stack([np.ones(len(part)), c5.stroke(len(part))], 1)
+        return float(((part - A @ np.linalg.lstsq(A, part, rcond=None)[0]) ** 2).sum())
+
+    ways = []
+    for chosen in range(2**12):
+        cuts = [at + 1 for at in range(12) if chosen >> at & 1]
+        ends = [0, *cuts, 13]
+        sizes = np.diff(ends)
+        if sizes.min() >= shortest and sizes.max() <= longest:
+            total = sum(cost(x[a:b]) for a, b in itertools.pairwise(ends)) + beta * len(ends[1:])
+            ways.append((total, cuts))
+    assert c5.partition(c5.stroke_costs(x, shortest, longest), beta, shortest) == min(ways)[1]
+
+
+@pytest.mark.parametrize(("shake_m", "shake"), [(0.0, 0.0), (0.006, 0.05)])
+def test_actions_of_hands_have_their_boundaries_and_names(shake_m, shake):
+    """Of true hands, and of hands that shake as found ones do: errors of neighbouring frames are alike."""
+    rng = np.random.default_rng(4)
+
+    def shaken(n):
+        kernel = np.exp(-0.5 * (np.arange(-8, 9) / 2.0) ** 2)
+        return np.convolve(rng.normal(0, 1, n + 16), kernel / np.linalg.norm(kernel), "valid")
+
     hit = found_count = true_count = named = 0
     for seed in (200, 201):
         scene = Scene(seed, 12.0, person=seed)
         t = np.arange(round(12 * FPS)) / FPS
         for side in (0, 1):
             world = np.stack([scene.hand(x, side) for x in t])
-            closed = np.array([scene.wrist(x, side)[1] for x in t])
+            closed = np.array([scene.wrist(x, side)[1] for x in t]) + shake * shaken(len(t))
+            world += shake_m * np.stack([shaken(len(t)) for _ in range(3)], 1)[:, None]
             angles = np.zeros((len(t), 5, 4))
             angles[:, :, 1:] = np.radians([[25, 40, 35], *[[62, 75, 40]] * 4]) * closed[:, None, None]
             turn = np.tile(np.eye(3), (len(t), 1, 1))
@@ -53,8 +85,8 @@ def test_actions_of_true_hands_have_their_boundaries_and_names(monkeypatch):
             for part in parts:
                 middle = (part.begin + part.end) / 2 / FPS
                 named += any(a.t0 <= middle < a.t1 and a.verb == part.verb for a in truth)
-    assert 2 * hit / (found_count + true_count) > 0.9
-    assert named > 0.8 * (found_count + 4)
+    assert 2 * hit / (found_count + true_count) > (0.85 if shake else 0.9)
+    assert named > (0.7 if shake else 0.8) * (found_count + 4)
 
 
 def test_wiping_is_to_and_fro_and_a_frame_without_a_hand_has_no_action():
@@ -240,11 +272,11 @@ def test_each_rule_drops_what_it_is_for(change, why):
 
 def test_agreement_counts_moments_of_work_with_a_verb_of_the_same_kind():
     seen = [
-        {"t0": 0.0, "t1": 2.0, "hand": "left", "verb": "lift"},
+        {"t0": 0.0, "t1": 2.0, "hand": "left", "verb": "transport"},
         {"t0": 2.0, "t1": 4.0, "hand": "left", "verb": "idle"},
     ]
-    assert c7.agreement(seen, [{**seen[0], "verb": "transport"}], 4.0) == 1.0
-    assert c7.agreement(seen, [{**seen[0], "verb": "reach"}], 4.0) == 0.0
+    assert c7.agreement(seen, [{**seen[0], "verb": "push"}], 4.0) == 1.0
+    assert c7.agreement(seen, [{**seen[0], "verb": "lift"}], 4.0) == 0.0
     assert c7.agreement(seen, [{**seen[0], "t1": 1.0}], 4.0) == pytest.approx(0.5)
 
 

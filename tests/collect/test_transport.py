@@ -12,6 +12,7 @@ import time
 import httpx
 import pytest
 from bundles import edit, make, noisy
+from filled import stored
 from serving import Proxy, client, enrolled, headers, pusher, serving
 
 from haversack.collect._crc32c import crc32c
@@ -44,32 +45,22 @@ def begin(http, folder):
     return http.post("/v1/clips", content=(folder / "manifest.json").read_bytes())
 
 
-def stored(root):
-    """Every byte that uploads left in a store, its books aside."""
-    return [
-        path
-        for name in ("objects", "uploads", "clips")
-        for path in (root / name).rglob("*")
-        if path.is_file()
-    ]
-
-
 @pytest.fixture(scope="module")
-def room(tmp_path_factory):
+def room(tmp_path_factory, place):
     """A server, a device, its spool."""
     base = tmp_path_factory.mktemp("transport")
-    with serving(base / "store", per_second=1e6, burst=10**6) as server:
+    with serving(place(base / "store"), per_second=1e6, burst=10**6) as server:
         identity = enrolled(server, base / "spool")
         yield server, identity, base / "spool"
 
 
 @pytest.fixture
-def fresh(tmp_path):
+def fresh(tmp_path, place):
     """The same for one test alone, with options."""
     opened = []
 
     def make_room(how=None, **options):
-        context = serving(tmp_path / "store", **options)
+        context = serving(place(tmp_path / "store"), **options)
         server = context.__enter__()
         opened.append(context)
         return server, enrolled(server, tmp_path / "spool", **(how or {})), tmp_path / "spool"
@@ -226,7 +217,9 @@ def test_without_a_checksum_the_whole_file_s_hash_decides(room):
                 assert http.patch(address, content=bytes(data), headers=plain).status_code == 204
         refused = http.post(f"/v1/uploads/{begun['upload_id']}/complete")
         assert (refused.status_code, refused.json()["sha256"]) == (422, manifest.file("video.mp4").sha256)
-        assert not server.store.clip_path(manifest).exists()
+        assert not (server.store.root / "clips" / manifest.folder).exists()
+        query = "SELECT count(*) FROM jobs WHERE clip = ?"
+        assert server.store.books.number(query, (manifest.clip_uuid,)) == 0
         deliver(http, identity, folder)
     assert check_bundle(server.store.clip_path(manifest)).findings == []
 

@@ -11,10 +11,13 @@ from haversack.collect._adjust import Problem, adjust, positions
 from haversack.collect._camera import Camera
 from haversack.collect._clip_data import grown, small_turn
 from haversack.collect._hand_model import ANGLES, HIGH, LOW, grip, joints, mano, mirrored
+from haversack.collect._hand_size import PRIOR, hand_size, ratio
+from haversack.collect._mano_hand import betas_of, bones, lengths_of, pose_of, posed
 from haversack.collect._rotations import exp, log
 from haversack.collect._tracks import Tracks, corners, track
 from haversack.collect.stages import c3_trajectory as c3
 from haversack.collect.stages import c4_hands as c4
+from haversack.formats.mano import Mano
 
 
 def noise(height=120, width=160, seed=0):
@@ -228,6 +231,71 @@ def test_mano_s_parameters_say_the_same_pose():
                     total = total @ exp(pose[3 + 9 * place + 3 * bone : 6 + 9 * place + 3 * bone])
                     at = at + total @ straight * bones[finger, bone]
                 assert at == pytest.approx(wanted[4 + 4 * finger], abs=1e-6)
+
+
+def hand_of_mano(right=True, seed=0):
+    """A hand as a file of MANO has it: fingers against x, palm down, another length for every bone."""
+    rng = np.random.default_rng(seed)
+    own = joints(np.zeros((1, ANGLES)))[0] * rng.uniform(0.95, 1.05)
+    into = exp(np.array([0, 0, np.pi / 2])) @ exp(np.array([0.2, 0.1, 0.0]))
+    rest = own @ into.T * (1 if right else np.array([-1.0, 1, 1]))
+    moves = rng.normal(0, 2e-4, (21, 3, 10))
+    moves[:, :, 0] = 0.02 * rest
+    moves[0] = 0
+    return Mano(rest, moves, right)
+
+
+@pytest.mark.parametrize("side_of_the_file", [True, False])
+def test_a_pose_of_mano_s_skeleton_gives_the_joints_back(side_of_the_file):
+    hand = hand_of_mano(side_of_the_file)
+    angles, turns, _ = poses(4, 6)
+    own = joints(angles, hand=lengths_of(hand))
+    for right in (True, False):
+        flip = np.diag([1.0 if right else -1.0, 1, 1])
+        rest = hand.rest * (1 if right == hand.right else np.array([-1.0, 1, 1]))
+        for points, R in zip(own, turns, strict=True):
+            there = points @ (flip @ R).T
+            pose = pose_of(there, flip @ R @ flip, hand, right)
+            found = posed(pose, rest)
+            assert found - found[0] == pytest.approx(there - there[0], abs=1e-7)
+
+
+def test_betas_give_the_bones_the_person_s_size():
+    hand = hand_of_mano()
+    assert betas_of(hand, 1.0) == pytest.approx(np.zeros(10), abs=1e-9)
+    for size in (0.94, 1.07):
+        found = bones(hand.shaped(betas_of(hand, size))) / bones(hand.rest)
+        assert found == pytest.approx(np.full(20, size), abs=0.01)
+
+
+@pytest.mark.parametrize("size", [0.93, 1.08])
+def test_a_hand_s_size_is_seen_from_a_moving_camera(size):
+    """Rests between strokes, and errors of a fit: 2 % of the depth, 1.5 mm across."""
+    rng = np.random.default_rng(round(100 * size))
+    n = 180
+    t = np.arange(n) / 15
+    p = 0.08 * np.stack([np.sin(1.3 * t), 0.5 * np.sin(0.9 * t + 1), 0.3 * np.sin(1.7 * t)], 1)
+    R = np.stack([exp(0.1 * np.array([np.sin(x), np.cos(0.7 * x), 0])) for x in t])
+    steps = np.repeat([0, 1, 1, 0, 0, 1], 30)[:, None] * [0.15, 0.05, 0.0]
+    hands = np.zeros((n, 2, 21, 3))
+    for side in (0, 1):
+        wrist = np.array([0.2 * side - 0.1, 0.1, 0.5]) + steps
+        world = joints(np.tile(c4.RELAXED, (n, 1)), size) @ exp(np.array([1.2, 0, 0])).T + wrist[:, None]
+        local = np.einsum("nji,nkj->nki", R, world - p[:, None]) / size
+        local *= 1 + np.repeat(rng.normal(0, 0.02, n // 3), 3)[:, None, None]
+        hands[:, side] = local + np.repeat(rng.normal(0, 0.0015, (n // 3, 3)), 3, 0)[:, None]
+    valid = np.ones((n, 2), bool)
+    found, deviation = hand_size(hands, valid, R, p, t)
+    assert abs(found / size - 1) < 0.5 * abs(1 / size - 1) and deviation < PRIOR / 2
+    assert hand_size(hands, valid, R, 0 * p, t) == (1.0, PRIOR)  # a camera that only turns cannot know it
+    assert hand_size(hands, ~valid, R, p, t) == (1.0, PRIOR)
+
+
+def test_rays_from_several_places_meet_at_a_distance():
+    point, places = np.array([0.1, 0.0, 0.6]), np.array([[0, 0, 0], [0.1, 0, 0], [0, 0.1, 0.0]])
+    away = np.linalg.norm(point - places, axis=1)
+    found, miss, base = ratio((point - places) / away[:, None], places, away / 1.2)
+    assert (found, miss) == pytest.approx((1.2, 0.0), abs=1e-9) and 0.05 < base < 0.1
 
 
 def test_grip_is_that_of_the_tips():

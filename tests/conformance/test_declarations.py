@@ -21,7 +21,12 @@ ROOT = source_root()
 assert ROOT is not None
 METHODS = index.methods()
 # Stages whose methods have a suite here; a method of any other stage fails until its stage has one.
-SUITES = {"shrink": "test_shrink.py", "run": "test_run.py", "train": "test_train.py"}
+SUITES = {
+    "shrink": "test_shrink.py",
+    "run": "test_run.py",
+    "train": "test_train.py",
+    "share": "test_share.py",
+}
 
 every_method = pytest.mark.parametrize("entry", METHODS, ids=lambda entry: f"{entry.stage}-{entry.name}")
 

@@ -158,6 +158,9 @@ def test_numbers_in_text(tmp_path: Path) -> None:
     path.write_text("time_ms,II (mV),V1\n" + "".join(f"{at * 4},{at},{-at}\n" for at in range(20)))
     found = read_signal_csv(path)
     assert found.rate == pytest.approx(250) and found.units == ("mV", "") and found.names[0] == "II (mV)"
+    path.write_text("time;II (mV)\n" + "".join(f"{at * 0.004:.3f};-0,{at:02d}\n" for at in range(20)))
+    found = read_signal_csv(path)  # a decimal comma, beside semicolons alone
+    assert found.samples[7, 0] == -0.07 and found.rate == pytest.approx(250)
 
 
 @pytest.mark.parametrize(

@@ -107,3 +107,12 @@ def test_a_forecast_continues_the_table(tmp_path: Path) -> None:
     again = read_series(tmp_path / "f.csv")
     assert again.time_of(0) == "2016-07-01 03:00:00" and again.channels == series.channels
     assert np.allclose(again.values, series.values + 1, rtol=1e-5)
+
+
+def test_a_decimal_comma_beside_semicolons(tmp_path: Path) -> None:
+    found = read_series(table(tmp_path, "time;load MW\n0;5000,25\n1;-3,5\n2;7\n"))
+    assert found.channels == ("load MW",) and found.values[:, 0].tolist() == [5000.25, -3.5, 7.0]
+    assert read_series(table(tmp_path, "0;1,5\n1;2,5\n2;3,5\n")).values[:, 0].tolist() == [1.5, 2.5, 3.5]
+    with pytest.raises(UserError, match="'1,2,3' in the column a is no number"):
+        read_series(table(tmp_path, "t;a\n0;1,2,3\n1;2\n"))
+    assert read_series(table(tmp_path, "t,a\n0,1\n1,2\n"), text="t,b\n5,7\n6,8\n").channels == ("b",)

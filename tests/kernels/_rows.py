@@ -103,6 +103,16 @@ def attention_kernel(
     compare((kind, kv_heads, group, width, window), attend)
 
 
+def gap_kernel(rng: np.random.Generator, heads: int, width: int, window: int) -> None:
+    channels, around = heads * width, 2 * window - 1
+    parts = rng.standard_normal((257 + around, (2 + heads) * channels)).astype(np.float32)
+    norm = rng.standard_normal((3, channels)).astype(np.float32)
+    compare(
+        ("gap_features", heads, width, window),
+        lambda a, b: kernels.gap_features(parts[a : b + around], heads, window, *norm, 1e-5),
+    )
+
+
 def main() -> None:
     rng = np.random.default_rng(11)
     for width in (1, 15, 64, 77, 333, 2048):
@@ -118,6 +128,8 @@ def main() -> None:
         attention_kernel(rng, kind, 3, 3, 20, 5.0, 10_000)
         attention_kernel(rng, kind, 1, 5, 128, None, 19)
         attention_kernel(rng, kind, 2, 2, 64, 3.0, 150)
+    for heads, width, window in ((1, 5, 1), (4, 16, 4), (3, 20, 9)):
+        gap_kernel(rng, heads, width, window)
     logits = rng.standard_normal(5000).astype(np.float32) * 3
     for step in range(50):
         token, log_probability = kernels.sample(

@@ -12,7 +12,7 @@ import pytest
 from haversack.core.errors import UserError
 from haversack.models.series import CuraClassifier, CuraRegressor
 from haversack.models.series import _cura_fronts as fronts
-from haversack.models.series._cura_c import reference, weight_nbytes
+from haversack.models.series._cura_c import codes, reference, rounded, weight_nbytes
 from haversack.models.series.cura import (
     Design,
     backward,
@@ -229,6 +229,24 @@ def test_c_gives_what_the_rounded_network_gives(settings: dict, tmp_path: Path) 
     )
     made, ours = np.array(said.stdout.split(), float), reference(model, x)[:, 0]
     assert np.abs(made - ours).max() < 0.01 * np.ptp(ours) + 1e-4
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_rounding_is_fitted_away_on_rows(outputs: int) -> None:
+    """The bars of the C file: 1 % of the outputs' range on other rows; plain rounding is far from it here."""
+    random = np.random.default_rng(4)
+    x = random.uniform(-1, 1, (400, 2))
+    y = np.stack([np.sin(5 * x[:, 0] + at) * x[:, 1] for at in range(outputs)], 1)
+    model = CuraRegressor(6, 3, steps=300, restarts=2, polish=200).fit(x, y)
+    other = random.uniform(-1, 1, (200, 2))
+    made = model.predict(other)
+    plain, fitted = (np.abs(reference(model, other, rows) - made).mean() for rows in (None, x))
+    assert fitted < 0.3 * plain and fitted < 0.005 * np.ptp(made)
+    small = rounded(model.design_, model.parameters_, (x - model.mean_) / model.scale_)
+    for name, (whole, scale) in codes(model.design_, small).items():  # what is written is on the grid
+        assert np.array_equal(whole * scale, model.design_.split(small)[name])
+    with pytest.raises(UserError, match="expecting 2 features"):
+        model.export_c(rows=x[:, :1])
 
 
 def test_front_ends() -> None:

@@ -173,6 +173,26 @@ def test_late_and_missing_samples_of_a_stream(heart: np.ndarray) -> None:
         EcgStream(5000)
 
 
+def test_a_lead_that_comes_off_and_on_again(heart: np.ndarray) -> None:
+    """No reading while more than a fifth of the window is flat; the next whole window reads as before."""
+    stream = EcgStream(500)
+    off = np.full(3000, heart[-1])
+    signal = np.concatenate([heart, off, heart])
+    said: list[tuple[int, bool]] = []
+    for start in range(0, len(signal), 250):
+        made = stream.push(signal[start : start + 250])
+        if made is not None or "flat" in stream.reason:
+            said.append((start + 250, made is not None))
+    on, back = len(heart), len(heart) + len(off)
+    assert all(read for at, read in said if at <= on + 500)
+    assert not any(read for at, read in said if on + 1250 < at <= back + 1000)
+    assert all(read for at, read in said if at > back + 4000) and said[-1][0] > back + 4000
+    last = stream.reading()
+    assert last is not None
+    for name in ("pr_ms", "qt_ms"):
+        assert last.value(name) == pytest.approx(read_ecg(heart[-5000:], 500).value(name), abs=4)
+
+
 def noisy(kind: str, x: np.ndarray) -> np.ndarray:
     x = x.copy()
     if kind == "flat":

@@ -130,19 +130,13 @@ def _show(record: dict[str, Any]) -> None:
 
 def refuse_decoder_options() -> None:
     """Raises UserError for an option on the command line that an encoder does not have."""
-    import click
-    from click.core import ParameterSource
+    from haversack.cli._given_options import refuse_others
 
-    context = click.get_current_context()
-    for name, value in context.params.items():
-        given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-        if given and name not in _TAKEN:
-            raise UserError(
-                f"--{name.replace('_', '-')} is for models that write text; this is an encoder, which takes "
-                "--embed, --pair, --lines, --truncate and --top-k.",
-                field=name,
-                given=value if isinstance(value, int | float | str | bool) else str(value),
-            )
+    refuse_others(
+        _TAKEN,
+        "for models that write text; this is an encoder, which takes --embed, --pair, --lines, --truncate "
+        "and --top-k.",
+    )
 
 
 def text_or_file(input: Path | str | None) -> str | None:

@@ -77,6 +77,31 @@ class SenseForecastOutput(_Record):
     ram_mib: MeasuredMemory
 
 
+class PlannedMemory(_Record):
+    """Peak memory in MiB: planned before, measured at the end."""
+
+    planned: float
+    measured: float
+
+
+class RunSignalOutput(_Record):
+    """`haversack run` of a pack of one file. A forecaster gives `forecast`, the steps behind the table's end,
+    one value a column; cura gives `predictions` of its target, one a row (of a forecast, one a step)."""
+
+    pack: str
+    model: str
+    input: str
+    task: str
+    rows: int
+    columns: list[str]
+    filled: int
+    forecast: list[StepRecord] | None
+    predictions: list[float | str] | None
+    parameters: int
+    warnings: list[str]
+    ram_mib: PlannedMemory
+
+
 class FigureRecord(_Record):
     """One figure; null with its reason where it cannot be computed."""
 
@@ -211,6 +236,7 @@ class CuraPredictions(_Record):
 
 # Name of the schema -> what it describes.
 SENSE_OUTPUTS: dict[str, type[msgspec.Struct]] = {
+    "run-signal": RunSignalOutput,
     "sense-ecg": SenseEcgOutput,
     "sense-forecast": SenseForecastOutput,
     "train-cura": TrainCuraOutput,

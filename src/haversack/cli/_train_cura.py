@@ -39,7 +39,7 @@ def cura(
     from haversack.train import cura as job
 
     if predict is not None:
-        made = job.predict(predict, table)
+        _, made = job.predict(predict, table)
         if json:
             print_json({"table": table, "pack": predict, "predictions": made})
             return
@@ -58,7 +58,7 @@ def cura(
             if name == "pack":
                 nbytes = job.save(done, path)
             else:
-                data = done.model.export_c().encode()
+                data = done.model.export_c(rows=done.x).encode()
                 write_atomically(path, data)
                 nbytes = len(data)
             files[name] = {"path": path, "nbytes": nbytes}

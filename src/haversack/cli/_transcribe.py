@@ -112,16 +112,11 @@ def _show(record: dict[str, Any]) -> None:
     )
 
 
-def _given(name: str) -> bool:
-    import click
-    from click.core import ParameterSource
-
-    return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
-
-
 def given_most(max_tokens: int) -> int | None:
     """--max-tokens where it was given: a window's tokens are bounded by the model otherwise."""
-    if not _given("max_tokens"):
+    from haversack.cli._given_options import given
+
+    if not given("max_tokens"):
         return None
     if max_tokens < 1:
         raise UserError(
@@ -132,13 +127,10 @@ def given_most(max_tokens: int) -> int | None:
 
 def refuse_text_options() -> None:
     """Raises UserError for an option on the command line that a speech model does not have."""
-    import click
+    from haversack.cli._given_options import refuse_others
 
-    for name, value in click.get_current_context().params.items():
-        if _given(name) and name not in _TAKEN:
-            raise UserError(
-                f"--{name.replace('_', '-')} is for models that read text; this is a speech model, which "
-                "takes --audio, --timestamps, --language, --task, --beam and --max-tokens.",
-                field=name,
-                given=value if isinstance(value, int | float | str | bool) else str(value),
-            )
+    refuse_others(
+        _TAKEN,
+        "for models that read text; this is a speech model, which takes --audio, --timestamps, --language, "
+        "--task, --beam and --max-tokens.",
+    )

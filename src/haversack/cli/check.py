@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from haversack.cli._output import Json, print_json
 from haversack.core.errors import UserError
+
+if TYPE_CHECKING:
+    from haversack.core.pack import Finding
 
 
 def command(
@@ -41,7 +44,7 @@ def command(
 
         findings = check_applied(pack)
     else:
-        findings = check_pack(pack) or pack_findings(pack)
+        findings = check_pack(pack) or _findings_of_its_kind(pack) or pack_findings(pack)
     sealed = not findings and not (small or applied) and Pack.open(pack).sealed
     if sealed:
         from haversack.formats.sealed import check_sealed, read_key
@@ -62,3 +65,19 @@ def command(
         print(f"{pack} is whole{' and what was sealed' if sealed else ''}.")
     if findings:
         raise typer.Exit(2)
+
+
+def _findings_of_its_kind(pack: Path) -> list[Finding]:
+    """What is wrong with the parts of a whole pack that is a codec's or a split's."""
+    from haversack.core.pack import Pack
+
+    kind = Pack.open(pack).record.kind
+    if kind == "codec":
+        from haversack.share._codec_pack import codec_findings
+
+        return codec_findings(pack)
+    if kind == "split":
+        from haversack.share._split_pack import split_findings
+
+        return split_findings(pack)
+    return []

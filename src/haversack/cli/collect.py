@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,6 +37,16 @@ def server(
         str | None,
         typer.Option(help="keep the books of a new store in PostgreSQL instead of SQLite", metavar="URL"),
     ] = None,
+    files: Annotated[
+        str | None,
+        typer.Option(
+            help="keep the files of a new store in a bucket instead of its folder",
+            metavar="s3://BUCKET/PREFIX",
+        ),
+    ] = None,
+    cache_mib: Annotated[
+        int, typer.Option(help="MiB of clips that --files leaves in the folder for workers", min=0)
+    ] = 4096,
     clip_mib: Annotated[int, typer.Option(help="most MiB of a clip", min=1)] = 2048,
     keep_free_mib: Annotated[int, typer.Option(help="MiB of the disk that stay free", min=0)] = 256,
     open_uploads: Annotated[int, typer.Option(help="unfinished uploads of a device at once", min=1)] = 64,
@@ -58,6 +69,10 @@ def server(
         from haversack.collect._books import name_database
 
         name_database(root, books)
+    if files is not None:
+        from haversack.collect._objects import name_bucket
+
+        name_bucket(root, files, cache_mib)
     limits = StoreLimits(clip_mib << 20, open_uploads, keep_free_mib << 20, stale_days * 86_400)
     options = Options(
         *(host, port, token), connections=connections, body_s=body_s, grace_s=grace, limits=limits
@@ -274,7 +289,9 @@ def export(
     store: Annotated[
         Path, typer.Argument(metavar="STORE", help="the store's folder, or a data set to convert")
     ],
-    out: Annotated[Path, typer.Option(help="the data set's folder to write")],
+    out: Annotated[
+        str, typer.Option(help="the data set's folder to write, or s3://BUCKET/PREFIX", metavar="OUT")
+    ],
     form: Annotated[
         str, typer.Option("--format", help="lerobot-v3, lerobot-v2.1, hdf5 or mcap")
     ] = "lerobot-v3",
@@ -386,6 +403,7 @@ def validate(
     Prints every finding and exits with 0 (all are whole) or 2.
     """
     from haversack.collect._findings import Checked, Finding, check_bundle
+    from haversack.collect._objects import PLACE, fetched
     from haversack.collect.bundle import MANIFEST, bundles_in
     from haversack.collect.lerobot_reader import validate_dataset
     from haversack.core.errors import UserError
@@ -395,12 +413,15 @@ def validate(
             path, [(path, Checked(None, [Finding("set", s) for s in validate_dataset(path)], {}))], json
         )
         return
-    folders = [path] if (path / MANIFEST).exists() else bundles_in(path)
-    if not folders:
+    folders: Iterable[Path] = [path] if (path / MANIFEST).exists() else bundles_in(path)
+    if (path / PLACE).is_file():
+        folders = fetched(path)
+    checked = [(folder, check_bundle(folder, decode=decode)) for folder in folders]
+    if not checked:
         raise UserError(
             f"{path} holds no bundle (DEVICE/SESSION/CLIP/{MANIFEST}).", field="path", given=str(path)
         )
-    _show_checked(path, [(folder, check_bundle(folder, decode=decode)) for folder in folders], json)
+    _show_checked(path, checked, json)
 
 
 def _show_checked(path: Path, checked: list[tuple[Path, Checked]], json: bool) -> None:

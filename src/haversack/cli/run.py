@@ -19,14 +19,15 @@ def command(
         typer.Argument(
             metavar="PACK",
             help="a pack, a checkpoint folder, a GGUF file, a bundled model (code) or a hub name "
-            "(owner/name[@revision])",
+            "(owner/name[@revision]); a forecaster's pack of one file",
         ),
     ],
     input: Annotated[
         str | None,
         typer.Argument(
             metavar="[INPUT]",
-            help="a text file to complete (- or none: standard input); an encoder takes a text here as well",
+            help="a text file to complete (- or none: standard input); an encoder takes a text here as well, "
+            "a forecaster a table (CSV)",
         ),
     ] = None,
     prompt: Annotated[
@@ -154,18 +155,30 @@ def command(
         int | None,
         typer.Option(help="speech models: texts written side by side (default: the model's, or 1)"),
     ] = None,
+    impute: Annotated[
+        str, typer.Option(help="forecasters: how gaps of the table are filled: none, linear, previous")
+    ] = "none",
     json: Json = False,
 ) -> None:
     """Complete a text: PROMPT, the file INPUT, or what standard input holds. On a terminal and without a
     text it is a chat. An encoder does what follows from its head: it prints an embedding, fills masked words
     in, classifies, or labels every token. A speech model writes what is said in AUDIO. A network that learned
-    by `haversack train fit` tells the class of a picture or a text.
+    by `haversack train fit` tells the class of a picture or a text. A pack of one file forecasts the table
+    INPUT, or says what it predicts of each row.
     """
     from threading import Thread
 
     from haversack.core.budget import Budget
+    from haversack.formats.small_pack import is_small_pack
     from haversack.run._source import encodes, hears, open_model
 
+    if is_small_pack(model):
+        from haversack.cli._signal import run_signal
+
+        run_signal(Path(model), input, impute=impute, ram_mib=ram_mib, json=json)
+        return
+    if impute != "none":
+        raise UserError("--impute is for packs of one file that forecast.", field="impute", given=impute)
     source = None if delta is not None else _source(model)
     if source is None:
         from haversack.cli._classify import run_network

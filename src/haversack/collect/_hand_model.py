@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from functools import cache
 from importlib.resources import files
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,20 +30,29 @@ MANO_ORDER = (1, 2, 4, 3, 0)
 """MANO's fingers, as ours."""
 
 
+class Lengths(NamedTuple):
+    """Of a hand: bases of the fingers [5, 3] and bones [5, 3] in metres, resting spread [5] in radians."""
+
+    bases: F64
+    bones: F64
+    rest: F64
+
+
 @cache
-def lengths() -> tuple[F64, F64, F64]:
-    """Bases [5, 3] and bones [5, 3] in metres, resting spread [5] in radians."""
+def lengths() -> Lengths:
+    """Those of an average adult."""
     record = json.loads(files("haversack.collect").joinpath("hand.json").read_text(encoding="utf-8"))
-    return (
+    return Lengths(
         np.asarray(record["bases_m"], np.float64),
         np.asarray(record["bones_m"], np.float64),
         np.radians(np.asarray(record["spread_deg"], np.float64)),
     )
 
 
-def joints(angles: F64, size: float | F64 = 1.0) -> F64:
-    """Joints [n, 21, 3] of right hands in their own axes, wrist at 0, for `angles` [n, 20]."""
-    bases, bones, rest = lengths()
+def joints(angles: F64, size: float | F64 = 1.0, hand: Lengths | None = None) -> F64:
+    """Joints [n, 21, 3] of right hands in their own axes, wrist at 0, for `angles` [n, 20]; of an average
+    adult without a `hand`."""
+    bases, bones, rest = hand or lengths()
     four = angles.reshape(-1, 5, 4)
     turn = -rest + four[..., SPREAD]
     bend = np.cumsum(four[..., FLEX:], axis=-1)

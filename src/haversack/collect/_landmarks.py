@@ -20,7 +20,7 @@ F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 U8 = npt.NDArray[np.uint8]
 Bool = npt.NDArray[np.bool_]
-SIDE = 64
+SIDE, MAP = 64, 16
 LEAST_AREA, LEAST_FILLED = 0.004, 0.15
 
 
@@ -33,25 +33,47 @@ def weights() -> dict[str, F32]:
 
 
 def network(crops: U8) -> F32:
-    """(x, y, depth) [n, 21, 3] of crops [n, 64, 64, 3]: x and y in [-1, 1], depth in lengths of 95 mm."""
-    w = weights()
-    x = crops.astype(np.float32).transpose(0, 3, 1, 2) / np.float32(127.5) - 1
-    for layer in (0, 2, 4, 6):
-        x = np.maximum(_convolved(x, w[f"{layer}_weight"], w[f"{layer}_bias"]), 0)
-    x = x.reshape(len(x), -1)
-    x = np.maximum(x @ w["9_weight"].T + w["9_bias"], 0)
-    x = x @ w["11_weight"].T + w["11_bias"]
-    return np.concatenate([x[:, :42].reshape(-1, 21, 2), x[:, 42:, None]], 2)
+    """(x, y, depth) [n, 21, 3] of crops [n, 64, 64, 3]: x and y in [-1, 1], depth in lengths of 95 mm.
+
+    Down to 4 x 4 and up again to a map of 16 x 16 for each joint, whose place is the mean under the map's
+    softmax.
+    """
+    x = crops.astype(np.float32) / np.float32(127.5) - 1
+    fine = _step(_step(_step(x, "a", 2), "b", 2), "c")
+    middle = _step(_step(fine, "d", 2), "e")
+    coarse = _step(_step(middle, "f", 2), "g")
+    up = _step(middle + _doubled(_across(coarse, "lift")), "h")
+    up = _step(fine + _doubled(up), "i")
+    maps = _across(up, "maps").reshape(len(x), -1, 21)
+    share = np.exp(maps - maps.max(1, keepdims=True))
+    share = (share / share.sum(1, keepdims=True)).reshape(len(x), MAP, MAP, 21)
+    cells = (np.arange(MAP, dtype=np.float32) + 0.5) * 2 / MAP - 1
+    places = np.stack([np.einsum("nxj,x->nj", share.sum(axis), cells) for axis in (1, 2)], 2)
+    flat = coarse.transpose(0, 3, 1, 2).reshape(len(x), -1)
+    depth = _across(np.maximum(_across(flat, "k"), 0), "l")
+    return np.concatenate([places, depth[..., None]], 2)
 
 
-def _convolved(x: F32, kernel: F32, bias: F32) -> F32:
-    """3 x 3, stride 2, one pixel of zeros around."""
-    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))[:, :, ::2, ::2]
-    n, channels, height, width = windows.shape[:4]
-    flat = windows.transpose(0, 2, 3, 1, 4, 5).reshape(n * height * width, channels * 9)
-    found = flat @ kernel.reshape(len(kernel), -1).T + bias
-    return np.ascontiguousarray(found.reshape(n, height, width, -1).transpose(0, 3, 1, 2))
+def _step(x: F32, name: str, stride: int = 1) -> F32:
+    """A 3 x 3 convolution of [n, height, width, channels], one pixel of zeros around, and a ReLU."""
+    kernel = weights()[f"{name}_weight"]
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))[:, ::stride, ::stride]
+    n, height, width = windows.shape[:3]
+    flat = windows.reshape(n * height * width, -1)
+    found = np.maximum(flat @ kernel.reshape(len(kernel), -1).T + weights()[f"{name}_bias"], 0)
+    return np.asarray(found.reshape(n, height, width, -1), np.float32)
+
+
+def _across(x: F32, name: str) -> F32:
+    """The same weights for every row of x [..., channels]."""
+    kernel = weights()[f"{name}_weight"]
+    return np.asarray(x @ kernel.reshape(len(kernel), -1).T + weights()[f"{name}_bias"], np.float32)
+
+
+def _doubled(x: F32) -> F32:
+    """Every pixel of [n, height, width, channels] four times."""
+    return np.repeat(np.repeat(x, 2, 1), 2, 2)
 
 
 def cut(picture: U8, square: F64) -> U8:

@@ -17,6 +17,7 @@ from typing import Any
 
 from haversack.collect._books import Books
 from haversack.collect._jobs import Job, Jobs
+from haversack.collect._objects import objects_of
 from haversack.collect._stages import METRICS, Clip, Stage, load_stages, read_settings
 from haversack.collect.bundle import Manifest, parse_manifest
 from haversack.core._files import flush_folder, partial_path, remove, remove_stale_partials
@@ -56,7 +57,7 @@ def run_one(root: Path, jobs: Jobs, worker: str, stages: list[Stage]) -> bool:
 def _run(root: Path, books: Books, job: Job, stage: Stage, goal: Path, before: list[Stage]) -> None:
     manifest = _manifest(books, job)
     folders = {each.name: root / "stages" / job.clip / each.folder for each in before}
-    clip = Clip(root / "clips" / manifest.folder, manifest, folders, stage.settings, root / "stages")
+    clip = Clip(objects_of(root).fetch(manifest), manifest, folders, stage.settings, root / "stages")
     goal.parent.mkdir(parents=True, exist_ok=True)
     remove_stale_partials(goal)
     partial = partial_path(goal)

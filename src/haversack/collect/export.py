@@ -30,6 +30,7 @@ import numpy.typing as npt
 
 from haversack.collect import _labels
 from haversack.collect._books import Books
+from haversack.collect._objects import objects_of
 from haversack.collect._stages import load_stages, read_settings
 from haversack.collect._tables import IMU_AXES, Hand, read_table
 from haversack.collect._video import decoded
@@ -153,7 +154,7 @@ def export(
 ) -> Exported:
     """Write the store's clips that passed every stage as a LeRobot v3.0 set; `task` is every episode's
     sentence (default: its caption's). Raises UserError when there is none."""
-    books = Books(root)
+    books, objects = Books(root), objects_of(root)
     done, provenance = Exported(str(out)), []
     found = curated(passed(root, books), done, hours=hours, eps=eps)
     if not found:
@@ -172,7 +173,7 @@ def export(
             if upright(manifest) != size:
                 _count(done, "another size", 1)
                 continue
-            folder = root / "clips" / manifest.folder
+            folder = objects.fetch(manifest)
             columns, chosen = episode(folder, manifest, rate)
             said: dict[str, Any] = {}
             if whole:
@@ -191,12 +192,21 @@ def export(
             notes["annotations"] = {"verbs": list(VERBS), "episodes": captions}
         notes["yield"] = yields(books, done)
         writer.finish(_ranges(done.splits), **notes)
-    note = root / "exports" / f"{hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]}.json"
-    note.parent.mkdir(exist_ok=True)
-    clips = [entry["clip_uuid"] for entry in provenance]
-    write_atomically(note, json.dumps({"path": str(out.resolve()), "clips": clips}).encode())
+    note_export(root, str(out.resolve()), [entry["clip_uuid"] for entry in provenance])
     books.close()
     return done
+
+
+def note_of(root: Path, place: str) -> Path:
+    """Where the store notes the export at `place`, a whole path or a URL."""
+    return root / "exports" / f"{hashlib.sha256(place.encode()).hexdigest()[:16]}.json"
+
+
+def note_export(root: Path, place: str, clips: list[str], *, whole: bool = True) -> None:
+    """Note which clips an export holds, so that `forget` finds it; `whole` false: it is not all there yet."""
+    note = note_of(root, place)
+    note.parent.mkdir(exist_ok=True)
+    write_atomically(note, json.dumps({"path": place, "clips": clips, "whole": whole}).encode())
 
 
 def _versions(stages: dict[str, Path]) -> list[str]:

@@ -8,8 +8,9 @@ written anew, so that deleted rows are gone from the file itself. A kill on the 
 command goes on, because rows go last.
 
 The proof reads every file that is left in the store, byte by byte: none contains the pseudonym, a clip's or
-a device's id, none has the hash of a file that was removed. Limits: what left the store before (a copy of an
-export on another disk) cannot be reached; `audit.jsonl` says which exports held the contributor.
+a device's id, none has the hash of a file that was removed. Of files in a bucket the names are read, which
+hold the device and the hash. Limits: what left the store before (a copy of an export on another disk) cannot
+be reached; `audit.jsonl` says which exports held the contributor.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from pathlib import Path
 from typing import Any
 
 from haversack.collect._books import NAME, Books
+from haversack.collect._bucket import SCHEME, Bucket
 from haversack.collect._devices import mark_of
+from haversack.collect._objects import objects_of
 from haversack.collect.bundle import parse_manifest
 from haversack.core.errors import HaversackError, UserError
 
@@ -145,7 +148,7 @@ def _remove_files(root: Path, books: Books, clips: list[Any], done: Forgotten) -
         for folder in (root / "clips" / row["device"] / row["session"], root / "clips" / row["device"]):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
-    hashes = set()
+    hashes, objects = set(), objects_of(root)
     files = {
         (str(file["device"]), str(file["sha256"]))
         for row in clips
@@ -156,15 +159,12 @@ def _remove_files(root: Path, books: Books, clips: list[Any], done: Forgotten) -
         others = [holder for holder in holders if holder["clip"] not in gone]
         if not others:
             hashes.add(sha256)
-        path = root / "objects" / device / sha256[:2] / sha256
-        if not any(other["device"] == device for other in others) and path.exists():
-            done.nbytes += path.stat().st_size
-            done.files += 1
-            path.unlink()
+        if not any(other["device"] == device for other in others):
+            nbytes = objects.remove(device, sha256)
+            done.nbytes += nbytes or 0
+            done.files += nbytes is not None
     for device in {device for device, _ in files}:
-        folder = root / "objects" / device
-        if folder.is_dir() and not any(path.is_file() for path in folder.rglob("*")):
-            shutil.rmtree(folder)
+        objects.prune(device)
     return hashes
 
 
@@ -182,7 +182,10 @@ def _remove_exports(root: Path, clips: set[str], done: Forgotten) -> None:
     for note in sorted((root / "exports").glob("*.json")):
         record = json.loads(note.read_text(encoding="utf-8"))
         if clips & set(record["clips"]):
-            shutil.rmtree(record["path"], ignore_errors=True)
+            if record["path"].startswith(SCHEME):
+                Bucket.open(record["path"]).remove("")
+            else:
+                shutil.rmtree(record["path"], ignore_errors=True)
             note.unlink()
             done.exports.append(record["path"])
 
@@ -220,6 +223,10 @@ def prove(
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             if pattern.search(data) or hashlib.sha256(data).hexdigest() in hashes:
                 done.traces.append(place)
+    for place in objects_of(root).names():  # a file's name is its hash, and was checked before it went there
+        done.searched_files += 1
+        if word.search(place.encode()) or place.rpartition("/")[2] in hashes:
+            done.traces.append(place)
 
 
 def _note(root: Path, done: Forgotten, action: str) -> None:

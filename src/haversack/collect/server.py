@@ -14,6 +14,7 @@ business of a proxy before it.
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from haversack.collect._bucket import BucketError
 from haversack.collect._extra import need
 from haversack.collect.forget import expire
 from haversack.collect.store import Store, StoreLimits
@@ -29,6 +31,7 @@ from haversack.core._service import new_token
 from haversack.core.errors import UserError
 
 SYSTEM = 1
+log = logging.getLogger(__name__)
 LOCAL = ("127.0.0.1", "localhost", "::1")
 SWEEP_S = 3600.0
 
@@ -136,7 +139,10 @@ class Server:
     async def _sweep(self) -> None:
         while True:
             await asyncio.to_thread(self.store.sweep)
-            await asyncio.to_thread(expire, self.store.root, self.store.books, time.time_ns())
+            try:
+                await asyncio.to_thread(expire, self.store.root, self.store.books, time.time_ns())
+            except BucketError as error:  # the next hour again
+                log.error("%s", error)
             await asyncio.sleep(SWEEP_S)
 
     def _signalled(self, number: int) -> None:

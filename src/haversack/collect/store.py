@@ -3,11 +3,12 @@
 Paper: AoE (arXiv 2602.23893). The upload protocol is [inferred]: tus-like, resumable, content-addressed.
 
 `clips/DEVICE/SESSION/CLIP_UUID/` are whole bundles; `objects/DEVICE/` holds their files by SHA-256, once for
-each device (a file that another device has is not told to be there); `uploads/` holds what arrives;
-`stages/` what was made of clips; `collect.sqlite` the books. A part of a file is as long as what arrived in
-order. `complete` checks every SHA-256, links the clip's folder beside its name, gives it its name and enters
-it in the books together with its first job, in this order: a kill between any two leaves a state from which
-the same request goes on. So a clip is queued exactly once, however often it is sent.
+each device (a file that another device has is not told to be there), unless a bucket of S3 does
+(collect/_objects.py); `uploads/` holds what arrives; `stages/` what was made of clips; `collect.sqlite` the
+books. A part of a file is as long as what arrived in order. `complete` checks every SHA-256, links the clip's
+folder beside its name, gives it its name and enters it in the books together with its first job, in this
+order: a kill between any two leaves a state from which the same request goes on. So a clip is queued exactly
+once, however often it is sent.
 
 Cost: each byte is written once and read once (for its hash). Limits: one server process for a store; other
 processes (workers) share the books.
@@ -16,6 +17,7 @@ processes (workers) share the books.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import secrets
 import shutil
@@ -26,14 +28,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from haversack.collect._books import Books
+from haversack.collect._bucket import BucketError
 from haversack.collect._devices import Device, is_forgotten
-from haversack.collect.bundle import MANIFEST, BundleError, Manifest, parse_manifest, sha256_of
+from haversack.collect._objects import objects_of
+from haversack.collect.bundle import BundleError, Manifest, parse_manifest, sha256_of
 from haversack.core._asgi import RefusedError
-from haversack.core._files import flush_folder, partial_path, put_in_place, remove, remove_stale_partials
 
 SYSTEM = 1
 FIRST_STAGE = ("c1-ingest", "1")
 TOUCH_S = 60.0
+log = logging.getLogger(__name__)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -67,12 +71,13 @@ class Store:
         for name in ("clips", "objects", "uploads", "stages"):
             (root / name).mkdir(parents=True, exist_ok=True)
         self.books = Books(root, create=True)
+        self.objects = objects_of(root)
         self._locks = [threading.Lock() for _ in range(64)]
         self._touched: dict[str, float] = {}
 
     def clip_path(self, manifest: Manifest) -> Path:
-        """Where a complete clip lies."""
-        return self.root / "clips" / manifest.folder
+        """The folder of a complete clip, for reading."""
+        return self.objects.fetch(manifest)
 
     def begin(self, device: Device, data: bytes) -> Begun:
         """Open the upload of the clip whose manifest is `data`; the same again is answered again.
@@ -128,9 +133,11 @@ class Store:
         """How many bytes of a file are here, and how many it has."""
         manifest, _ = self._upload(device, upload)
         length = _length(manifest, sha256)
-        if self._object(device.id, sha256).exists():
-            return length, length
-        return _size(self._part(upload, sha256)), length
+        here = _size(self._part(upload, sha256))
+        if not here:  # asked of a bucket only before the first byte
+            with _explained():
+                here = length if self.objects.has(device.id, sha256) else 0
+        return here, length
 
     def append(self, device: Device, upload: str, sha256: str, offset: int, data: bytes) -> int:
         """Add `data` to a file at `offset`; the new offset. Raises RefusedError 409 when that is not where it
@@ -172,7 +179,7 @@ class Store:
             for file in manifest.files:
                 self._settle(device, upload, file.sha256, file.bytes)
             with _explained():
-                self._place(device, manifest)
+                self.objects.lay(manifest)
                 self._enter(manifest)
             shutil.rmtree(self.root / "uploads" / upload, ignore_errors=True)
             self._touched.pop(upload, None)
@@ -222,7 +229,8 @@ class Store:
         if state == "complete":
             return ()
         digests = dict.fromkeys(file.sha256 for file in manifest.files)
-        return tuple(each for each in digests if not self._object(manifest.device.id, each).exists())
+        with _explained():
+            return tuple(each for each in digests if not self.objects.has(manifest.device.id, each))
 
     def _upload(self, device: Device, upload: str) -> tuple[Manifest, str]:
         row = self.books.row("SELECT * FROM clips WHERE upload = ?", (upload,))
@@ -232,9 +240,10 @@ class Store:
 
     def _settle(self, device: Device, upload: str, sha256: str, length: int) -> None:
         """Turn a whole part into an object."""
-        goal, part = self._object(device.id, sha256), self._part(upload, sha256)
-        if goal.exists():
-            return
+        part = self._part(upload, sha256)
+        with _explained():
+            if self.objects.has(device.id, sha256):
+                return
         if _size(part) != length:
             raise RefusedError(
                 409, "missing", f"{length - _size(part)} bytes of a file are missing.", sha256=sha256
@@ -244,34 +253,7 @@ class Store:
             said = "a file is not what its SHA-256 says and was dropped; send it again."
             raise RefusedError(422, "hash", said, sha256=sha256)
         with _explained():
-            descriptor = os.open(part, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            goal.parent.mkdir(parents=True, exist_ok=True)
-            put_in_place(part, goal)
-
-    def _place(self, device: Device, manifest: Manifest) -> None:
-        goal = self.clip_path(manifest)
-        if goal.exists():
-            return
-        goal.parent.mkdir(parents=True, exist_ok=True)
-        remove_stale_partials(goal)
-        partial = partial_path(goal)
-        partial.mkdir()
-        try:
-            for file in manifest.files:
-                os.link(self._object(device.id, file.sha256), partial / file.name)
-            with (partial / MANIFEST).open("wb") as written:
-                written.write(manifest.encode())
-                written.flush()
-                os.fsync(written.fileno())
-            flush_folder(partial)
-            put_in_place(partial, goal)
-        except BaseException:
-            remove(partial)
-            raise
+            self.objects.put(device.id, sha256, part)
 
     def _enter(self, manifest: Manifest) -> None:
         now = time.time()
@@ -285,9 +267,6 @@ class Store:
                 "VALUES (?, ?, ?, 'queued', ?)",
                 (manifest.clip_uuid, *FIRST_STAGE, manifest.nbytes),
             )
-
-    def _object(self, device: str, sha256: str) -> Path:
-        return self.root / "objects" / device / sha256[:2] / sha256
 
     def _part(self, upload: str, sha256: str) -> Path:
         return self.root / "uploads" / upload / f"{sha256}.part"
@@ -318,7 +297,7 @@ def _write_all(descriptor: int, offset: int, data: bytes) -> None:
 
 
 class _explained:  # noqa: N801 - reads as a word
-    """A full disk becomes RefusedError 507, whoever notices it."""
+    """A full disk becomes RefusedError 507, whoever notices it; a bucket that cannot be used 503."""
 
     def __enter__(self) -> None:
         return None
@@ -330,3 +309,7 @@ class _explained:  # noqa: N801 - reads as a word
             raise RefusedError(
                 507, "disk-full", "the server's disk is full.", headers={"Retry-After": "300"}
             ) from error
+        if isinstance(error, BucketError):
+            log.error("%s", error)
+            said = "the server cannot reach its files; come back later."
+            raise RefusedError(503, "files", said, headers={"Retry-After": "30"}) from error

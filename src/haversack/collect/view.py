@@ -22,6 +22,7 @@ import numpy.typing as npt
 from haversack.collect import _labels
 from haversack.collect._books import Books
 from haversack.collect._captioner import jpeg
+from haversack.collect._objects import objects_of
 from haversack.collect._tables import read_table
 from haversack.collect.bundle import parse_manifest
 from haversack.collect.export import frames_at, grid
@@ -116,7 +117,7 @@ def clip_page(root: Path, books: Books, clip: str, *, most: int = 60) -> str | N
     stages = {job["stage"]: root / "stages" / clip / f"{job['stage']}@{job['version']}" for job in jobs}
     if not _labels.labelled(stages) or not (stages["c6-captions"] / "caption.json").is_file():
         return None
-    folder = root / "clips" / manifest.folder
+    folder = objects_of(root).fetch(manifest)
     fps = max(1, round(manifest.fps_nominal))
     _, chosen = grid(read_table(folder / "frames.parquet")["t_ns"], fps)
     values, caption = _labels.columns(stages, manifest, chosen)

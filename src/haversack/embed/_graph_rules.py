@@ -15,7 +15,6 @@ from haversack.embed._emission import Emission
 from haversack.embed._fast_rules import fast_layer
 from haversack.embed._layers import kernel_of, scratch_of
 from haversack.embed._move_rules import MOVE_RULES
-from haversack.models.graph._forward import softmax_powers
 from haversack.models.graph._integer import multiplier
 from haversack.models.graph._ir import (
     Add,
@@ -26,13 +25,15 @@ from haversack.models.graph._ir import (
     Dequantize,
     FullyConnected,
     Linear,
+    MaxPool,
     Mean,
     Op,
     Pad,
     Reshape,
     Softmax,
 )
-from haversack.models.graph.series import Activation, MaxPool, Recurrent, layer_of
+from haversack.models.graph._softmax import MOST, fixed_powers, softmax_powers
+from haversack.models.graph.series import Activation, Recurrent, layer_of
 from haversack.models.series.recurrent import Dense, Lstm
 
 
@@ -146,6 +147,10 @@ def _pool(made: Emission, op: AveragePool | MaxPool) -> None:
         ends = f"{max(op.low, -128):.0f}, {min(op.high, 127):.0f}"
         made.call(f"nn_average_pool({parts}, {ends}, {int(op.rounding == 'even')})")
         return
+    if made.integer:
+        made.used.add("max_pool")
+        made.call(f"nn_max_pool({parts})")
+        return
     largest = isinstance(op, MaxPool)
     made.used.add("max_pool" if largest else "average_pool")
     made.call(f"nn_pool({parts}, {int(largest)})")
@@ -217,11 +222,18 @@ def _softmax(made: Emission, op: Softmax) -> None:
     if made.integer:
         made.used.add("softmax")
         one, y = made.codes(op.x), made.codes(op.y)
-        table = made.constant(f"{op.y}.powers", softmax_powers(one.scale * op.beta))
-        made.call(
-            f"nn_softmax({made.seen(op.x)}, {made.at(op.y)}, {rows}, {count}, {table}, "
-            f"{literal(y.scale, 'float32')}, {y.zero})"
-        )
+        fixed, scale = made.graph.rounding == "fixed", one.scale * op.beta
+        if fixed and count > MOST:
+            raise UserError(
+                f"Softmax (it writes {op.y}) over {count} codes has no C kernel ({MOST} at most).",
+                field="model",
+                given=count,
+                nearest=MOST,
+            )
+        powers = fixed_powers(scale).astype(np.int32) if fixed else softmax_powers(scale)
+        last = "" if fixed else f", {literal(y.scale, 'float32')}, {y.zero}"
+        table = made.constant(f"{op.y}.powers", powers)
+        made.call(f"nn_softmax({made.seen(op.x)}, {made.at(op.y)}, {rows}, {count}, {table}{last})")
         return
     _activated(made, op.x, op.y, "softmax", op.beta)
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-import subprocess
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +39,7 @@ def verify_training(folder: Path, report: Mapping[str, Any]) -> tuple[harness.Ru
         ("this machine, sanitized", "host-sanitized", ("-O1", *SANITIZED, "-DNN_NO_STACK")),
     ):
         harness.compile_with([gcc, *harness.STRICT, *flags], folder, sources, folder / name)
-        runs.append(compared(where, printed([str(folder / name)]), folder, report))
+        runs.append(compared(where, harness.printed([str(folder / name)]), folder, report))
     if goal.name != "host":
         where = f"{goal.name}, {goal.board} under QEMU"
         if (reason := goal.missing()) is not None:
@@ -52,27 +50,9 @@ def verify_training(folder: Path, report: Mapping[str, Any]) -> tuple[harness.Ru
             harness.compile_with(
                 [goal.compiler, *harness.STRICT, *own], folder, ["network.c", "main.c", goal.port], elf
             )
-            text = printed([*goal.emulator, "-kernel", str(elf)])
+            text = harness.printed([*goal.emulator, "-kernel", str(elf)])
             runs.append(compared(where, text, folder, report))
     return tuple(runs)
-
-
-def printed(command: Sequence[str]) -> str:
-    """What a harness printed, through a file: an emulator drops what a full pipe does not take."""
-    with tempfile.TemporaryFile() as file:
-        try:
-            done = subprocess.run(
-                command, stdout=file, stderr=subprocess.STDOUT, timeout=TIMEOUT_S, stdin=subprocess.DEVNULL
-            )
-        except subprocess.TimeoutExpired as error:
-            raise HaversackError(f"{command[0]} did not end within {TIMEOUT_S} s.") from error
-        file.seek(0)
-        text = file.read().decode("ascii", "replace")
-    if "guards " not in text:
-        raise HaversackError(
-            f"the harness broke ({command[0]} ended with {done.returncode}): {text.strip()[-500:]}"
-        )
-    return text
 
 
 def numbers_of(block: bytes, learned: Mapping[str, Any]) -> Array:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -156,22 +157,28 @@ def compile_with(command: Sequence[str], folder: Path, sources: Sequence[str], p
 
 
 def printed(command: Sequence[str]) -> str:
-    """What a harness printed; its exit code is judged by what it printed."""
-    try:
-        done = subprocess.run(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,  # where QEMU puts what comes by semihosting
-            text=True,
-            timeout=TIMEOUT_S,
-            stdin=subprocess.DEVNULL,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise HaversackError(f"{command[0]} did not end within {TIMEOUT_S} s.") from error
-    if "guards " not in done.stdout:
-        said = done.stdout.strip()[-1500:]
+    """What a harness printed; its exit code is judged by what it printed.
+
+    It prints into a file: what comes by semihosting is lost where the reader of a pipe is slower than QEMU,
+    which writes without waiting.
+    """
+    with tempfile.TemporaryFile() as place:
+        try:
+            done = subprocess.run(
+                command,
+                stdout=place,
+                stderr=subprocess.STDOUT,  # where QEMU puts what comes by semihosting
+                timeout=TIMEOUT_S,
+                stdin=subprocess.DEVNULL,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise HaversackError(f"{command[0]} did not end within {TIMEOUT_S} s.") from error
+        place.seek(0)
+        found = place.read().decode(errors="replace")
+    if "guards " not in found:
+        said = found.strip()[-1500:]
         raise HaversackError(f"the harness broke ({command[0]} ended with {done.returncode}): {said}")
-    return done.stdout
+    return found
 
 
 def compared(where: str, text: str, wanted: Array) -> Run:

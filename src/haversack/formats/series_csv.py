@@ -1,7 +1,8 @@
 """Tables of series: a time column of equal steps, then one number a channel (ETT, electricity, weather and
 alike).
 
-The first row may name the columns. Times are ISO dates, with or without hours, or plain numbers. Gaps
+The first row may name the columns; cells are parted by commas, semicolons or tabs, and beside the latter two
+a number may have a decimal comma. Times are ISO dates, with or without hours, or plain numbers. Gaps
 (missing rows, empty cells, nan) are refused, or filled where the caller asks for it; rows out of order,
 doubled times and steps that fit no common step are always refused."""
 
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from haversack.core.errors import DamagedFileError, UserError, not_allowed
+from haversack.formats._cells import plain_cell
 
 F64 = NDArray[np.float64]
 IMPUTE = ("none", "linear", "previous")
@@ -46,14 +48,18 @@ class Series:
         """The time of a row, counted from 0, also behind the last one."""
         at = self.first + row * self.step
         if not self.dated:
-            return f"{at:g}"
+            return f"{at:.15g}"
         return (datetime(1970, 1, 1) + timedelta(seconds=round(at, 6))).isoformat(sep=" ")
 
 
 def read_series(
-    path: str | os.PathLike[str], *, impute: str = "none", channels: Sequence[str] | None = None
+    path: str | os.PathLike[str],
+    *,
+    impute: str = "none",
+    channels: Sequence[str] | None = None,
+    text: str | None = None,
 ) -> Series:
-    """Read a table. `channels` picks columns by name.
+    """Read a table, or `text` that `path` only names. `channels` picks columns by name.
 
     Raises UserError for a file that cannot be read or holds no series, for gaps unless `impute` (linear,
     previous) says how they are filled, for times that are not in order or not in equal steps, and for an
@@ -62,7 +68,7 @@ def read_series(
     if impute not in IMPUTE:
         raise not_allowed("impute", impute, IMPUTE)
     source = Path(path)
-    rows = _rows(source)
+    rows = _rows(source, table_text(source) if text is None else text)
     names, rows, start = _header(source, rows)
     if len(rows) < 2:
         raise UserError(f"{source} holds {len(rows)} rows; a series needs two.", field="table")
@@ -101,7 +107,7 @@ def write_series(path: Path, series: Series, ahead: F64) -> bytes:
     rows = len(series.values)
     lines = [",".join(["time", *(_quoted(name) for name in series.channels)])]
     for at, row in enumerate(ahead):
-        lines.append(",".join([series.time_of(rows + at), *(f"{value:.6g}" for value in row)]))
+        lines.append(",".join([series.time_of(rows + at), *(f"{value:.9g}" for value in row)]))
     return ("\n".join(lines) + "\n").encode()
 
 
@@ -109,28 +115,31 @@ def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"' if any(sign in name for sign in ',"\n') else name
 
 
-def _rows(path: Path) -> list[list[str]]:
+def table_text(path: Path) -> str:
+    """The text of a table. Raises UserError for a file that cannot be read, DamagedFileError for no text."""
     try:
         if path.stat().st_size > LARGEST:
             raise UserError(
                 f"{path} has {path.stat().st_size >> 20} MiB; at most {LARGEST >> 20} are read.",
                 field="table",
             )
-        text = path.read_bytes().decode("utf-8-sig")
+        return path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise UserError(
             f"{path} cannot be read: {error.strerror}.", field="table", given=str(path)
         ) from error
     except UnicodeDecodeError as error:
         raise DamagedFileError(path, "it is no UTF-8 text", field="table") from error
+
+
+def _rows(path: Path, text: str) -> list[list[str]]:
     if "\0" in text:
         raise DamagedFileError(path, "it is no text", field="table")
     first = text.partition("\n")[0]
-    mark = max(",;\t", key=first.count)
+    mark = max(";\t,", key=first.count)
     try:
-        rows = [
-            [cell.strip() for cell in row] for row in csv.reader(text.splitlines(), delimiter=mark) if row
-        ]
+        read = csv.reader(text.splitlines(), delimiter=mark)
+        rows = [[plain_cell(cell, mark) for cell in row] for row in read if row]
     except csv.Error as error:
         raise DamagedFileError(path, f"it is no table ({error})", field="table") from error
     if not rows:

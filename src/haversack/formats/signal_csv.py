@@ -1,6 +1,7 @@
 """Signals as text: one number a line, or columns with a header, with or without a column of time.
 
 The rate is given by the caller, or follows from a first column named time, t, seconds or ms (equal steps).
+Beside semicolons, tabs and blanks a number may have a decimal comma.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from haversack.core.errors import DamagedFileError, UserError
+from haversack.formats._cells import plain_cell
 from haversack.formats._signals import F64, LARGEST, MOST_CHANNELS, RATES, Signals
 
 _TIME = re.compile(r"(time|t|sec|seconds|s|ms|time_ms|time_s)(\W.*)?", re.IGNORECASE)
@@ -38,7 +40,7 @@ def read_signal_csv(path: str | os.PathLike[str], rate: float | None = None) -> 
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
     if not lines or "\0" in text:
         raise DamagedFileError(source, "it holds no numbers", field="file")
-    mark = max(",;\t", key=lines[0].count)
+    mark = max(";\t,", key=lines[0].count)
     if mark not in lines[0]:
         mark = " " if " " in lines[0] else ","
     names: tuple[str, ...] | None = None
@@ -74,7 +76,8 @@ def read_signal_csv(path: str | os.PathLike[str], rate: float | None = None) -> 
 
 
 def _cells(line: str, mark: str) -> list[str]:
-    return [cell.strip().strip('"') for cell in (line.split() if mark == " " else line.split(mark))]
+    cells = line.split() if mark == " " else line.split(mark)
+    return [plain_cell(cell.strip().strip('"'), mark) for cell in cells]
 
 
 def _unit(label: str) -> str:

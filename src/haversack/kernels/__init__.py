@@ -48,6 +48,8 @@ _PUBLIC = {
     "rope_write": "attend",
     "Chosen": "chosen",
     "chosen_attention": "chosen",
+    "feature_width": "gaps",
+    "gap_features": "gaps",
     "PoolLayer": "pooled",
     "pool_attention": "pooled",
     "pool_write": "pooled",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from haversack.core.errors import UserError, nearest_name
 from haversack.formats._pickled import ENDINGS, refuse_file
+from haversack.formats.small_pack import is_small_pack
 
 
 def bundled_names() -> tuple[str, ...]:
@@ -37,6 +38,13 @@ def model_folder(name: str) -> Path:
         raise UserError(f"there is no file {name}; {works}.", field="model", given=name)
     if path.is_file() and path.suffix in ENDINGS:
         raise refuse_file(path)
+    if is_small_pack(path):
+        raise UserError(
+            f"{name} is a pack of one file, a forecaster or another small network: haversack run {name} "
+            "TABLE.csv runs it, embed build compiles it to C.",
+            field="model",
+            given=name,
+        )
     if path.is_file():
         raise UserError(f"{name} is a file; {works}.", field="model", given=name, nearest=str(path.parent))
     if name.partition("@")[0].count("/") == 1 and not name.startswith((".", "/", "~")):

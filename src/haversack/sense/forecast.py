@@ -127,8 +127,7 @@ def part_rows(rows: int, split: tuple[float, float, float]) -> tuple[int, int, i
         if any(not 0 < part < 1 for part in split) or sum(split) > 1 + 1e-9:
             raise UserError(
                 f"a split of {', '.join(f'{part:g}' for part in split)} is not possible: give three shares "
-                "that "
-                "add up to 1 at most, or three counts of rows.",
+                "that add up to 1 at most, or three counts of rows.",
                 field="split",
                 given=list(split),
                 nearest=list(SPLIT),
@@ -195,11 +194,18 @@ def apply_pack(path: Path, series: Series) -> tuple[Forecaster, F64]:
     if step is not None and abs(step - series.step) > 1e-6 * step:
         raise UserError(
             f"the table has a step of {series.step:g} and {path} was fitted to one of {step:g}; bring the "
-            "table "
-            "to that step.",
+            "table to that step.",
             field="table",
             given=series.step,
             nearest=step,
+        )
+    if len(series.values) < model.seq:
+        raise UserError(
+            f"the table has {len(series.values)} rows and this forecaster looks back over {model.seq}; give "
+            "at least as many.",
+            field="table",
+            given=len(series.values),
+            nearest=model.seq,
         )
     return model, model.predict(series.values)
 

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import hmac
-import logging
 import time
-from collections.abc import Awaitable, Callable
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
 from fastapi import FastAPI, Request, Response
 
 from haversack import __version__
-from haversack.core.errors import UserError
 from haversack.run._batch import Batch
 from haversack.share._answers import Form
 from haversack.share._asks import Asker, check_dimensions
+from haversack.share._door import Door, Endpoint, guarded
 from haversack.share._encoding import Encoding
 from haversack.share._errors import ApiError, stopping
 from haversack.share._http import Bodies
@@ -37,13 +33,11 @@ from haversack.share._requests import (
 from haversack.share._telemetry import Telemetry, resident_bytes
 from haversack.share._verifier import Verifier
 from haversack.share._waiting import (
-    Gone,
     Receive,
     Scope,
     Send,
     Waiting,
     Writing,
-    send_error,
     send_json,
     send_stream,
 )
@@ -53,7 +47,6 @@ if TYPE_CHECKING:
     from haversack.run._jobs import Ask
     from haversack.share.serve import Server
 
-Endpoint = Callable[[Scope, Receive, Send], Awaitable[None]]
 F32 = npt.NDArray[np.float32]
 PAGE = "/"
 POLICY = (
@@ -65,7 +58,6 @@ OPEN = ("/healthz", PAGE)
 """Paths that need no token."""
 ASIDE_BYTES = 32 * 1024
 """Bodies longer than this are read into tokens beside the event loop."""
-log = logging.getLogger("haversack.serve")
 
 
 class App:
@@ -86,7 +78,7 @@ class App:
             self._open_batch(server.engine)
         elif server.encoder is not None:
             self.encoding = Encoding(server.encoder, server.options.queue)
-        self._token = (server.options.token or "").encode()
+        self.door = Door(server.options.token, OPEN)
         self._direct: dict[tuple[str, str], Endpoint] = {}
         self._api = self._routes()
 
@@ -159,7 +151,7 @@ class App:
             await (self._api if run is None else run)(scope, receive, send)
 
         try:
-            await _guarded(admitted, scope, receive, counted)
+            await guarded(admitted, scope, receive, counted)
         finally:  # 499: the client left before it was answered
             self.telemetry.requests.labels(_route(scope), str(status or 499)).inc()
 
@@ -169,8 +161,8 @@ class App:
         try:
             if self.verifier is None or scope["path"] != VERIFY:
                 raise ApiError(404, "there is no such path.", code="not_found")
-            if not self._token:
-                self._from_here(dict(scope["headers"]))
+            if not self.door.token:
+                self.door.from_here(dict(scope["headers"]))
             await self.verifier(scope, receive, send)
         except ApiError as error:
             status = error.status
@@ -181,34 +173,9 @@ class App:
 
     def _admit(self, scope: Scope) -> None:
         """Raises ApiError for who may not ask, and while the server stops."""
-        headers = dict(scope["headers"])
-        path = scope["path"]
-        if self._token:
-            said = headers.get(b"authorization", b"")
-            given = said[7:] if said[:7].lower() == b"bearer " else b""
-            if path not in OPEN and not hmac.compare_digest(given, self._token):
-                raise ApiError(
-                    401,
-                    "a valid token is needed: Authorization: Bearer TOKEN.",
-                    code="invalid_api_key",
-                    headers={"WWW-Authenticate": "Bearer"},
-                )
-        else:
-            self._from_here(headers)
-        if self.waiting.stopping and path.startswith("/v1"):
+        self.door.admit(scope)
+        if self.waiting.stopping and scope["path"].startswith("/v1"):
             raise stopping()
-
-    def _from_here(self, headers: dict[bytes, bytes]) -> None:
-        """Without a token, pages of other sites may not ask through somebody's browser."""
-        host = headers.get(b"host", b"").decode("latin-1")
-        origin = headers.get(b"origin", b"").decode("latin-1")
-        name = urlsplit(f"//{host}").hostname if host else None
-        if name not in (None, "127.0.0.1", "localhost", "::1") or (
-            origin and urlsplit(origin).netloc != host
-        ):
-            raise ApiError(
-                403, "another site may not use this server; give it a token to allow that.", code="forbidden"
-            )
 
     async def drain(self, grace_s: float, hurry: asyncio.Event) -> None:
         """Take no more, wait for what runs (until `grace_s` or `hurry`), then end it."""
@@ -407,31 +374,6 @@ class App:
         await send({"type": "http.response.body", "body": body})
 
 
-async def _guarded(run: Endpoint, scope: Scope, receive: Receive, send: Send) -> None:
-    """Run an endpoint; what it raises becomes OpenAI's error, unless the response has begun."""
-    begun = False
-
-    async def noted(message: Any) -> None:
-        nonlocal begun
-        begun = True
-        await send(message)
-
-    try:
-        await run(scope, receive, noted)
-    except Gone:
-        pass
-    except UserError as error:
-        await send_error(send, ApiError.of(error))
-    except ApiError as error:
-        await send_error(send, error)
-    except Exception as error:
-        log.exception("%s %s failed", scope["method"], scope["path"])
-        if begun:
-            raise
-        said = f"the server failed ({type(error).__name__})."
-        await send_error(send, ApiError(500, said, code="internal_error"))
-
-
 class _Raw(Response):
     """A response that an endpoint sends itself."""
 
@@ -440,7 +382,7 @@ class _Raw(Response):
         self.background = None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        await _guarded(self.run, scope, receive, send)
+        await guarded(self.run, scope, receive, send)
 
 
 def _endpoint(run: Endpoint) -> Any:

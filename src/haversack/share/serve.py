@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -24,6 +23,7 @@ from haversack.run._encoder import Encoder
 from haversack.run._engine import Engine
 from haversack.run._source import Model, encodes, open_model, open_source
 from haversack.share._family import family_of, require_pair, tokenizer_hash
+from haversack.share._life import Life
 from haversack.share._protocol import FIRST_BYTES
 from haversack.share._room import Room, encoder_room, make_room
 
@@ -138,8 +138,7 @@ class Server:
         except BaseException:
             self.socket.close()
             raise
-        self.asked: int | None = None
-        """The signal that asked it to stop."""
+        self._life = Life()
 
     def _draft_model(self, model: Model) -> Model | None:
         """The draft model's copy, opened. Raises UserError for one that is no draft of `model`."""
@@ -239,19 +238,11 @@ class Server:
 
         Raises KeyboardInterrupt after SIGINT, when what ran has been ended properly.
         """
-        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            asyncio.run(self.serve(ready, signals=True))
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-            self.close()
-        if self.asked == signal.SIGINT:
-            raise KeyboardInterrupt
+        self._life.run(self.serve(ready, signals=True), self.close)
 
     def stop(self) -> None:
         """Ask it to stop, from any thread."""
-        self._loop.call_soon_threadsafe(self._stop.set)
+        self._life.stop()
 
     def close(self) -> None:
         """Give the port and the weights back."""
@@ -265,39 +256,24 @@ class Server:
     ) -> None:
         """Serve on the running event loop until `stop`."""
         from haversack.share._app import App
-        from haversack.share._http import cut_slow_readers, http_server
+        from haversack.share._http import http_server
 
-        self._loop, self._stop, hurry = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
+        self._life.begin()
         self.app = app = App(self)
         http = http_server(app, self.limits, self._message_bytes() if self.options.verify else None)
         try:
-            if signals:
-                for number in (signal.SIGTERM, signal.SIGINT):
-                    self._loop.add_signal_handler(number, self._asked, number, hurry)
-            serving = asyncio.create_task(http.serve(sockets=[self.socket]))
-            cutting = asyncio.create_task(cut_slow_readers(app.writing, self.limits))
-            while not http.started and not serving.done():
-                await asyncio.sleep(0.005)
-            ready(self)
-            stopping = asyncio.create_task(self._stop.wait())
-            await asyncio.wait({stopping, serving}, return_when=asyncio.FIRST_COMPLETED)
-            await app.drain(self.options.grace_s, hurry)
-            http.should_exit = True
-            await serving
-            cutting.cancel()
-            stopping.cancel()
+            await self._life.stand(
+                *(http, self.socket, app.writing, self.limits),
+                ready=lambda: ready(self),
+                drain=lambda hurry: app.drain(self.options.grace_s, hurry),
+                signals=signals,
+            )
         finally:
             await asyncio.to_thread(app.close)
 
     def _message_bytes(self) -> int:
         """Of a device's longest message, which opens a text."""
         return 4 * self.room.context_length + FIRST_BYTES
-
-    def _asked(self, number: int, hurry: asyncio.Event) -> None:
-        if self._stop.is_set():
-            hurry.set()
-        self.asked = number
-        self._stop.set()
 
 
 def serve(model: str | os.PathLike[str], options: Options | None = None, **engine: Any) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from haversack.core.errors import DamagedFileError, UserError, not_allowed, unknown_name
+from haversack.formats.series_csv import table_text
 from haversack.formats.small_pack import SmallPack
 from haversack.models.series import _cura_fronts as fronts
 from haversack.models.series.cura import CLIPS, Design
@@ -32,7 +33,6 @@ SYSTEM = 10
 
 F64 = NDArray[np.float64]
 TASKS = ("regress", "classify", "text", "image", "forecast")
-LARGEST = 1 << 28
 WINDOW = 48
 
 
@@ -54,8 +54,8 @@ class Ask:
 
 @dataclass
 class Learned:
-    """A fitted estimator with its front end; `test` is its figure on the test part, `naive` that of no
-    model."""
+    """A fitted estimator with its front end; `test` is its figure on the test part, `naive` that of no model;
+    `x`: the inputs that it was fitted to."""
 
     ask: Ask
     model: Any
@@ -68,6 +68,7 @@ class Learned:
     seconds: float
     rows: tuple[int, int]
     warnings: list[str] = field(default_factory=list)
+    x: F64 | None = None
 
     def count(self) -> dict[str, int]:
         """Learned, fixed, bytes: everything that the pack holds."""
@@ -76,26 +77,19 @@ class Learned:
         return {"learned": found["learned"], "fixed": fixed, "bytes": 4 * (found["learned"] + fixed)}
 
 
-def read_rows(path: Path) -> tuple[list[str], list[list[str]]]:
-    """(column names, rows of cells) of a table with a header. Raises UserError, DamagedFileError."""
-    try:
-        if path.stat().st_size > LARGEST:
-            raise UserError(f"{path} has more than {LARGEST >> 20} MiB.", field="table", given=str(path))
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be read: {error.strerror}.", field="table", given=str(path)
-        ) from error
-    except UnicodeDecodeError as error:
-        raise DamagedFileError(path, "it is no UTF-8 text", field="table") from error
+def read_rows(path: Path, least: int = 10, text: str | None = None) -> tuple[list[str], list[list[str]]]:
+    """(column names, rows of cells) of a table with a header, or of `text` that `path` only names.
+
+    Raises UserError where there are fewer than `least` rows, DamagedFileError for what is no table."""
+    text = table_text(path) if text is None else text
     mark = max(",;\t", key=text.partition("\n")[0].count)
     rows = [row for row in csv.reader(text.splitlines(), delimiter=mark) if row]
-    if len(rows) < 11:
+    if len(rows) <= least:
         raise UserError(
-            f"{path} has {max(0, len(rows) - 1)} rows under its header; at least 10 are needed.",
+            f"{path} has {max(0, len(rows) - 1)} rows under its header; at least {least} are needed.",
             field="table",
             given=max(0, len(rows) - 1),
-            nearest=10,
+            nearest=least,
         )
     for number, row in enumerate(rows, 1):
         if len(row) != len(rows[0]):
@@ -146,7 +140,17 @@ def _table(names: list[str], rows: list[list[str]], ask: Ask, tell: Any) -> Lear
         test = float(np.sqrt(np.mean(missed**2)))
         naive = float(np.sqrt(np.mean((y[held] - y[~held].mean()) ** 2)))
     return Learned(
-        ask, model, front, arrays, metric, test, naive, stored, 0.0, (int((~held).sum()), int(held.sum()))
+        ask,
+        model,
+        front,
+        arrays,
+        metric,
+        test=test,
+        naive=naive,
+        stored=stored,
+        seconds=0.0,
+        rows=(len(y[~held]), len(y[held])),
+        x=x[~held],
     )
 
 
@@ -219,7 +223,17 @@ def _forecast(names: list[str], rows: list[list[str]], ask: Ask, tell: Any) -> L
     naive = float(np.abs(test[:, seq - 1 : seq] - test[:, seq:]).mean())
     front = {"kind": "window", "seq": seq, "lags": lags, "horizon": ask.horizon}
     return Learned(
-        ask, model, front, {}, "mean absolute error", error, naive, 0, 0.0, (len(train), len(test))
+        ask,
+        model,
+        front,
+        {},
+        "mean absolute error",
+        test=error,
+        naive=naive,
+        stored=0,
+        seconds=0.0,
+        rows=(len(train), len(test)),
+        x=x,
     )
 
 
@@ -254,9 +268,10 @@ def save(done: Learned, path: Path) -> int:
     return SmallPack("signal", "cura", record, arrays).write(path, "f4")
 
 
-def predict(pack: Path, table: Path) -> list[Any]:
-    """What a saved network says of each row of a table (of a forecast, the steps behind its end).
+def predict(pack: Path, table: Path, *, text: str | None = None) -> tuple[int, list[Any]]:
+    """(rows of a table, what a saved network says of each; of a forecast, the steps behind its end).
 
+    `text` is the table where `table` only names it.
     Raises UserError for a pack of something else and for missing columns, DamagedFileError for one that does
     not hold together."""
     found = SmallPack.read(pack)
@@ -270,7 +285,7 @@ def predict(pack: Path, table: Path) -> list[Any]:
         kind = front["kind"]
     except (KeyError, TypeError, ValueError, UserError) as error:
         raise DamagedFileError(pack, f"its record and arrays do not go together ({error})") from error
-    names, rows = read_rows(table)
+    names, rows = read_rows(table, 1, text)
     needed = {"text": [front.get("column")], "window": [target]}.get(kind, front.get("columns", []))
     for name in needed:
         if name not in names:
@@ -281,7 +296,7 @@ def predict(pack: Path, table: Path) -> list[Any]:
         if len(values) < front["seq"]:
             raise UserError(f"{table} has {len(values)} rows and {front['seq']} are needed.", field="table")
         x, level = fronts.window_features(values[None, -front["seq"] :], front["lags"])
-        return [float(value) for value in np.ravel(model.predict(x)) + level[0]]
+        return len(rows), [float(value) for value in np.ravel(model.predict(x)) + level[0]]
     if kind == "text":
         x, _ = fronts.text_features([row[0] for row in cells], found.arrays["rarity"])
     elif kind == "image":
@@ -292,7 +307,8 @@ def predict(pack: Path, table: Path) -> list[Any]:
     else:
         x = fronts.Table(front["kinds"], front["hashing"]).transform(cells)
     made = model.predict(x)
-    return [float(value) for value in made] if task == "regress" else [str(value) for value in made]
+    said = [float(value) for value in made] if task == "regress" else [str(value) for value in made]
+    return len(rows), said
 
 
 def _restored(found: SmallPack) -> Any:

@@ -8,7 +8,8 @@ deduplication, of as many frames) and truth-labelled (the curated clips, the ren
 alike: steps, seeds, width. More data: a quarter, a half and all of the curated frames.
 
 Captions of another clip are given as files, as a captioner's answers are; all others are the built-in
-author's.
+author's. Those agree with their clip whatever the threshold, so it is also judged by captions of somebody who
+knows: the renderer's actions, of the clip itself and of every other one.
 """
 
 from __future__ import annotations
@@ -46,6 +47,22 @@ WATCHED = (
 
 BAD = Row("bad-clips", "planted bad clips that are found", "share", "quality", Bar(">=", 0.9), "ours")
 FALSE = Row("false-drops", "good clips that are dropped", "share", "quality", Bar("<=", 0.05), "ours")
+OTHERS = Row(
+    "other-captions",
+    "captions of another clip, the renderer's, that the filter finds",
+    "share",
+    "quality",
+    Bar(">=", 0.9),
+    "ours",
+)
+OWN = Row(
+    "own-captions",
+    "the renderer's own captions that the filter takes for another clip's",
+    "share",
+    "quality",
+    Bar("<=", 0.05),
+    "ours",
+)
 CURATED = Row(
     "curated", "policy error, curated over uncurated data of equal size", "ratio", "quality", Bar("<=", 0.8)
 )
@@ -66,7 +83,7 @@ class Fields:
     known: npt.NDArray[np.bool_]
 
 
-@bench.measure(BAD, FALSE, CURATED, TRUTH, MORE, seconds=500, watches=WATCHED)
+@bench.measure(BAD, FALSE, OTHERS, OWN, CURATED, TRUTH, MORE, seconds=500, watches=WATCHED)
 def clips(run: Run) -> Outcomes:
     """Thirty clips of six seconds."""
     with tempfile.TemporaryDirectory() as folder:
@@ -88,6 +105,7 @@ def clips(run: Run) -> Outcomes:
                 lost / len(good), note=f"{len(good)} good clips; dropped: {', '.join(told) or 'none'}"
             ),
         }
+        outcomes |= renderers_captions(shelf.root, good)
         kept = [each for each in planted if reasons[each.clip] is None]
         try:
             return {**outcomes, **policies(shelf.root, planted, kept, run.seed)}
@@ -147,6 +165,36 @@ def filtered(root: Path, planted: list[Planted]) -> dict[str, str | None]:
             where = twin if twin is not None and not each.wrong and twin in left else each.clip
             reasons[where] = "duplicate"
     return reasons
+
+
+def renderers_captions(root: Path, good: list[Planted]) -> Outcomes:
+    """What C7's threshold makes of the renderer's actions as captions, of the clip itself and of others."""
+    import json
+
+    from haversack.collect.stages.c5_actions import SIDES
+    from haversack.collect.stages.c7_filter import THRESHOLDS, agreement
+
+    seen, told = [], []
+    for each in good:
+        path = root / "stages" / each.clip / "c5-actions@1" / "actions.json"
+        if path.is_file():
+            seen.append(json.loads(path.read_text(encoding="utf-8")))
+            told.append(
+                [
+                    {"t0": action.t0, "t1": action.t1, "hand": SIDES[action.hand], "verb": action.verb}
+                    for action in each.scene.actions
+                ]
+            )
+    found = np.array([[agreement(one, other, SECONDS) for other in told] for one in seen])
+    least, same = THRESHOLDS["agreement"], np.eye(len(found), dtype=bool)
+    note = (
+        f"{len(found)} clips; agreement {np.median(found[same]):.2f} with the clip's own and "
+        f"{np.median(found[~same]):.2f} with another's in the median, the threshold is {least:g}"
+    )
+    return {
+        OTHERS.id: Outcome.single(float((found[~same] < least).mean()), note=note),
+        OWN.id: Outcome.single(float((found[same] < least).mean()), note=note),
+    }
 
 
 # ---- the policy

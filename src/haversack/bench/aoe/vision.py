@@ -32,6 +32,7 @@ WATCHED = (
     *("bench/aoe/vision.py", "bench/aoe/_scene.py", "bench/aoe/_clips.py", "bench/aoe/_hand.py"),
     *("collect/_adjust.py", "collect/_camera.py", "collect/_clip_data.py", "collect/_hand_model.py"),
     *(
+        "collect/_hand_size.py",
         "collect/_landmarks.py",
         "collect/_rotations.py",
         "collect/_tracks.py",

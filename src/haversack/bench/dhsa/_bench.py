@@ -13,7 +13,9 @@ FILES = (
     "train/boundaries.py",
     "train/boundaries_torch.py",
     "kernels/chosen.py",
+    "kernels/gaps.py",
     "native/base/chosen.cpp",
+    "native/gaps.cpp",
     "native/attend.cpp",
 )
 

@@ -27,6 +27,7 @@ FILES = (
 )
 F64 = NDArray[np.float64]
 QUANTITIES = ("pr", "qrs", "qt")
+FAR_MS = 50.0
 
 bench = Bench("featuredb-ecg", number=3, watches=FILES)
 
@@ -55,6 +56,15 @@ class Compared:
     @property
     def correlation(self) -> float:
         return float(np.corrcoef(self.values, self.truth)[0, 1])
+
+    @property
+    def outliers(self) -> str:
+        """How many records are far off, and the correlation without them."""
+        near = np.abs(self.error) <= FAR_MS
+        left = float(np.corrcoef(self.values[near], self.truth[near])[0, 1])
+        return (
+            f"{int((~near).sum())} records are off by more than {FAR_MS:g} ms; without them r is {left:.2f}"
+        )
 
     @property
     def words(self) -> str:

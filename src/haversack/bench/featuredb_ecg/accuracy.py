@@ -125,7 +125,7 @@ def marks(run: Run) -> Outcomes:
             ours.mae, theirs.mae, name="fixed", against="published", note=note
         )
         found[f"{quantity}-correlation"] = Outcome.single(
-            ours.correlation, theirs.correlation, name="fixed", against="published"
+            *(ours.correlation, theirs.correlation), name="fixed", against="published", note=ours.outliers
         )
         found[f"{quantity}-over-leads"] = Outcome.single(
             ours.mae, gap(quantity), name="fixed", against="marks of I and II"

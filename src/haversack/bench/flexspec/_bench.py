@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from haversack.bench._harness import Bench, Run
 from haversack.bench._rows import Unavailable
+from haversack.bench.serving._bench import SERVER_FILES
 
 I32 = npt.NDArray[np.int32]
 
@@ -30,7 +31,9 @@ FILES = (
     "bench/flexspec/control.py",
     "bench/flexspec/exactness.py",
     "bench/flexspec/speed.py",
-    "share/*.py",
+    *SERVER_FILES,
+    *(f"share/_{name}.py" for name in ("controller", "protocol", "remote_counts", "uplink", "verifier")),
+    "share/remote.py",
     "simulate/_channel.py",
     "simulate/_traces.py",
     "core/link.py",

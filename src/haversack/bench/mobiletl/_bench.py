@@ -6,7 +6,9 @@ from haversack.bench._harness import Bench
 
 FILES = (
     "bench/mobiletl/*.py",
-    "models/vision/*.py",
+    *(f"models/vision/{name}.py" for name in ("mobilenetv2", "mobilenetv3", "proxylessnas")),
+    *(f"models/vision/_{name}.py" for name in ("counts", "folder", "names", "record")),
+    *(f"models/vision/_{name}_torch.py" for name in ("inverted_residual", "lean", "pretraining")),
     "train/networks/mobilenet*.py",
     "train/parameters/mobiletl*.py",
     "train/parameters/tinytl*.py",

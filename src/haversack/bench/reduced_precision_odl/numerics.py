@@ -8,7 +8,8 @@ first factor of a short list at which no gradient is too large.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,46 +20,91 @@ from haversack.bench._rows import Bar, Outcome, Outcomes, Row, Unavailable
 from haversack.bench.reduced_precision_odl._bench import bench, resnet8, small_cnn
 from haversack.embed.train import Recipe, Training, planned
 from haversack.models.graph._gradients import LABEL
-from haversack.models.graph._ir import Graph
+from haversack.models.graph._ir import Clamp, Graph, Linear
 
 Array = npt.NDArray[Any]
 BOUNDS = {"fp16": 0.01, "bf16": 0.06}
-LOSS_SCALES = (256.0, 16.0, 1.0)
+LOSS_SCALES = (4096.0, 256.0, 16.0, 1.0)
 """Of f16 the first at which no gradient is too large."""
 
 
-def exact_gradients(graph: Graph, x: Array, label: int) -> dict[str, Array]:
-    """By automatic differentiation in 64-bit floats."""
-    from haversack.models.graph import Machine
+def norm_of(x: Array) -> float:
+    """The root of the sum of squares."""
+    return float(np.linalg.norm(x))
+
+
+def with_way_back(graph: Graph) -> tuple[Graph, dict[str, str]]:
+    """The graph of every gradient, and their names by parameter; `graph` as `prepared` gives it."""
     from haversack.models.graph.autodiff import backward, gradients_of, with_loss
 
+    return gradients_of(backward(with_loss(graph)), dict.fromkeys(graph.parameters))
+
+
+def masks_of(graph: Graph) -> list[str]:
+    """What tells which numbers were inside bounds on the way forward."""
+    return [op.mask for op in graph.ops if isinstance(op, Linear | Clamp) and op.mask is not None]
+
+
+def exact_pass(
+    graph: Graph, x: Array, label: int, inside: Mapping[str, Array] | None = None
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Gradients and masks, by automatic differentiation in 64 bits; back through `inside` where given."""
+    from haversack.models.graph import Machine
+    from haversack.models.graph._execute import KERNELS
+
+    whole, names = with_way_back(graph)
     wide = {name: values.astype(np.float64) for name, values in graph.constants.items()}
-    whole, names = gradients_of(backward(with_loss(graph)), dict.fromkeys(graph.parameters))
-    found = Machine(whole, "none", wide).run(
-        {graph.inputs[0]: x[None].astype(np.float64), LABEL: np.array([label])}
+    machine = Machine(whole, "none", wide)
+    masks = masks_of(whole)
+    values: dict[str, Any] = {graph.inputs[0]: x[None].astype(np.float64), LABEL: np.array([label])}
+    for op in whole.ops:
+        KERNELS[type(op)](machine, op, values)
+        if inside is not None and isinstance(op, Linear | Clamp) and op.mask is not None:
+            values[op.mask] = inside[op.mask]
+    return {name: values[names[name]] for name in names}, {name: values[name] for name in masks}
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A whole step: `graph` with the weights as they were held, the gradients that were taken, the masks."""
+
+    graph: Graph
+    gradients: dict[str, Array]
+    inside: dict[str, Array]
+
+    def error(self, exact: Mapping[str, Array]) -> float:
+        """Over all parameters, as a share."""
+        ours = np.concatenate([self.gradients[name].ravel() for name in exact])
+        theirs = np.concatenate([each.ravel() for each in exact.values()])
+        return norm_of(ours - theirs) / norm_of(theirs)
+
+
+def whole_step(graph: Graph, x: Array, label: int, precision: str, sums: str) -> Whole:
+    """A step at the weights as `precision` holds them."""
+    from haversack.embed._train_graph import prepared
+
+    for scale in LOSS_SCALES if precision == "fp16" else (1.0,):
+        recipe = Recipe(master=precision != "fp32", loss_scale=scale)
+        twin = planned(graph, Training("all", precision=precision, sums=sums, recipe=recipe)).twin()
+        masks = masks_of(twin.graph)
+        twin.graph = replace(twin.graph, outputs=(*twin.graph.outputs, *masks))
+        before = {name: values.copy() for name, values in twin.parameters.items()}
+        values = twin.run({graph.inputs[0]: x, LABEL: label}, 1.0)
+        if not twin.skipped:
+            break
+    after = twin.finer if recipe.master else twin.parameters
+    ready = prepared(graph, "cross-entropy", None, 0)
+    return Whole(
+        replace(ready, constants={**ready.constants, **before}),
+        {name: before[name].astype(float) - after[name] for name in ready.parameters},
+        {name: values[name] for name in masks},
     )
-    return {name: found[names[name]] for name in names}
 
 
 def error_of(graph: Graph, x: Array, label: int, precision: str, sums: str) -> float:
-    """The relative error of a step's gradient, at the weights as `precision` holds them."""
-    from haversack.embed._train_graph import prepared
-
-    rate = 1.0
-    for scale in LOSS_SCALES if precision == "fp16" else (1.0,):
-        recipe = Recipe(master=precision != "fp32", loss_scale=scale)
-        made = planned(graph, Training("all", precision=precision, sums=sums, recipe=recipe))
-        twin = made.twin()
-        before = {name: values.copy() for name, values in twin.parameters.items()}
-        twin.run({graph.inputs[0]: x, LABEL: label}, rate)
-        if not twin.skipped:
-            break
-    ready = prepared(graph, "cross-entropy", None, 0)
-    exact = exact_gradients(replace(ready, constants={**ready.constants, **before}), x, label)
-    after = twin.finer if recipe.master else twin.parameters
-    ours = np.concatenate([((before[name].astype(float) - after[name]) / rate).ravel() for name in exact])
-    theirs = np.concatenate([exact[name].ravel() for name in exact])
-    return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
+    """The relative error of a whole step's gradient, at the weights as `precision` holds them."""
+    made = whole_step(graph, x, label, precision, sums)
+    return made.error(exact_pass(made.graph, x, label)[0])
 
 
 def pictures(rng: np.random.Generator) -> list[tuple[Array, int]]:

@@ -3,7 +3,15 @@ tick."""
 
 from __future__ import annotations
 
-from haversack.bench.smart_composites_nn4mc import compiler, litert, loops, rate, sizes, speed
+from haversack.bench.smart_composites_nn4mc import (
+    compiler,
+    litert,
+    loops,
+    onnx_codes,
+    rate,
+    sizes,
+    speed,
+)
 from haversack.bench.smart_composites_nn4mc._bench import bench
 
-__all__ = ["bench", "compiler", "litert", "loops", "rate", "sizes", "speed"]
+__all__ = ["bench", "compiler", "litert", "loops", "onnx_codes", "rate", "sizes", "speed"]

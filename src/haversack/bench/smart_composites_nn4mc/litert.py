@@ -30,6 +30,7 @@ WATCHED = (
     "models/graph/_execute.py",
     "models/graph/_forward.py",
     "models/graph/_integer.py",
+    "models/graph/_softmax.py",
     "models/graph/litert.py",
     "formats/litert.py",
     "bench/smart_composites_nn4mc/litert.py",

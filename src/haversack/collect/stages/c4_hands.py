@@ -5,15 +5,20 @@ Paper: AoE (arXiv 2602.23893), whose successor publishes MANO hands; the method 
 Joints are found in crops about skin (collect/_landmarks.py). A kinematic hand (collect/_hand_model.py) is
 then fitted to each frame, by Levenberg-Marquardt on the wrist's pose and 20 angles: reprojection, the
 network's depths with little weight, a pull to a relaxed hand, limits of the joints. Its known lengths give
-the depth; the hand's size is a prior of 1 (wrist to middle knuckle 95 mm), which is what a single camera can
-know. Poses are smoothed (Gaussian, sigma 2 frames); a wrist that moves by more than 4 m/s in the world is an
-outlier; gaps of at most 5 frames are filled and flagged `kept` = false.
+the depth of a hand of size 1 (wrist to middle knuckle 95 mm); where a hand rests before the camera's moving,
+its size is measured (collect/_hand_size.py). Poses are smoothed (Gaussian, sigma 2 frames); a wrist that
+moves by more than 4 m/s in the world is an outlier; gaps of at most 5 frames are filled and flagged `kept` =
+false.
 
 Bring your own: `[c4-hands] npz = "/folder/{clip}.npz"` reads, for n frames and sides left and right, joints3d
 [n, 2, 21, 3] in the camera's axes (or relative to cam_t [n, 2, 3]), conf [n, 2], and where there are
 mano_pose [n, 2, 48] and betas [2, 10]: what WiLoR, HaMeR and HaWoR are converted to.
 
-What we changed: time enters by smoothing, not in the fit; betas stay 0. Limits: hands that cover one another
+With `[c4-hands] mano = "/folder/MANO_RIGHT.pkl"`, a file of your own (formats/mano.py), the lengths are the
+file's, `mano_pose` is of its skeleton, and `betas` give it the person's size (collect/_mano_hand.py); without
+one betas are 0.
+
+What we changed: time enters by smoothing, not in the fit. Limits: hands that cover one another
 are one blob, and then only one is found. Cost: about 15 ms a frame and hand.
 """
 
@@ -28,12 +33,15 @@ import numpy.typing as npt
 
 from haversack.collect._camera import Camera
 from haversack.collect._clip_data import ClipData, skin
-from haversack.collect._hand_model import ANGLES, HIGH, LOW, grip, joints, mano, mirrored
+from haversack.collect._hand_model import ANGLES, HIGH, LOW, Lengths, grip, joints, mano, mirrored
+from haversack.collect._hand_size import hand_size
 from haversack.collect._landmarks import boxes, first_square, landmarks, sides
+from haversack.collect._mano_hand import betas_of, lengths_of, pose_of
 from haversack.collect._rotations import exp
 from haversack.collect._stages import Clip, Outcome, Stage
 from haversack.collect.stages.c3_trajectory import CAMERA, POSES
 from haversack.core.errors import UserError
+from haversack.formats.mano import read_mano
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
@@ -44,8 +52,8 @@ HANDS = "hands.npz"
 FASTEST_M_S, GAP_MOST, SIGMA, OUTLIER_M = 4.0, 5, 2.0, 0.08
 ERROR_MOST = 0.09
 """RMS of the fit as a share of the hand's extent in the picture, beyond which it is no hand."""
-PIXELS = 2.5
-"""Error of a joint in the picture, px of the working size."""
+PIXELS, DEEP = 2.5, 0.6
+"""Errors of a joint: in the picture, px of the working size, and of its depth from the wrist, in 95 mm."""
 RELAXED = np.tile(np.array([0.0, 0.45, 0.6, 0.4]), 5)
 PALM = [0, 1, 5, 9, 13, 17]
 
@@ -74,23 +82,23 @@ class Hands:
 
 
 def fitted(
-    flat: F64, depth: F64, px: float, rounds: int = 14, size: float = 1.0
+    flat: F64, depth: F64, px: float, rounds: int = 14, hand: Lengths | None = None
 ) -> tuple[F64, F64, F64, F64, F64]:
     """Fit right hands to rays (x, y, 1) [n, 21, 2] and depths from the wrist [n, 21] (in 95 mm); `px` is the
     focal length. Turns [n, 3, 3], places [n, 3], angles [n, 20], joints [n, 21, 3] and errors in pixels
     [n]."""
     n = len(flat)
-    R, t = _first(flat, depth, size)
+    R, t = _first(flat, depth, hand)
     angles = np.tile(RELAXED, (n, 1))
     state = np.concatenate([np.zeros((n, 3)), t, angles], 1)
 
     def residual(state: F64, R: F64) -> tuple[F64, F64]:
-        points = joints(state[:, 6:], size)
+        points = joints(state[:, 6:], hand=hand)
         turned = R @ _exps(state[:, :3])
         local = points @ turned.transpose(0, 2, 1) + state[:, None, 3:6]
         z = np.maximum(local[..., 2], 0.05)
         seen = (local[..., :2] / z[..., None] - flat) * (px / PIXELS)
-        deep = ((local[..., 2] - local[:, :1, 2]) / 0.095 - depth) / 0.25
+        deep = ((local[..., 2] - local[:, :1, 2]) / 0.095 - depth) / DEEP
         pull = 0.22 * (state[:, 6:] - RELAXED) / 0.5
         over = 8 * (np.maximum(state[:, 6:] - HIGH, 0) - np.maximum(LOW - state[:, 6:], 0))
         spread = 1.5 * state[:, 6::4]
@@ -125,10 +133,10 @@ def _exps(w: F64) -> F64:
     return np.stack([exp(one) for one in w])
 
 
-def _first(flat: F64, depth: F64, size: float) -> tuple[F64, F64]:
+def _first(flat: F64, depth: F64, hand: Lengths | None) -> tuple[F64, F64]:
     """Where a fit starts: the depth at which the palm has its lengths, and the turn that lays it there."""
-    model = joints(RELAXED[None], size)[0][PALM]
-    deep = depth[:, PALM] * 0.095 * size
+    model = joints(RELAXED[None], hand=hand)[0][PALM]
+    deep = depth[:, PALM] * 0.095
     one, two = np.triu_indices(len(PALM), 1)
     real = np.linalg.norm(model[one] - model[two], axis=1) ** 2
     across = np.maximum(real - (deep[:, one] - deep[:, two]) ** 2, 0.15 * real).sum(1)
@@ -150,7 +158,7 @@ def _first(flat: F64, depth: F64, size: float) -> tuple[F64, F64]:
 
 def smoothed(values: F64, good: Bool, sigma: float = SIGMA) -> F64:
     """Gaussian means [n, ...] over what is good, in frames."""
-    reach = int(np.ceil(3 * sigma))
+    reach = min(int(np.ceil(3 * sigma)), len(values) - 1)
     total, weight = np.zeros_like(values), np.zeros(len(values))
     for shift in range(-reach, reach + 1):
         w = np.exp(-0.5 * (shift / sigma) ** 2)
@@ -218,8 +226,8 @@ def cleaned(hands: Hands, R_wc: F64, p_wc: F64, t_s: F64) -> Hands:
 # ---- from pictures, or from another model
 
 
-def found_hands(data: ClipData, camera: Camera) -> Hands:
-    """Both hands of every frame, as the built-in method sees them."""
+def found_hands(data: ClipData, camera: Camera, hand: Lengths | None = None) -> Hands:
+    """Both hands of every frame, as the built-in method sees them, of size 1."""
     n = len(data.t_ns)
     hands = Hands.none(n)
     pictures: tuple[list[U8], list[U8]] = ([], [])
@@ -240,7 +248,7 @@ def found_hands(data: ClipData, camera: Camera) -> Hands:
         flat = camera.flat(at)
         if not side:
             flat[..., 0] *= -1
-        R, _, angles, local, error = fitted(flat, depth, camera.f)
+        R, _, angles, local, error = fitted(flat, depth, camera.f, hand=hand)
         extent = np.ptp(at, axis=1).max(1)
         share = error / np.maximum(extent, 1e-6)
         good = (share < ERROR_MOST) & (spread < 0.05) & (local[:, 0, 2] > 0.1) & (local[:, 0, 2] < 1.5)
@@ -302,18 +310,28 @@ def run(clip: Clip, out: Path) -> Outcome:
         R_wc, p_wc = file["R"], file["p"]
     said = clip.record("c3-trajectory", CAMERA)
     camera = Camera(*(said[name] for name in ("f", "cx", "cy", "width", "height", "k1")))
-    name = clip.settings.get("npz")
-    n = len(data.t_ns)
+    name, file_of_mano = clip.settings.get("npz"), clip.settings.get("mano")
+    own = read_mano(Path(str(file_of_mano))) if file_of_mano else None
+    n, t_s = len(data.t_ns), (data.t_ns - data.t_ns[0]) * 1e-9
+    size, deviation = 1.0, 0.0
     if name:
         hands = given_hands(Path(str(name).format(clip=clip.manifest.clip_uuid)), n)
     else:
-        hands = found_hands(data, camera)
-    hands = cleaned(hands, R_wc, p_wc, (data.t_ns - data.t_ns[0]) * 1e-9)
+        hands = found_hands(data, camera, lengths_of(own) if own else None)
+        if said["scale_source"] != "none":
+            size, deviation = hand_size(hands.joints, hands.valid, R_wc, p_wc, t_s)
+        hands.joints *= size
+    hands = cleaned(hands, R_wc, p_wc, t_s)
     world = np.einsum("nij,nskj->nski", R_wc, hands.joints) + p_wc[:, None, None]
     pose = np.zeros((n, 2, 48))
     for side in (0, 1):
         for frame in np.flatnonzero(hands.valid[:, side]).tolist():
-            pose[frame, side] = mano(hands.turn[frame, side], hands.angles[frame, side], bool(side))
+            turn, right = hands.turn[frame, side], bool(side)
+            pose[frame, side] = (
+                pose_of(hands.joints[frame, side], turn, own, right)
+                if own
+                else mano(turn, hands.angles[frame, side], right)
+            )
     np.savez_compressed(
         out / HANDS,
         t_ns=data.t_ns,
@@ -322,7 +340,7 @@ def run(clip: Clip, out: Path) -> Outcome:
         turn=R_wc[:, None] @ hands.turn,
         angles=hands.angles,
         mano_pose=pose,
-        betas=np.zeros((2, 10)),
+        betas=np.tile(betas_of(own, size), (2, 1)) if own else np.zeros((2, 10)),
         confidence=hands.confidence,
         grip=grip(hands.joints),
         valid=hands.valid,
@@ -332,7 +350,7 @@ def run(clip: Clip, out: Path) -> Outcome:
     metrics = {
         **{"visible": float(seen.mean()), "left": float(hands.valid[:, 0].mean())},
         **{"right": float(hands.valid[:, 1].mean()), "confidence": float(hands.confidence.max(1).mean())},
-        "source": "given" if name else "built-in",
+        **{"size": size, "size_deviation": deviation, "source": "given" if name else "built-in"},
     }
     return Outcome(metrics)
 

@@ -2,16 +2,18 @@
 
 Paper: AoE (arXiv 2602.23893), whose successor localizes atomic actions in time; the method is [inferred].
 
-Per hand, optimal partitioning with pruning (PELT): F(t) = min_s F(s) + C(s, t) + beta, C the squared distance
-from the segment's mean, beta = 3 log n times a share for each feature, segments of at least 0.4 s. Features,
-in the world and from the hand: the wrist's velocity, saturated (a stroke of any speed is a plateau), the rate
-and the state of closing. Boundaries snap to the slowest moment within 0.2 s. Then rules name a segment:
-closing is grasp, opening is release; holding and upward is lift, level transport, downward place, to and fro
-wipe, tilted by 60 degrees pour, still hold; empty and moving is reach, else idle.
+People move a hand from one place to another in strokes of least jerk (Flash and Hogan, 1985), and an action
+is a stroke or a rest. So per hand, optimal partitioning: F(t) = min_s F(s) + C(s, t) + beta, where C is the
+squared distance of wrist and closing from the best stroke of least jerk over [s, t) (a rest is one that goes
+nowhere), over the square of their noise; beta = 2 log n, segments of 0.4 to 6 s. The noise is taken from the
+hand itself. Then rules name a segment: closing is grasp, opening is release; holding and upward is lift,
+level transport, downward place, to and fro wipe, tilted by 60 degrees pour, still hold; empty and moving is
+reach, else idle.
 
-What we changed: velocities are saturated and keep their direction; contact is a closed hand, since objects
-are not detected. Limits: no push, pull, cut, insert, press, which a caption's author may use. Cost:
-microseconds a frame.
+What we changed: the cost is a stroke's, not that of a level, so that boundaries lie where a movement begins
+and none is cut in two by its own speed; nothing need snap to the slowest moment then. Contact is a closed
+hand, since objects are not detected. Limits: no push, pull, cut, insert, press, which a caption's author may
+use. Cost: some ten microseconds a frame and length that is tried.
 """
 
 from __future__ import annotations
@@ -36,13 +38,17 @@ VERBS = (
     *("wipe", "cut", "press", "hold", "idle"),
 )
 SIDES = ("left", "right")
-SHORTEST_S, SNAP_S, PAUSE_S = 0.4, 0.2, 0.65
+SHORTEST_S, LONGEST_S, PAUSE_S = 0.4, 6.0, 0.5
 STILL = ("idle", "hold")
-FAST_M_S, TURNING = 0.10, 0.25
-"""Where the saturated velocity is at its half (m/s), and the rate of closing (1/s)."""
 BETA = 2.0
-SMOOTH = 3.0
-"""Sigma in frames, of the wrist's path and of closing."""
+"""Of a boundary, in log n."""
+NOISE, APART = 2.5, 4
+"""How many times its noise a signal may miss a stroke, since neighbouring frames err alike; the noise is what
+frames APART miss the middle of their neighbours by."""
+LEAST_M, LEAST_CLOSED = 0.006, 0.05
+"""The least that counts as noise, of the wrist (m) and of closing."""
+SMOOTH, SLIGHT = 3.0, 1.0
+"""Sigma in frames of the wrist's path and of closing, for names and for boundaries."""
 CLOSED = 2.1
 """Sum of a finger's three flexions that counts as closed, rad."""
 
@@ -60,25 +66,41 @@ class Segment:
 # ---- the maths
 
 
-def partition(features: F64, beta: float, shortest: int) -> list[int]:
-    """Boundaries 0 < b < n of the best segments of `features` [n, k] (noise of about 1), each of at least
-    `shortest` rows."""
-    n = len(features)
-    sums = np.concatenate([np.zeros((1, features.shape[1])), np.cumsum(features, 0)])
-    squares = np.concatenate([[0.0], np.cumsum((features**2).sum(1))])
-    best = np.full(n + 1, np.inf)
-    best[0] = -beta
-    last = np.zeros(n + 1, np.int64)
-    open_ = np.zeros(0, np.int64)
+def stroke(n: int) -> F64:
+    """How far a stroke of least jerk has come at n moments, 0 to 1."""
+    s = np.linspace(0.0, 1.0, n)
+    return np.asarray(s**3 * (10 - 15 * s + 6 * s * s), np.float64)
+
+
+def stroke_costs(x: F64, shortest: int, longest: int) -> F64:
+    """Squared distance [longest - shortest + 1, n] of `x` [n, k] from its best stroke over each length (rows)
+    from each begin (columns); infinite where that does not fit."""
+    n = len(x)
+    sums = np.concatenate([np.zeros((1, x.shape[1])), np.cumsum(x, 0)])
+    squares = np.concatenate([[0.0], np.cumsum((x**2).sum(1))])
+    found = np.full((longest - shortest + 1, n), np.inf)
+    for length in range(shortest, min(longest, n) + 1):
+        form = stroke(length)
+        form = (form - form.mean()) / np.linalg.norm(form - form.mean())
+        level = ((sums[length:] - sums[:-length]) ** 2).sum(1) / length
+        along = np.lib.stride_tricks.sliding_window_view(x, length, axis=0) @ form
+        found[length - shortest, : n - length + 1] = (
+            squares[length:] - squares[:-length] - level - (along**2).sum(1)
+        )
+    return found
+
+
+def partition(costs: F64, beta: float, shortest: int) -> list[int]:
+    """Boundaries 0 < b < n of the segments with the least sum of `costs` (as stroke_costs has them) and
+    `beta` for each boundary."""
+    n = costs.shape[1]
+    best, last = np.full(n + 1, np.inf), np.zeros(n + 1, np.int64)
+    best[0] = 0.0
     for t in range(shortest, n + 1):
-        if np.isfinite(best[t - shortest]):
-            open_ = np.append(open_, t - shortest)
-        length = t - open_
-        cost = squares[t] - squares[open_] - ((sums[t] - sums[open_]) ** 2).sum(1) / length
-        total = best[open_] + cost
+        lengths = np.arange(shortest, min(shortest + len(costs) - 1, t) + 1)
+        total = best[t - lengths] + costs[lengths - shortest, t - lengths] + beta
         at = int(total.argmin())
-        best[t], last[t] = total[at] + beta, open_[at]
-        open_ = open_[total <= best[t] + 2 * beta]
+        best[t], last[t] = total[at], t - lengths[at]
     found, t = [], n
     while t > 0 and last[t] > 0:
         t = int(last[t])
@@ -86,28 +108,13 @@ def partition(features: F64, beta: float, shortest: int) -> list[int]:
     return found[::-1]
 
 
-def snapped(bounds: list[int], speed: F64, reach: int, shortest: int) -> list[int]:
-    """Boundaries at the slowest moment within `reach` rows, still at least half of `shortest` apart."""
-    made: list[int] = []
-    for bound in bounds:
-        low, high = max(1, bound - reach), min(len(speed) - 1, bound + reach + 1)
-        if low < high:
-            near = speed[low:high]
-            calm = near <= near.min() + 0.1 * max(
-                float(speed[max(0, bound - 3 * reach) : bound + 3 * reach].max()), 1e-9
-            )
-            places = low + np.flatnonzero(calm)
-            bound = int(places[np.abs(places - bound).argmin()])
-        if not made or bound - made[-1] >= max(1, shortest // 2):
-            made.append(bound)
-    return made
-
-
-def saturated(v: F64, half: float) -> F64:
-    """A vector shortened to |v| / (|v| + half)."""
-    length = np.linalg.norm(v, axis=-1, keepdims=True)
-    found: F64 = v / (length + half)
-    return found
+def noise_of(x: F64, least: float) -> float:
+    """The noise of a signal [n, k] at rest: how far frames are from the middle of those APART before and
+    after."""
+    if len(x) <= 2 * APART:
+        return least
+    off = np.abs(x[APART:-APART] - (x[: -2 * APART] + x[2 * APART :]) / 2)
+    return float(max(least, NOISE * 1.4826 * np.median(off) / np.sqrt(1.5)))
 
 
 def closing(angles: F64) -> F64:
@@ -115,35 +122,26 @@ def closing(angles: F64) -> F64:
     return np.asarray(angles.reshape(-1, 5, 4)[:, 1:, 1:].sum(2).mean(1) / CLOSED, np.float64)
 
 
-def features(wrist: F64, closed: F64, fps: float) -> tuple[F64, F64]:
-    """Features [n, 5] in units of their noise, and speed [n] m/s."""
-    velocity = np.gradient(wrist, axis=0) * fps
-    rate = np.gradient(closed) * fps
-    flat = saturated(velocity, FAST_M_S)
-    turning = saturated(rate[:, None], TURNING)
-    level = np.clip(closed, 0, 1)[:, None]
-    return np.concatenate([flat, turning, level], 1) / 0.22, np.linalg.norm(velocity, axis=1)
-
-
 def segments(world: F64, angles: F64, turn: F64, valid: Bool, fps: float) -> list[Segment]:
     """The actions of one hand: joints [n, 21, 3] in the world, angles [n, 20], the wrist's turn [n, 3, 3]; a
     frame that is not valid belongs to no action."""
     found: list[Segment] = []
     edges = np.flatnonzero(np.diff(np.concatenate([[0], valid.astype(np.int8), [0]])))
-    shortest = max(2, round(SHORTEST_S * fps))
+    shortest, longest = max(3, round(SHORTEST_S * fps)), round(LONGEST_S * fps)
     for begin, end in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
         if end - begin < shortest:
             continue
         part = slice(begin, end)
         all_ = np.ones(end - begin, bool)
+        place, grip = smoothed(world[part, 0], all_, SLIGHT), smoothed(closing(angles[part]), all_, SLIGHT)
+        scaled = [place / noise_of(place, LEAST_M), (grip / noise_of(grip[:, None], LEAST_CLOSED))[:, None]]
+        costs = stroke_costs(np.concatenate(scaled, 1), shortest, longest)
+        bounds = partition(costs, BETA * float(np.log(end - begin)), shortest)
         wrist, closed = smoothed(world[part, 0], all_, SMOOTH), smoothed(closing(angles[part]), all_, SMOOTH)
-        rows, speed = features(wrist, closed, fps)
-        beta = BETA * 3 * np.log(max(len(rows), 2))
-        bounds = snapped(partition(rows, beta, shortest), speed, round(SNAP_S * fps), shortest)
         open_, shut = float(np.quantile(closed, 0.1)), float(np.quantile(closed, 0.9))
         middle = (open_ + shut) / 2 if shut - open_ > 0.15 else 0.3
         own: list[Segment] = []
-        for one, two in zip([0, *bounds], [*bounds, len(rows)], strict=True):
+        for one, two in zip([0, *bounds], [*bounds, end - begin], strict=True):
             inside = slice(one, two)
             name, sure = label(wrist[inside], closed[inside], middle, turn[part][inside], fps)
             own.append(Segment(begin + one, begin + two, name, sure))

@@ -39,6 +39,7 @@ from haversack.models.graph._ir import (
     FullyConnected,
     Graph,
     Linear,
+    MaxPool,
     Mean,
     Op,
     Pad,
@@ -47,6 +48,7 @@ from haversack.models.graph._ir import (
     Softmax,
 )
 from haversack.models.graph._moves import MOVES, moved
+from haversack.models.graph._softmax import softmax_codes, softmax_fixed
 
 Array = npt.NDArray[Any]
 Values = dict[str, Any]
@@ -190,6 +192,10 @@ def _pool(machine: Machine, op: AveragePool, values: Values) -> None:
     values[op.y] = found.astype(x.dtype if x.dtype.kind == "f" else np.int8)
 
 
+def _max_pool(machine: Machine, op: MaxPool, values: Values) -> None:
+    values[op.y] = _forward.max_pooled(values[op.x], op.size, op.stride, op.pads)
+
+
 def _mean(machine: Machine, op: Mean, values: Values) -> None:
     x, (first, y) = values[op.x], (machine.quantization(op.x), machine.quantization(op.y))
     shape = (len(x), *machine.graph.tensors[op.y].shape)
@@ -240,7 +246,9 @@ def _softmax(machine: Machine, op: Softmax, values: Values) -> None:
     if first is None or y is None:
         values[op.y] = _forward.softmax(op.beta * x)
     elif x.dtype == np.int8:
-        values[op.y] = _forward.softmax_codes(x, first.scale * op.beta, y)
+        scale = first.scale * op.beta
+        fixed = machine.rounding == "fixed"
+        values[op.y] = softmax_fixed(x, scale) if fixed else softmax_codes(x, scale, y)
     else:
         values[op.y] = _forward.softmax(op.beta * first.scale * x) / y.scale + y.zero
 
@@ -391,6 +399,7 @@ KERNELS: dict[type[Op], Callable[[Machine, Any, Values], None]] = {
     GradWeight: _grad_weight,
     Kept: _kept,
     Masked: _masked,
+    MaxPool: _max_pool,
     Mean: _mean,
     Pad: _pad,
     PoolGrad: _pool_grad,

@@ -16,7 +16,6 @@ from haversack.models.graph._integer import I64, Rounding, divided, multiplier, 
 from haversack.models.graph._ir import Pads, Quantization, out_size
 
 Array = npt.NDArray[Any]
-F32 = npt.NDArray[np.float32]
 
 CACHED = 1 << 16
 """Numbers that stay near while a kernel goes over them."""
@@ -115,6 +114,17 @@ def pooled(x: Array, size: tuple[int, int], stride: tuple[int, int], pads: Pads)
     return total, window_counts(x.shape[1:3], size, stride, pads)
 
 
+def max_pooled(x: Array, size: tuple[int, int], stride: tuple[int, int], pads: Pads) -> Array:
+    """The largest number of each window [rows, height out, width out, channels]."""
+    (top, bottom), (left, right) = pads
+    lowest = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
+    wide = np.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)), constant_values=lowest)
+    found: Array = sliding_window_view(wide, size, axis=(1, 2))[:, :: stride[0], :: stride[1]].max(
+        axis=(-2, -1)
+    )
+    return found
+
+
 def window_counts(
     shape: tuple[int, ...], size: tuple[int, int], stride: tuple[int, int], pads: Pads
 ) -> Array:
@@ -147,25 +157,6 @@ def softmax(x: Array) -> Array:
     power = np.exp(x - x.max(axis=-1, keepdims=True))
     found: Array = power / power.sum(axis=-1, keepdims=True)
     return found
-
-
-def softmax_powers(scale: float) -> F32:
-    """exp(-scale d) for differences d of codes from 0 to 255, each rounded once: the C library's own."""
-    exponents = np.float32(-scale) * np.arange(256, dtype=np.float32)
-    return np.exp(exponents.astype(np.float64)).astype(np.float32)
-
-
-def softmax_codes(x: Array, scale: float, y: Quantization) -> Array:
-    """Softmax of i8 codes as LiteRT's kernel for processors takes it: a table of 256 powers in f32."""
-    table = softmax_powers(scale)
-    below = x.max(axis=-1, keepdims=True).astype(np.int64) - x
-    power = table[below]
-    total = np.zeros((*x.shape[:-1], 1), np.float32)
-    for index in range(x.shape[-1]):
-        total += power[..., index : index + 1]
-    share = np.float32(1.0) / (total * np.float32(y.scale))
-    codes = (power * share + np.float32(0.5)).astype(np.int32) + y.zero
-    return np.clip(codes, -128, 127).astype(np.int8)
 
 
 def cross_entropy(logits: Array, labels: Array) -> tuple[float, Array]:

@@ -159,6 +159,18 @@ class AveragePool(Op):
 
 
 @dataclass(frozen=True)
+class MaxPool(Op):
+    """The largest number of each window; what lies outside the picture does not count."""
+
+    READS = ("x",)
+    x: str
+    y: str
+    size: tuple[int, int]
+    stride: tuple[int, int]
+    pads: Pads = NO_PADS
+
+
+@dataclass(frozen=True)
 class Mean(Op):
     """The mean over height and width (or the sum), in codes of its own."""
 

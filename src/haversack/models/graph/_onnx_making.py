@@ -67,6 +67,10 @@ class Making:
         self.uses.update(model.outputs)
         self.states: dict[str, str] = {}
         """Inputs that are states of recurrent layers, and the outputs that they become."""
+        self.scales: dict[str, tuple[Array, int]] = {}
+        """Constants that were codes, and their scales along an axis."""
+        self.layer_scales: dict[str, Array] = {}
+        """What a layer writes, and the scales of its weights."""
         self._counts: Counter[str] = Counter()
         self._moved: dict[tuple[str, tuple[int, ...]], str] = {}
 

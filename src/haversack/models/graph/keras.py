@@ -32,13 +32,14 @@ from haversack.models.graph._ir import (
     FullyConnected,
     Graph,
     Linear,
+    MaxPool,
     Mean,
     Op,
     Reshape,
     Tensor,
     out_size,
 )
-from haversack.models.graph.series import Activation, MaxPool, Recurrent
+from haversack.models.graph.series import Activation, Recurrent
 from haversack.models.series.activations import FUNCTIONS
 
 Array = npt.NDArray[Any]

@@ -1,11 +1,11 @@
 """LiteRT networks as graphs, int8 ones with LiteRT's own results to the bit.
 
 Source: LiteRT's reference kernels for 8-bit integers (conv_2d, depthwise_conv_2d, fully_connected, add,
-average_pool_2d, mean) and its kernel for processors (softmax).
+average_pool_2d, mean, softmax).
 What is here: scales become fixed-point multipliers (`rounding` of the graph is "fixed"), ReLU and ReLU6
 bounds of what comes before them, padding SAME the rows and columns that it stands for; the batch dimension,
 which has to be 1, is left out. Where LiteRT's reference kernels and those for processors differ by a code
-(dense layers), the reference holds.
+(dense layers, softmax), the reference holds.
 Limits: one input and one output; weights with zero point 0; no dilation; a depthwise convolution with one
 kernel a channel, or of one channel. Weights in int8 before floats (LiteRT rounds activations then) are taken
 as the floats that they stand for.
@@ -39,6 +39,7 @@ from haversack.models.graph._ir import (
     Tensor,
     out_size,
 )
+from haversack.models.graph._softmax import SCALE, ZERO
 
 
 def load_litert(path: str | Path) -> Graph:
@@ -320,6 +321,11 @@ def _clamp(made: _Making, op: LitertOp) -> None:
 def _softmax(made: _Making, op: LitertOp) -> None:
     x = made.read(op.inputs[0])
     y = made.activation(op.outputs[0], f"{made.fresh('softmax')}.y")
+    codes = made.tensors[y].quantization
+    if codes is not None and (codes.zero != ZERO or abs(codes.scale - SCALE) > SCALE / 1000):
+        raise NotImplementedError(
+            f"a softmax in codes of the scale {codes.scale:g} and the zero point {codes.zero} (1/256, -128)"
+        )
     made.ops.append(Softmax(x, y, float(op.options["beta"])))
 
 

@@ -1,5 +1,5 @@
-"""ONNX networks as graphs of floats: convolution, dense, normalisation, pooling, recurrent layers, and what
-exporters put between them.
+"""ONNX networks as graphs, of floats or of 8-bit codes (_onnx_codes.py): convolution, dense, normalisation,
+pooling, recurrent layers, and what exporters put between them.
 
 Source: ONNX's operators as documented (formats/onnx.py reads the files). Batch normalisation and constants
 that are added or multiplied fold into the linear layer before them, or, where none is, become a depthwise
@@ -32,16 +32,18 @@ from haversack.models.graph._ir import (
     Conv2d,
     DepthwiseConv2d,
     Graph,
+    MaxPool,
     Mean,
     Softmax,
     Tensor,
 )
 from haversack.models.graph._moves import Multiply
+from haversack.models.graph._onnx_codes import Coded, dequantize, lowered, quantize, remembered
 from haversack.models.graph._onnx_making import Held, Making, natural, window
 from haversack.models.graph._onnx_series import CELLS, recurrent
 from haversack.models.graph._onnx_shapes import FOLDS, SHAPES, folded
 from haversack.models.graph._tidy import tidied
-from haversack.models.graph.series import Activation, MaxPool
+from haversack.models.graph.series import Activation
 
 Array = npt.NDArray[Any]
 SYSTEM = 18
@@ -86,9 +88,11 @@ def graph_of(model: OnnxModel, name: str) -> Graph:
                 given=node.kind[:40],
                 nearest=nearest,
             )
+        before = len(made.ops)
         try:
             if not folded(made, node):
                 (rule or _computed)(made, node)
+                remembered(made, node, before)
         except (KeyError, ValueError, IndexError, TypeError) as error:
             raise UserError(
                 f"the node {node.name[:80]} ({node.kind}) has what is not supported or does not fit: "
@@ -106,7 +110,9 @@ def graph_of(model: OnnxModel, name: str) -> Graph:
         )
     goal = made.held[goals[0]]
     output = made.laid(goal, natural(goal.shape), _without_batch(goal.shape))
-    return tidied(Graph(name, made.tensors, tuple(made.ops), ("input",), (output,), made.values))
+    graph = tidied(Graph(name, made.tensors, tuple(made.ops), ("input",), (output,), made.values))
+    in_codes = any(isinstance(op, Coded) for op in graph.ops)
+    return lowered(graph, made.layer_scales) if in_codes else graph
 
 
 def _computed(made: Making, node: OnnxNode) -> None:
@@ -357,6 +363,7 @@ RULES: dict[str, Callable[[Making, OnnxNode], None]] = {
     "BatchNormalization": _normalise,
     "Clip": _clip,
     "Conv": _conv,
+    "DequantizeLinear": dequantize,
     "Div": _joined,
     "Gemm": _gemm,
     "GlobalAveragePool": _mean,
@@ -366,6 +373,7 @@ RULES: dict[str, Callable[[Making, OnnxNode], None]] = {
     "MatMul": _matmul,
     "MaxPool": _pool,
     "Mul": _joined,
+    "QuantizeLinear": quantize,
     "ReduceMean": _mean,
     "Relu": lambda made, node: made.bounded(node, 0.0, math.inf),
     "Softmax": _softmax,

@@ -1,4 +1,4 @@
-"""Operations of networks over series: recurrent layers, activations by name, maxima over windows.
+"""Operations of networks over series: recurrent layers, activations by name.
 
 They stand beside those of _ir.py, with numbers in floats. A series is [steps, features]; a convolution along
 it is a Conv2d of height 1 over [1, steps, features]. `carry`: the hidden state outlives a pass, as on a
@@ -16,10 +16,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numpy.lib.stride_tricks import sliding_window_view
 
 from haversack.models.graph._execute import KERNELS, Machine
-from haversack.models.graph._ir import NO_PADS, Graph, Op, Pads
+from haversack.models.graph._ir import Graph, Op
 from haversack.models.series.activations import activate
 from haversack.models.series.recurrent import Dense, Gru, Layer, Lstm, SimpleRnn, State, start, step
 
@@ -58,18 +57,6 @@ class Activation(Op):
     name: str
 
 
-@dataclass(frozen=True)
-class MaxPool(Op):
-    """The largest number of each window; what lies outside the picture does not count."""
-
-    READS = ("x",)
-    x: str
-    y: str
-    size: tuple[int, int]
-    stride: tuple[int, int]
-    pads: Pads = NO_PADS
-
-
 def layer_of(op: Recurrent, constants: Mapping[str, Array]) -> Layer:
     """The layer that an operation stands for."""
     kernel, recurrent, bias = (constants[name] for name in (op.kernel, op.recurrent, op.bias))
@@ -105,8 +92,6 @@ class Runner:
                 values[op.y] = self._recurrent(op, values[op.x])
             elif isinstance(op, Activation):
                 values[op.y] = activate(op.name, values[op.x])
-            elif isinstance(op, MaxPool):
-                values[op.y] = max_pooled(values[op.x], op)
             else:
                 KERNELS[type(op)](self.machine, op, values)
         found: Array = values[self.graph.outputs[0]]
@@ -124,13 +109,3 @@ class Runner:
         if op.carry:
             self._states[op.y] = state
         return np.stack(outs, axis=1) if op.sequences else outs[-1]
-
-
-def max_pooled(x: Array, op: MaxPool) -> Array:
-    """[rows, height out, width out, channels]."""
-    (top, bottom), (left, right) = op.pads
-    lowest = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
-    wide = np.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)), constant_values=lowest)
-    windows = sliding_window_view(wide, op.size, axis=(1, 2))
-    found: Array = windows[:, :: op.stride[0], :: op.stride[1]].max(axis=(-2, -1))
-    return found

@@ -1,8 +1,9 @@
 """A fitted CURA network as one C99 file: int8 weights, tanh by a table of 64 entries, no malloc.
 
-Each unit has a scale for what leads to it; knobs (d, m) and biases are floats of 16 bits' precision written
-as numbers. The table spans -4..4 and is interpolated; the gate's sigmoid comes from the same table.
-`NAME_run(x, y)` takes raw inputs."""
+Each unit has a scale for what leads to it; knobs (d, m) and biases are floats. Rounding one matrix moves the
+outputs; where rows are given, what is not rounded yet is fitted to the float network's outputs on them after
+each matrix, biases and knobs last. The table spans 0..4, tanh being odd, and is interpolated; the gate's
+sigmoid comes from the same table. `NAME_run(x, y)` takes raw inputs."""
 
 from __future__ import annotations
 
@@ -13,35 +14,49 @@ import numpy as np
 from numpy.typing import NDArray
 
 from haversack.core.errors import UserError
-from haversack.models.series.cura import Arrays, Design, forward
+from haversack.models.series.cura import Arrays, Design, forward, polish, square_loss
 
 F64 = NDArray[np.float64]
 ENTRIES, REACH = 64, 4.0
+ROUNDS = 60
+"""Of the fit after each matrix is rounded."""
 WHOLE = ("W_in", "S", "G", "W_out")
 """Arrays of int8; the others stay floats."""
 
 
 def codes(design: Design, parameters: F64) -> dict[str, tuple[NDArray[np.int8], F64]]:
     """int8 numbers of each matrix, and a scale for each unit that they lead to."""
-    out = {}
-    for name, values in design.split(parameters).items():
-        if name in WHOLE:
-            scale = np.abs(values).max(-2, keepdims=True, initial=0.0) / 127
-            scale = np.where(scale > 0, scale, 1.0).astype(np.float32).astype(np.float64)
-            out[name] = (np.rint(values / scale).astype(np.int8), scale)
-    return out
+    return {name: _code(values) for name, values in design.split(parameters).items() if name in WHOLE}
 
 
-def rounded(design: Design, parameters: F64) -> F64:
-    """The parameters that the C file has."""
-    out = parameters.copy()
-    views, small = design.split(out), codes(design, parameters)
-    for name, values in views.items():
-        if name in small:
-            values[...] = small[name][0] * small[name][1]
-        else:
+def _code(values: F64) -> tuple[NDArray[np.int8], F64]:
+    scale = np.abs(values).max(-2, keepdims=True, initial=0.0) / 127
+    scale = np.where(scale > 0, scale, 1.0).astype(np.float32).astype(np.float64)
+    return np.rint(values / scale).astype(np.int8), scale
+
+
+def rounded(design: Design, parameters: F64, rows: F64 | None = None) -> F64:
+    """The parameters that the C file has. With `rows` [n, inputs], scaled as in training, the outputs on them
+    stay near those of `parameters`."""
+    out, free = parameters.copy(), np.ones_like(parameters)
+    goal = None if rows is None else forward(design, design.split(parameters), rows)
+    for name in (name for name in WHOLE if name in design.shapes()):
+        values = design.split(out)[name]
+        whole, scale = _code(values)
+        values[...] = whole * scale
+        design.split(free)[name][...] = 0
+        if rows is not None:
+            out = polish(design, out, rows, goal, square_loss, ROUNDS, free=free)
+    for name, values in design.split(out).items():
+        if name not in WHOLE:
             values[...] = values.astype(np.float32)
     return out
+
+
+def _parameters(model: Any, rows: F64 | None) -> F64:
+    """`rounded` of a fitted estimator, `rows` as it takes them."""
+    scaled = None if rows is None else (np.asarray(rows, np.float64) - model.mean_) / model.scale_
+    return rounded(model.design_, model.parameters_, scaled)
 
 
 def weight_nbytes(model: Any) -> int:
@@ -57,23 +72,24 @@ def weight_nbytes(model: Any) -> int:
     )
 
 
-def reference(model: Any, rows: F64) -> F64:
+def reference(model: Any, rows: F64, calibration: F64 | None = None) -> F64:
     """What the C file should give, without the table's own error."""
     design = model.design_
-    made = forward(
-        design, design.split(rounded(design, model.parameters_)), (rows - model.mean_) / model.scale_
-    )
+    parts = design.split(_parameters(model, calibration))
+    made = forward(design, parts, (rows - model.mean_) / model.scale_)
     return np.asarray(made * getattr(model, "y_scale_", 1.0) + getattr(model, "y_mean_", 0.0))
 
 
-def c_source(model: Any, name: str = "cura") -> str:
-    """The C file of a fitted estimator. Raises UserError for a name that C does not take."""
+def c_source(model: Any, name: str = "cura", rows: F64 | None = None) -> str:
+    """The C file of a fitted estimator, its rounding fitted to `rows` where they are given. Raises UserError
+    for a name that C does not take."""
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,40}", name):
         raise UserError(f"{name!r} is no name in C; use letters, digits and _.", field="name", given=name)
     design: Design = model.design_
-    arrays: Arrays = design.split(model.parameters_)
+    parameters = _parameters(model, rows)
+    arrays: Arrays = design.split(parameters)
     lines = []
-    for key, (whole, scale) in codes(design, model.parameters_).items():
+    for key, (whole, scale) in codes(design, parameters).items():
         numbers = ", ".join(str(int(code)) for code in whole.ravel())
         lines += [
             f"static const int8_t {key}[{whole.size}] = {{{numbers}}};",
@@ -88,7 +104,7 @@ def c_source(model: Any, name: str = "cura") -> str:
     }
     for key, values in fixed.items():
         lines.append(f"static const float {key}[{values.size}] = {{{_floats(values)}}};")
-    table = np.tanh(np.linspace(-REACH, REACH, ENTRIES + 1))
+    table = np.tanh(np.linspace(0, REACH, ENTRIES + 1))
     lines.append(f"static const float table[{ENTRIES + 1}] = {{{_floats(table)}}};")
     clip = {"tanh": "squash(z)", "sin": "sinf(z)", "relu": "z > 0 ? z : 0"}[design.clip]
     gate = ""
@@ -137,11 +153,12 @@ _C = """/* CURA (a reconstruction), @COUNT@ learned numbers, @NBYTES@ bytes of c
 @TABLES@
 
 static float squash(float z) {
-    float at = (z + 4.0f) * 8.0f;
-    if (at <= 0) return table[0];
-    if (at >= 64) return table[64];
-    int low = (int)at;
-    return table[low] + (at - (float)low) * (table[low + 1] - table[low]);
+    float at = (z < 0 ? -z : z) * 16.0f, y = table[64];
+    if (at < 64) {
+        int low = (int)at;
+        y = table[low] + (at - (float)low) * (table[low + 1] - table[low]);
+    }
+    return z < 0 ? -y : y;
 }
 
 /* Outputs y[OUT] of raw inputs x[IN]; of a classifier one logit a class. */

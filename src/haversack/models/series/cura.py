@@ -233,9 +233,18 @@ def train(
     return np.asarray(flat, np.float32)
 
 
-def polish(design: Design, flat: Any, x: Any, wanted: Any, loss: Loss, rounds: int, held: Any = None) -> F64:
-    """L-BFGS from one restart's parameters, in f64; with rows `held` (x, wanted) it keeps the best on
-    them."""
+def polish(
+    design: Design,
+    flat: Any,
+    x: Any,
+    wanted: Any,
+    loss: Loss,
+    rounds: int,
+    held: Any = None,
+    free: F64 | None = None,
+) -> F64:
+    """L-BFGS from one restart's parameters, in f64; with rows `held` (x, wanted) it keeps the best on them.
+    Parameters where `free` is 0 stay as they are."""
     x, wanted = np.asarray(x, np.float64), np.asarray(wanted, np.float64)
 
     def measured(at: F64) -> tuple[float, F64]:
@@ -244,7 +253,7 @@ def polish(design: Design, flat: Any, x: Any, wanted: Any, loss: Loss, rounds: i
         p = design.split(at)
         value, slope = loss(forward(design, p, x, keep), wanted)
         backward(design, p, x, keep, slope, design.split(slopes))
-        return float(value), slopes
+        return float(value), slopes if free is None else slopes * free
 
     def judged(at: F64) -> float:
         return float(loss(forward(design, design.split(at), held[0]), held[1])[0])

@@ -121,12 +121,15 @@ class _Cura(Estimator):
         forward(self.design_, self.design_.split(self.parameters_), rows, keep)
         return np.stack([cell[4].mean(0) for cell in keep[1:-1]])
 
-    def export_c(self, name: str = "cura") -> str:
-        """One C99 file of the fitted network (see _cura_c.py)."""
+    def export_c(self, name: str = "cura", rows: Any = None) -> str:
+        """One C99 file of the fitted network; int8's error is fitted away on `rows`, such as those of the
+        training (see _cura_c.py)."""
         from haversack.models.series._cura_c import c_source
 
         self._need_fit("parameters_")
-        return c_source(self, name)
+        if rows is not None:
+            rows = as_rows(rows, self.n_features_in_, type(self).__name__)
+        return c_source(self, name, rows)
 
 
 class CuraRegressor(_Cura):

@@ -8,8 +8,10 @@ on nothing else.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from haversack.core.errors import DamagedFileError, UserError
-from haversack.kernels import Matrix, matmul
+from haversack.kernels import Matrix, feature_width, gap_features, gate, matmul
 from haversack.models._architecture import Architecture, Attention
 
 F32 = npt.NDArray[np.float32]
@@ -29,6 +31,8 @@ EPS = 1e-5
 THRESHOLD = 1.1
 PIECE = 1024
 """Gaps that are judged at once."""
+MOST_HEADS = 8
+"""Heads that a plan of memory reckons with."""
 ADVICE = "train one into the pack: haversack pack MODEL --attention dhsa, or take mode=dhsa_topk"
 
 
@@ -155,42 +159,47 @@ class BoundaryPredictor:
         return out
 
     def _piece(self, keys: F32) -> F32:
-        size, width = 2 * self.window, self.channels // self.heads
-        gaps = len(keys) - size + 1
-        parts = self._linear(keys, "inputs").reshape(len(keys), 3, self.heads, width).transpose(1, 2, 0, 3)
-        windows = np.lib.stride_tricks.sliding_window_view(parts, size, axis=2)  # [3, heads, gaps, width, 2w]
-        query, key, value = windows
-        scores = np.matmul(query.transpose(0, 1, 3, 2), key) * np.float32(width**-0.5)
-        powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        shares = powers / powers.sum(axis=-1, keepdims=True)
-        seen = np.matmul(shares, value.transpose(0, 1, 3, 2))  # [heads, gaps, 2w, width]
-        mixed = np.ascontiguousarray(seen.transpose(1, 2, 0, 3)).reshape(gaps * size, self.channels)
-        normal = self._norm(self._linear(mixed, "output")).reshape(gaps, 2, self.window, self.channels)
-        means = normal.mean(axis=2)
-        left, right = means[:, 0], means[:, 1]
-        lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
-        cosine = (left * right).sum(axis=1) / np.maximum(lengths, np.float32(1e-8))
-        features = np.zeros((gaps, _padded(4 * self.channels + 1)), np.float32)  # the kernel likes sixteens
-        sides = (left, right, np.abs(left - right), left * right, cosine[:, None])
-        np.concatenate(sides, axis=1, out=features[:, : 4 * self.channels + 1])
-        inner = np.maximum(self._linear(features, "first"), 0)
-        out: F32 = self._linear(inner, "second")[:, 0]
+        tensors = self.tensors
+        matrix, bias = self._inputs
+        norm = tensors["output.bias"], tensors["norm.weight"], tensors["norm.bias"]
+        features = gap_features(matmul(keys, matrix, bias=bias), self.heads, self.window, *norm, EPS)
+        inner = matmul(features, self._first, bias=tensors["first.bias"])
+        gate(inner, None, "relu", out=inner)
+        out: F32 = matmul(inner, self._second, bias=tensors["second.bias"])[:, 0]
         return out
 
-    def _linear(self, x: F32, name: str) -> F32:
-        values = self.tensors[f"{name}.weight"]
-        if x.shape[1] > values.shape[1]:
-            values = np.pad(values, ((0, 0), (0, x.shape[1] - values.shape[1])))
-        matrix = Matrix.from_array(values)
-        out: F32 = matmul(np.ascontiguousarray(x), matrix, bias=self.tensors[f"{name}.bias"])
-        return out
+    @cached_property
+    def _inputs(self) -> tuple[Matrix, F32]:
+        """Matrix and bias that make of a key its query, scaled; its key; and, for each head, what its value
+        adds behind the output matrix: one product a key instead of one for each window that a key is in."""
+        channels, width = self.channels, self.channels // self.heads
+        weight, bias = (self.tensors[f"inputs.{name}"].astype(np.float64) for name in ("weight", "bias"))
+        both = np.concatenate([weight, bias[:, None]], axis=1)
+        both[:channels] *= width**-0.5
+        output = self.tensors["output.weight"].astype(np.float64)
+        heads = np.split(np.arange(channels), self.heads)
+        added = [output[:, head] @ both[2 * channels + head] for head in heads]
+        joined = np.concatenate([both[: 2 * channels], *added]).astype(np.float32)
+        return Matrix.from_array(np.ascontiguousarray(joined[:, :-1])), np.ascontiguousarray(joined[:, -1])
 
-    def _norm(self, x: F32) -> F32:
-        from haversack.kernels import layer_norm
+    @cached_property
+    def _first(self) -> Matrix:
+        weight = self.tensors["first.weight"]
+        behind = feature_width(self.channels) - weight.shape[1]
+        return Matrix.from_array(np.pad(weight, ((0, 0), (0, behind))))
 
-        out: F32 = layer_norm(x, self.tensors["norm.weight"], self.tensors["norm.bias"], EPS)
-        return out
+    @cached_property
+    def _second(self) -> Matrix:
+        return Matrix.from_array(self.tensors["second.weight"])
 
 
-def _padded(count: int) -> int:
-    return -(-count // 16) * 16
+def judging_nbytes(channels: int) -> int:
+    """Bytes that a predictor of up to MOST_HEADS heads takes: what it is, what is made of it once, and a
+    piece of the text that is judged."""
+    inputs, features = (2 + MOST_HEADS) * channels, feature_width(channels)
+    own = sum(math.prod(shape) for shape in shapes(channels).values())
+    made = inputs * (channels + 1) + HIDDEN * features
+    floats = (
+        own + made + 2 * (2 * channels + 1) * inputs + PIECE * (channels + inputs + features + 2 * HIDDEN)
+    )
+    return int(4 * floats)

@@ -26,6 +26,7 @@ from haversack.run.attention._predictor import (
     PIECE,
     BoundaryPredictor,
     first_attention,
+    judging_nbytes,
 )
 from haversack.run.attention._selection import by_columns_and_bands, by_score, left_to_choose
 from haversack.run.attention.dhsa import CHUNKS, DHSA, UNSURE, choose_borders, chunk_scores, chunk_sums
@@ -427,6 +428,5 @@ def planned_nbytes(method: DHSA, architecture: Architecture, prompt: int, cache_
         choices += prompt // size * sets * seen * 16
     if method.mode == "dhsa_vs":
         choices += prompt * (4 * layer.key_value_heads * width + 12 * VOTERS * layer.heads + 16 * VOTERS)
-    channels = layer.key_value_heads * width
-    judged = (PIECE * 8 * 4 * (8 * channels + 3 * 8) + 4 * 24 * channels * channels) if method.predicts else 0
+    judged = judging_nbytes(layer.key_value_heads * width) if method.predicts else 0
     return int(gathered + chunks + choices + judged)

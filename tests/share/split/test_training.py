@@ -1,0 +1,147 @@
+"""Training: the sandwich, statistics taken anew, a killed run, the same seed, what it is refused for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from haversack.core.errors import UserError
+from haversack.models.vision._average_precision import Truth
+from haversack.models.vision._slim_record import SplitNet
+from haversack.models.vision._spots_torch import assigned, generalized_iou
+from haversack.models.vision.slimmable import quantize, restore
+from haversack.models.vision.slimmable_torch import Distilling, Student, distil, mode_number, modes_of, normed
+from haversack.share._split_data import SplitData, made, read_data
+from haversack.share._split_train_torch import kept_teacher, teacher_of_pack, train_split
+from haversack.share.slimmable import Slimmable
+
+TINY = Slimmable(teacher_steps=3, steps=3, rows=4)
+
+
+def pictures(count: int = 24, seed: int = 0) -> SplitData:
+    """Squares of two colours at known places."""
+    draw = np.random.default_rng(seed)
+    shown = draw.integers(0, 60, (count, 32, 32, 3)).astype(np.uint8)
+    truth = []
+    for one in shown:
+        x, y, kind = (int(draw.integers(0, high)) for high in (16, 16, 2))
+        one[y : y + 16, x : x + 16, kind] = 250
+        truth.append(Truth(np.array([[x, y, x + 16, y + 16]], np.float32), np.array([kind])))
+    return SplitData("detect", ("red", "green"), shown, tuple(truth))
+
+
+def test_the_sandwich_has_the_smallest_and_the_largest() -> None:
+    draw = np.random.default_rng(0)
+    seen = [Distilling(copies=3).modes(4, draw) for _ in range(50)]
+    assert all(modes[:2] == [(1, 1), (4, 4)] and len(modes) == 3 for modes in seen)
+    assert len({modes[2] for modes in seen}) > 8
+    loose = [Distilling(copies=3, sandwich=False).modes(4, draw) for _ in range(50)]
+    assert any((1, 1) not in modes for modes in loose) and {len(set(modes)) for modes in loose} == {3}
+    assert Distilling(static=(2, 4)).modes(4, draw) == [(2, 4)]
+    assert [mode_number(mode) for mode in modes_of(4)] == list(range(16))
+
+
+def test_the_quantizer_of_training_is_the_one_that_ships(detector) -> None:
+    y = torch.from_numpy(np.random.default_rng(1).normal(0, 2, (1, 6, 12, 12)).astype(np.float32))
+    from haversack.models.vision.slimmable import learned_range, levels_of
+
+    for bits in (1, 2, 3, 4):
+        low, step = learned_range(y[0].numpy(), bits, levels_of(detector.tensors)[bits - 1])
+        wanted = restore(quantize(y[0].numpy(), bits, low, step), low, step)
+        with torch.no_grad():
+            assert np.allclose(detector.student.sent(y, bits)[0].numpy(), wanted, atol=1e-5)
+    values = y.clone().requires_grad_(True)
+    detector.student.sent(values, 2).sum().backward()
+    inside = values.grad != 0
+    assert 0.5 < float(inside.float().mean()) < 1.0, "gradients pass within the clip alone"
+    assert torch.allclose(values.grad[inside], torch.ones(()), atol=1e-5)
+
+
+def test_statistics_are_plain_means_over_the_batches() -> None:
+    data, net = pictures(), SplitNet("detect", ("red", "green"), 32)
+    how = Distilling(steps=1, rows=4, recalibration=3, seed=5)
+    torch.manual_seed(0)
+    from haversack.models.vision.slimmable_torch import Teacher
+
+    student = distil(Teacher(net), Student(net), data.pictures, how)
+    draw = np.random.default_rng([5, 2])
+    batches = [normed(data.pictures[draw.integers(0, len(data), 64)]) for _ in range(3)]
+    for mode in ((1, 1), (3, 2), (4, 4)):
+        with torch.no_grad():
+            made_ = [torch.stack(student.outputs(x, mode[0])).sum(0) for x in batches]
+            values = [student.convs[0](student.sent(y, mode[1])).mean((0, 2, 3)) for y in made_]
+        assert torch.allclose(
+            student.norms[0].mean[mode_number(mode)], torch.stack(values).mean(0), atol=1e-3
+        )
+
+
+def test_the_same_seed_gives_the_same_pack_and_a_killed_run_goes_on(tmp_path: Path) -> None:
+    known, held = pictures().divided(0)
+    said: list[str] = []
+    one = train_split(known, held, TINY, tmp_path, said.append)
+    again = train_split(known, held, TINY, tmp_path, said.append)
+    assert "the teacher was trained before" in said
+    assert all((one.tensors[name] == again.tensors[name]).all() for name in one.tensors)
+    assert set(one.table) == set(modes_of(4)) and all(0 <= value <= 1 for value in one.table.values())
+    other = kept_teacher(one.net, held, TINY, tmp_path)
+    assert not torch.equal(other.final.weight, one.teacher.final.weight), "other pictures, another teacher"
+
+
+def test_the_student_learns_its_teacher() -> None:
+    data = pictures(48)
+    net = SplitNet("detect", data.classes, 32)
+    torch.manual_seed(1)
+    from haversack.models.vision.slimmable_torch import Teacher
+
+    teacher, student = Teacher(net), Student(net)
+    said: list[str] = []
+    distil(teacher, student, data.pictures, Distilling(steps=100, rows=4), said.append)
+    first, last = (float(text.rpartition(" ")[2]) for text in (said[0], said[-1]))
+    assert last < 0.8 * first
+
+
+def test_a_teacher_of_other_classes_is_refused(detector) -> None:
+    with pytest.raises(UserError, match="is for detect"):
+        teacher_of_pack(str(detector.path), pictures())
+    given = SplitData("detect", detector.record.classes, np.zeros((4, 48, 48, 3), np.uint8))
+    assert torch.equal(teacher_of_pack(str(detector.path), given).final.bias, detector.teacher.final.bias)
+
+
+def test_cells_belong_to_the_smallest_box_about_them() -> None:
+    boxes = np.array([[0, 0, 32, 32], [8, 8, 24, 24]], np.float32)
+    kinds, goals = assigned(boxes, np.array([5, 7]), 32)
+    grid = kinds.reshape(4, 4)
+    assert grid[1, 1] == grid[2, 2] == 7 and grid[0, 0] == -1
+    assert goals.reshape(4, 4, 4)[1, 2].tolist() == [8, 8, 24, 24]
+    assert (assigned(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), 32)[0] == -1).all()
+    a, b = torch.tensor([[0.0, 0, 10, 10]]), torch.tensor([[20.0, 0, 30, 10]])
+    assert generalized_iou(a, a).item() == pytest.approx(1.0)
+    assert generalized_iou(a, b).item() == pytest.approx(-1 / 3)
+
+
+def test_made_pictures_are_whole_and_repeat() -> None:
+    one, same, test = made(20, 3), made(20, 3), made(20, 3, "test")
+    assert (one.pictures == same.pictures).all() and not (one.pictures == test.pictures).all()
+    for each in one.truth:
+        assert 1 <= len(each.labels) <= 3 and each.boxes.min() >= 0 and each.boxes.max() <= 96
+    with pytest.raises(UserError, match="part"):
+        made(1, 0, "all")
+
+
+def test_a_folder_with_annotations_is_read_and_too_few_are_refused(tmp_path: Path) -> None:
+    from PIL import Image
+
+    from haversack.formats.coco import Coco, CocoImage, write_coco
+
+    Image.fromarray(np.full((20, 80, 3), 90, np.uint8)).save(tmp_path / "a.png")
+    box = np.array([[40, 0, 80, 20]], np.float32)
+    image = CocoImage(1, "a.png", 80, 20, box, np.array([0]), np.array([False]))
+    write_coco(tmp_path / "t.json", Coco(("cat",), (1,), (image,)))
+    data = read_data(tmp_path, tmp_path / "t.json", 48)
+    assert data.pictures.shape == (1, 48, 48, 3) and data.truth[0].boxes.tolist() == [[24, 0, 48, 12]]
+    assert (data.pictures[0, :12] == 90).all() and (data.pictures[0, 12:] == 128).all()
+    with pytest.raises(UserError, match="too few"):
+        data.divided(0)
