@@ -106,15 +106,17 @@ def test_slow_storage_takes_its_time_and_is_shared(file):
 
 
 def test_small_reads_in_a_row_keep_the_rate_though_sleeps_end_late(file):
-    nominal, taken = 300 * 4096 / 50e6, []
-    with DirectFile(file, SlowStorage(mb_s=50.0)) as opened:
+    nominal, taken, plain = 300 * 4096 / 50e6, [], []
+    with DirectFile(file, SlowStorage(mb_s=50.0)) as opened, DirectFile(file) as fast:
         for _ in range(5):
-            started = time.monotonic()
-            for _ in range(300):
-                opened.read(0, 4096)
-            taken.append(time.monotonic() - started)
+            for one, into in ((opened, taken), (fast, plain)):
+                started = time.monotonic()
+                for _ in range(300):
+                    one.read(0, 4096)
+                into.append(time.monotonic() - started)
     assert min(taken) >= nominal - 1e-3
-    assert min(taken) < 1.6 * nominal  # the other work of the machine may be in some
+    # the other work of the machine may be in some, and its own storage may be the slower one
+    assert min(taken) < 1.6 * max(nominal, min(plain)) + min(plain)
 
 
 def test_a_device_lends_its_storage():

@@ -94,6 +94,8 @@ class HessianSum:
         for start in range(0, len(self.sum), self.PANEL):
             stop = min(start + self.PANEL, len(self.sum))
             self.sum[start:stop, :start] = self.sum[:start, start:stop].T
+            own = self.sum[start:stop, start:stop]
+            own[:] = np.triu(own) + np.triu(own, 1).T
         return InputStatistics(self.tokens, self.sum)
 
 
