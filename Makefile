@@ -67,7 +67,7 @@ demo: $(VENV)/.light
 
 test: $(VENV)/.tests
 	@$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest -n $(TESTS_AT_ONCE) --dist loadfile tests
+	$(BIN)/python -m pytest -n $(TESTS_AT_ONCE) --dist loadfile --durations=40 --durations-min=5 tests
 
 lint: $(VENV)/.tests
 	$(BIN)/ruff format --check .

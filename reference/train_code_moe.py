@@ -60,9 +60,12 @@ def dense_twin(recipe: Recipe) -> Recipe:
 
 
 def balanced_loss(model: SmallThinker, windows: Windows, device: torch.device, compiled: bool) -> Loss:
-    """Cross-entropy of a step's rows with float32 sums, and the routers' load balance."""
+    """Cross-entropy of a step's rows with float32 sums, and the routers' load balance.
+
+    Only bfloat16 is compiled: PyTorch's compiler knows no grouped product of float32.
+    """
     hidden = model.hidden_and_balance
-    if compiled:
+    if compiled and compute_type(device) == torch.bfloat16:
         hidden = torch.compile(hidden, dynamic=False)
 
     def loss(step: int) -> torch.Tensor:

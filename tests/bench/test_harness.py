@@ -181,6 +181,9 @@ def test_what_cannot_be_measured_has_no_verdict_but_a_reason(house):
     row = by_id(run_bench(bench))["peer"]
     assert row["holds"] is None and row["note"] == "the peer is not built here" and row["ours"] is None
     assert by_id(run_bench(bench, rows="peer"))["peer"]["note"] == "the peer is not built here"
+    (house / "kernels" / "sums.py").write_text("first = 2\n")
+    sources = {row["id"]: row["source"] for row in stored_result("sums")["rows"]}
+    assert sources == {"speed": "stale", "error": "stale", "bytes": "stale", "peer": "stored"}
 
 
 def test_a_row_that_was_never_measured_keeps_its_latest_reason(house):

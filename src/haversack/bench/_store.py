@@ -69,7 +69,9 @@ def _hash(paths: Sequence[Path], base: Path) -> str:
 
 
 def is_stale(stored: Mapping[str, Any]) -> bool:
-    """Whether a watched file changed since the row was measured."""
+    """Whether a watched file changed since the row was measured; one that has only a reason cannot age."""
+    if stored.get("ours") is None and stored.get("holds") is None:
+        return False
     then, now = stored.get("hash") or {}, content_hash(stored.get("watches") or ())
     if then.get("package") != now["package"]:
         return True
