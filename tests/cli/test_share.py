@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 import signal
 import subprocess
@@ -16,23 +15,13 @@ import httpx
 import msgspec
 import openai
 import pytest
+from tests.share import clouds
 
 from haversack.cli import main
 from haversack.cli._records import OUTPUTS
 from haversack.core.ledger import Ledger
 from haversack.share._router_files import load_router
 
-
-def load(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "share" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-clouds = load("clouds")
 COMMAND = [sys.executable, "-c", "import sys; from haversack.cli import main; sys.exit(main())"]
 
 

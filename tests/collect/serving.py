@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+from tests.servers import running
 
 from haversack.bench.aoe._processes import COMMAND, Command
 from haversack.bench.aoe._proxy import Proxy
@@ -24,26 +23,8 @@ QUICK = Patience(first_s=0.01, most_s=0.05, give_up_s=20.0, request_s=20.0)
 @contextlib.contextmanager
 def serving(root: Path, **options: Any) -> Iterator[Server]:
     server = Server(root, Options(**{"port": 0, "grace_s": 5.0, **options}))
-    ready = threading.Event()
-    failed: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            asyncio.run(server.serve(lambda _: ready.set()))
-        except BaseException as error:
-            failed.append(error)
-            ready.set()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        assert ready.wait(30) and not failed, failed
+    with running(server):
         yield server
-    finally:
-        with contextlib.suppress(RuntimeError):
-            server.stop()
-        thread.join(30)
-    assert not failed, failed
 
 
 def enrolled(server: Server, spool: Path, contributor: str = "c-anna", **how: Any) -> dict[str, Any]:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from tests.servers import running
 
 from haversack.share.serve import Options, Server
 
@@ -24,29 +24,11 @@ COMMAND = [sys.executable, "-c", "import sys; from haversack.cli import main; sy
 def serving(model: Any, engine: dict[str, Any] | None = None, **options: Any) -> Iterator[Server]:
     """A server in a thread; `server.app` is its application."""
     server = Server(model, Options(**{"port": 0, "grace_s": 5.0, "contexts": 4, **options}), **(engine or {}))
-    ready = threading.Event()
-    failed: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            asyncio.run(server.serve(lambda _: ready.set()))
-        except BaseException as error:
-            failed.append(error)
-            ready.set()
-
-    thread = threading.Thread(target=run)
-    thread.start()
     try:
-        assert ready.wait(30)
-        if failed:
-            raise failed[0]
-        yield server
+        with running(server):
+            yield server
     finally:
-        with contextlib.suppress(RuntimeError):
-            server.stop()
-        thread.join(30)
         server.close()
-    assert not failed, failed
 
 
 def port_of(server: Server) -> int:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.share import networks
 
 from haversack.core.budget import Budget
 from haversack.core.errors import UserError
@@ -42,16 +41,6 @@ from haversack.share.collaboration.modalities import (
     reward_of,
 )
 
-
-def load(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-networks = load("networks")
 node, pair, slow = networks.node, networks.pair, networks.slow
 
 

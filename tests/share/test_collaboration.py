@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.share import networks
 
 from haversack.core.budget import Budget
 from haversack.core.errors import UserError
@@ -31,16 +31,6 @@ from haversack.share.collaboration.modalities import (
 )
 from haversack.share.collaboration.trust import AuditLog
 
-
-def load(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-networks = load("networks")
 node, pair, slow = networks.node, networks.pair, networks.slow
 
 

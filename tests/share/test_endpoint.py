@@ -3,34 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import socket
-import sys
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.share import clouds
 
 from haversack.core._service import Response
 from haversack.core.errors import UserError
 from haversack.share._endpoint import Address, Endpoint, EndpointError, Meter, Reply, retry_after
 from haversack.share._prices import Price, judge_usage, prompt_ceiling, read_price
 
-
-def load(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-clouds = load("clouds")
 BODY = {"messages": [{"role": "user", "content": "What is 2 + 2?"}]}
 
 

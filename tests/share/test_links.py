@@ -3,7 +3,6 @@ is killed."""
 
 from __future__ import annotations
 
-import importlib.util
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from tests.share import devices
 
 from haversack.core import index
 from haversack.core.errors import UserError
@@ -24,15 +24,6 @@ pytest.importorskip("fastapi")
 pytest.importorskip("websockets")
 
 
-def load(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(f"links_{name}", Path(__file__).parent / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-DEVICES = load("devices")
 PROMPT = "on the other hand and in the end"
 COUNT = 32
 
@@ -45,7 +36,7 @@ def small(tmp_path_factory: pytest.TempPathFactory, tiny: Path, models: Any) -> 
 
 @pytest.fixture(scope="module")
 def verifying(serving: Any, tiny: Path) -> Iterator[Any]:
-    with serving.serving(tiny, verify=True, token=DEVICES.TOKEN, contexts=4) as server:
+    with serving.serving(tiny, verify=True, token=devices.TOKEN, contexts=4) as server:
         yield server
 
 
@@ -59,7 +50,7 @@ def plain(tiny: Path) -> list[int]:
 
 
 def written(model: Path, url: str, text: str = "", count: int = COUNT) -> Any:
-    decode = index.create("run", "decode", f"remote:server={url},token={DEVICES.TOKEN}{text and ','}{text}")
+    decode = index.create("run", "decode", f"remote:server={url},token={devices.TOKEN}{text and ','}{text}")
     with Engine.open(model, decode=decode) as engine:
         answer = generate(engine, PROMPT, Limits(count, end=()), Sampler())
         for _ in answer:
@@ -82,7 +73,7 @@ def test_answers_that_come_late(verifying: Any, small: Path, plain: list[int]) -
             return held[-2:] if held.count(message) == 2 else []
         return [message]
 
-    with DEVICES.between(verifying, meddle) as between:
+    with devices.between(verifying, meddle) as between:
         found = written(small, between.url, "timeout_s=0.6,adaptive=none,length=3")
     assert found.tokens == plain[:COUNT]
     assert found.drafting.repeated >= 2 and found.drafting.stale >= 2 and between.connections == 1
@@ -98,7 +89,7 @@ def test_answers_that_come_twice_and_out_of_order(verifying: Any, small: Path, p
         other = msgspec.structs.replace(message, session=message.session ^ 1)
         return [said[max(0, len(said) - 3)], other, message, message, said[0]]
 
-    with DEVICES.between(verifying, meddle) as between:
+    with devices.between(verifying, meddle) as between:
         found = written(small, between.url, "adaptive=none,length=3")
     assert found.tokens == plain[:COUNT]
     assert found.drafting.stale > found.drafting.stats()["rounds"]
@@ -121,7 +112,7 @@ def test_answers_that_cannot_be(
             return [message]
         return [bytes(40) if change is None else msgspec.structs.replace(message, **change)]
 
-    with DEVICES.between(verifying, meddle) as between, pytest.raises(UserError, match=said):
+    with devices.between(verifying, meddle) as between, pytest.raises(UserError, match=said):
         written(small, between.url)
 
 
@@ -133,7 +124,7 @@ def test_a_server_that_lets_go_in_the_middle(verifying: Any, small: Path, plain:
         seen[0] += isinstance(message, wire.Reply)
         return isinstance(message, wire.Reply) and seen[0] in (3, 6)
 
-    with DEVICES.between(verifying, lambda message: [message], closing=closing) as between:
+    with devices.between(verifying, lambda message: [message], closing=closing) as between:
         found = written(small, between.url, "timeout_s=10,adaptive=none,length=3")
     assert found.tokens == plain[:COUNT] and between.connections == 3
     stats = found.drafting.stats()
@@ -151,7 +142,7 @@ def test_a_server_that_forgets_the_text(verifying: Any, small: Path, plain: list
                 return [wire.Refused(message.session, "session", "there is no such text.", True)]
         return [message]
 
-    with DEVICES.between(verifying, meddle) as between:
+    with devices.between(verifying, meddle) as between:
         found = written(small, between.url, "adaptive=none,length=3")
     assert found.tokens == plain[:COUNT] and found.drafting.reopened == 2 and between.connections == 1
 
@@ -162,7 +153,7 @@ def test_a_server_that_always_forgets_is_given_up(verifying: Any, small: Path) -
             return [wire.Refused(message.session, "session", "there is no such text.", True)]
         return [message]
 
-    with DEVICES.between(verifying, meddle) as between, pytest.raises(UserError, match="again and again"):
+    with devices.between(verifying, meddle) as between, pytest.raises(UserError, match="again and again"):
         written(small, between.url)
 
 
@@ -193,7 +184,7 @@ def test_alone_is_said_and_verified_again_afterwards(
     url = {}
     with Channel([Segment(60, 10, 4)], address(verifying.verify_url)) as channel:
         url["value"] = "ws://{}:{}".format(*channel.address)
-        text = f"remote:server={url['value']},token={DEVICES.TOKEN},timeout_s=0.3,adaptive=none,length=2"
+        text = f"remote:server={url['value']},token={devices.TOKEN},timeout_s=0.3,adaptive=none,length=2"
         decode = index.create("run", "decode", f"{text},offline=alone")
         with Engine.open(small, decode=decode) as engine:
             answer = generate(engine, PROMPT, Limits(400, end=()), Sampler())
@@ -230,11 +221,11 @@ def test_a_server_that_is_killed_between_rounds(
     serving: Any, tiny: Path, small: Path, plain: list[int]
 ) -> None:
     """Another one takes its port: the device goes on with it."""
-    words = ["--verify", "--token", DEVICES.TOKEN, "--contexts", "2"]
+    words = ["--verify", "--token", devices.TOKEN, "--contexts", "2"]
     found: list[Any] = []
     with serving.Command(tiny, "--port", "0", *words) as first:
         port = first.port
-        text = f"remote:server=ws://127.0.0.1:{port},token={DEVICES.TOKEN},timeout_s=0.5,adaptive=none"
+        text = f"remote:server=ws://127.0.0.1:{port},token={devices.TOKEN},timeout_s=0.5,adaptive=none"
         decode = index.create("run", "decode", f"{text},length=1,patience_s=60")
         enough = threading.Event()
 

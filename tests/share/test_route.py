@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import importlib.util
 import json
-import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +11,8 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from tests.servers import running
+from tests.share import clouds
 
 from haversack.core._service import Response
 from haversack.core.budget import Budget
@@ -24,17 +22,6 @@ from haversack.share._decide import asked_of
 from haversack.share._prices import Price
 from haversack.share.route import RouteOptions, RouteServer
 
-
-def load(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-clouds = load("clouds")
 MAIL = "jane.doe@example.com"
 PRICE = Price(1.0, 10.0)
 
@@ -55,26 +42,11 @@ def routing(device: Any, cloud: Any, **options: Any) -> Iterator[RouteServer]:
         **options,
     }
     made = RouteServer(RouteOptions(device.url, None if cloud is None else cloud.url, **given))
-    ready, failed = threading.Event(), []
-
-    def run() -> None:
-        try:
-            asyncio.run(made.serve(lambda _: ready.set()))
-        except BaseException as error:
-            failed.append(error)
-            ready.set()
-
-    thread = threading.Thread(target=run)
-    thread.start()
     try:
-        assert ready.wait(30) and not failed, failed
-        yield made
+        with running(made):
+            yield made
     finally:
-        with contextlib.suppress(RuntimeError):
-            made.stop()
-        thread.join(30)
         made.close()
-    assert not failed, failed
 
 
 @pytest.fixture

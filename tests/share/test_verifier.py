@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.share import devices
 
 from haversack.run import Engine, Limits, generate
 from haversack.share import _protocol as wire
@@ -17,23 +17,14 @@ pytest.importorskip("fastapi")
 pytest.importorskip("websockets")
 
 
-def load(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(f"share_{name}", Path(__file__).parent / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-DEVICES = load("devices")
-opening, drafts = DEVICES.opening, DEVICES.drafts
+opening, drafts = devices.opening, devices.drafts
 PROMPT = [5, 9, 40, 7, 200, 3]
 Device = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
 def verifying(serving: Any, tiny: Path) -> Iterator[Any]:
-    with serving.serving(tiny, verify=True, token=DEVICES.TOKEN, contexts=3) as server:
+    with serving.serving(tiny, verify=True, token=devices.TOKEN, contexts=3) as server:
         yield server
 
 
@@ -43,7 +34,7 @@ def device(verifying: Any) -> Device:
 
     def make(**hello: Any) -> Any:
         tokenizer = hello.pop("tokenizer", verifying.app.verifier.tokenizer)
-        return DEVICES.FakeDevice(verifying.verify_url, tokenizer, **hello)
+        return devices.FakeDevice(verifying.verify_url, tokenizer, **hello)
 
     return make
 
@@ -242,10 +233,10 @@ def test_who_does_not_fit_is_told_why(hello: dict[str, Any], code: str, device: 
 
 def test_a_first_message_that_is_none(verifying: Any) -> None:
     for frame in (b"", bytes(20), bytes(5000), b"\x93\x01\x02\x03" * 8):
-        with DEVICES.connect(verifying.verify_url + wire.PATH, compression=None) as raw:
+        with devices.connect(verifying.verify_url + wire.PATH, compression=None) as raw:
             raw.recv(10)
             raw.send(frame)
-            with pytest.raises(DEVICES.ConnectionClosed) as caught:
+            with pytest.raises(devices.ConnectionClosed) as caught:
                 raw.recv(10)
             assert caught.value.rcvd.code == wire.MALFORMED
 
@@ -296,8 +287,8 @@ def test_a_slot_is_left_for_others(device: Device) -> None:
 
 
 def test_the_silent_are_let_go(serving: Any, tiny: Path, plain: list[int]) -> None:
-    with serving.serving(tiny, verify=True, token=DEVICES.TOKEN, idle_s=1.0) as server:
-        with DEVICES.FakeDevice(server.verify_url, server.app.verifier.tokenizer) as one:
+    with serving.serving(tiny, verify=True, token=devices.TOKEN, idle_s=1.0) as server:
+        with devices.FakeDevice(server.verify_url, server.app.verifier.tokenizer) as one:
             begun(one)
             for place in range(3):
                 time.sleep(0.4)
@@ -308,8 +299,8 @@ def test_the_silent_are_let_go(serving: Any, tiny: Path, plain: list[int]) -> No
 
 
 def test_a_text_has_its_time(serving: Any, tiny: Path) -> None:
-    with serving.serving(tiny, verify=True, token=DEVICES.TOKEN, deadline_s=0.2) as server:
-        with DEVICES.FakeDevice(server.verify_url, server.app.verifier.tokenizer) as one:
+    with serving.serving(tiny, verify=True, token=devices.TOKEN, deadline_s=0.2) as server:
+        with devices.FakeDevice(server.verify_url, server.app.verifier.tokenizer) as one:
             begun(one)
             time.sleep(0.25)
             one.say(drafts(6, []))
@@ -320,8 +311,8 @@ def test_a_text_has_its_time(serving: Any, tiny: Path) -> None:
 
 def test_devices_hear_that_the_server_stops(serving: Any, tiny: Path) -> None:
     with (
-        serving.serving(tiny, verify=True, token=DEVICES.TOKEN) as server,
-        DEVICES.FakeDevice(server.verify_url, server.app.verifier.tokenizer) as one,
+        serving.serving(tiny, verify=True, token=devices.TOKEN) as server,
+        devices.FakeDevice(server.verify_url, server.app.verifier.tokenizer) as one,
     ):
         begun(one)
         server.stop()
@@ -335,7 +326,7 @@ def test_pages_of_other_sites_may_not_verify(serving: Any, tiny: Path) -> None:
     with serving.serving(tiny, verify=True) as server:
         for origin, allowed in (("http://evil.example", False), (server.url, True)):
             try:
-                with DEVICES.connect(server.verify_url + wire.PATH, origin=origin) as one:
+                with devices.connect(server.verify_url + wire.PATH, origin=origin) as one:
                     one.recv(10)
                     assert allowed
             except InvalidStatus as error:
