@@ -62,8 +62,12 @@ def dense_twin(recipe: Recipe) -> Recipe:
 def balanced_loss(model: SmallThinker, windows: Windows, device: torch.device, compiled: bool) -> Loss:
     """Cross-entropy of a step's rows with float32 sums, and the routers' load balance.
 
-    Only bfloat16 is compiled: PyTorch's compiler knows no grouped product of float32.
+    Only bfloat16 is compiled: PyTorch's compiler knows no grouped product of float32. The router of an only
+    expert has nothing to learn: what rounding leaves of its gradient, Muon would make a step of full length.
     """
+    for name, value in model.named_parameters():
+        if name.endswith("primary_router.weight") and len(value) == 1:
+            value.register_hook(torch.zeros_like)
     hidden = model.hidden_and_balance
     if compiled and compute_type(device) == torch.bfloat16:
         hidden = torch.compile(hidden, dynamic=False)
