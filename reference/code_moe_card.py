@@ -2,8 +2,9 @@
 
     python reference/code_moe_card.py --work DIR [--stdlib DIR]
 
-Every number is measured by this command or read from the logs of the training runs in DIR. The twin is what
-`train_code_moe.py --dense` left in DIR; without one the card says that it is missing.
+Every number is measured by this command or read from the logs of the training runs in DIR; without the
+mixture's own log the line about its training stays as it stands. The twin is what `train_code_moe.py --dense`
+left in DIR; without one the card says that it is missing.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from code_card import LICENCE, duration, machine, newest, text_lines
 from code_moe_evaluate import evaluate
 from code_recipe import Recipe
 from haversack.kernels import set_threads
+from haversack.models._train_loop_torch import compute_type
 from haversack.models.language.smallthinker_torch import FULL_EVERY, SmallThinkerShape
 from train_code_moe import BALANCE, OUT, RECIPE
 
@@ -63,16 +65,28 @@ def per_block(shares: list[float]) -> str:
 def twin_line(numbers: dict[str, Any], dense_run: Path | None) -> str:
     """What the dense twin is, and how long it took."""
     twin = "one expert as wide as a token's together"
+    kind = str(compute_type(torch.device("cpu"))).removeprefix("torch.")
     if dense_run is None:
         return f"- The twin ({twin}, the same tokens in the same order) is not trained to its end yet."
     return (
         f"- The twin: {twin}, {numbers['dense_parameters']:,} parameters, the same\n"
-        f"  tokens in the same order with the same schedule, trained in {duration(dense_run)}. "
-        "It is not shipped."
+        f"  tokens in the same order with the same schedule, computed in {kind},\n"
+        f"  in {duration(dense_run)}:\n"
+        f"  {machine()}. It is not shipped."
     )
 
 
-def card(numbers: dict[str, Any], run: Path, dense_run: Path | None) -> str:
+def training_line(work: Path) -> str:
+    """How long the mixture's training took, and where; as the card has it if ``work`` holds no log of it."""
+    runs = list(work.glob(f"code-moe-{HEX}"))
+    if not runs:
+        kept = (OUT / "CARD.md").read_text(encoding="utf-8")
+        return kept[kept.index("- Trained by") : kept.index("- Scored by")].rstrip()
+    took = duration(newest(work, f"code-moe-{HEX}"))
+    return f"- Trained by `reference/train_code_moe.py` in {took}:\n  {machine()}."
+
+
+def card(numbers: dict[str, Any], training: str, dense_run: Path | None) -> str:
     """The text of CARD.md."""
     return f"""# code-moe
 
@@ -90,8 +104,7 @@ without a download; not an assistant.
   {per_block(numbers["evenness"])}; the most taken expert has {per_block(numbers["most"])} of the choices, the
   least taken one {per_block(numbers["least"])}.
 - Zeros inside the experts taken, block by block: {per_block(numbers["zeros"])}.
-- Trained by `reference/train_code_moe.py` in {duration(run)}:
-  {machine()}.
+{training}
 - Scored by `reference/code_moe_evaluate.py`, in the engine, on the f16 weights.
 
 ## Limits
@@ -121,8 +134,8 @@ def main() -> None:
     numbers = evaluate(OUT, dense if trained else None, arguments.stdlib)
     print(json.dumps(numbers, indent=2))
     dense_run = newest(arguments.work, f"code-moe-dense-{HEX}") if trained else None
-    run = newest(arguments.work, f"code-moe-{HEX}")
-    (OUT / "CARD.md").write_text(card(numbers, run, dense_run), encoding="utf-8")
+    text = card(numbers, training_line(arguments.work), dense_run)
+    (OUT / "CARD.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
