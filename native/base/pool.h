@@ -5,7 +5,9 @@
 // next one: a thread that another process keeps from running costs its piece, never the whole call. `body` must not throw,
 // must not touch Python, and must give results that do not depend on how 0..total is cut.
 //
-// Callers on several threads take turns; a call from inside a body runs on that thread alone.
+// A call from inside a body runs on that thread alone. One that comes while another thread's call is under way begins on its
+// own thread, for which a thread of the pool steps back, and has the pool's help once that call is done: callers share the
+// processors, and none waits for another as long as there are no more of them than threads().
 #pragma once
 #include <cstdint>
 

@@ -85,9 +85,10 @@ def test_the_bar_of_both_stages_by_hand(found: Found) -> None:
     assert _rows.stages_factor(worse)[0] < 1
 
 
-def test_a_threshold_is_chosen_within_the_share() -> None:
+def test_a_threshold_spends_the_share_that_is_allowed() -> None:
     listed = [Point(tau, success, share, 0, 0) for tau, success, share in
-              ((0.1, 0.9, 0.8), (0.2, 0.85, 0.5), (0.3, 0.85, 0.4), (0.4, 0.5, 0.1))]  # fmt: skip
-    assert choose(listed) == 0.3
+              ((0.1, 0.9, 0.8), (0.2, 0.85, 0.5), (0.3, 0.88, 0.4), (0.4, 0.5, 0.1))]  # fmt: skip
+    assert choose(listed) == 0.2
+    assert choose(listed[2:]) == 0.3
     assert choose(listed[:1]) == 0.1
     assert area(listed) > 0.5

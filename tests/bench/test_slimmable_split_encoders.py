@@ -22,6 +22,7 @@ def test_every_bar_has_a_row() -> None:
     assert {"largest-over-teacher", "bytes-over-jpeg", "below-statics", "switch-ms"} <= ids
     assert {"reload-over-switch", "ensemble-over-largest", "all-statics-over-largest"} <= ids
     assert {"without-sandwich", "without-mode-norms", "without-gains", "payload", "digits"} <= ids
+    assert {"over-predecessor", "hits-by-the-clock"} <= ids
     for deadline in (100, 200, 400):
         assert {f"hits-{deadline}", f"gain-{deadline}", f"oracle-gap-{deadline}"} <= ids
     assert {row.kind for row in bench.rows if row.quick} == {row.kind for row in bench.rows}
@@ -33,7 +34,9 @@ def test_a_world_whose_best_is_known() -> None:
     quality = {(k, b): 10.0 * k + b for k in range(1, 5) for b in range(1, 5)}
     encode = {k: 60.0 * k for k in range(1, 5)}
     world = links.World(quality, encode, [segment(1.0, 432.0)], 20.0)
-    assert world.static(200)[0] == (3, 4)
+    assert links.static([world], 200)[0] == (3, 4)
+    narrow = links.World(quality, encode, [segment(1.0, 20.0)], 20.0)
+    assert links.static([world, narrow], 200)[0] == (2, 3), "one mode for every link"
     best, ours = world.oracle(200), world.played(Adaptive(quality, world.nbytes, encode), 200)
     assert best.hits == ours.hits == 1.0 and best.quality == 34.0
     assert ours.quality > 33.0

@@ -31,6 +31,7 @@ def test_every_bar_of_the_specification_has_a_row() -> None:
         assert bars[f"litert-{name}"] == bars[f"python-{name}"] == 0
     assert bars["matmul-int8"] == 0.5 and bars["threads-int8"] == 1 / 1.5 and bars["interpreter"] == 0.01
     assert bars["executor-resnet8"] == 1 / 3 and bars["onnx-codes"] == bars["onnx-codes-python"] == 0
+    assert bars["arena-mbv2-w0.35"] == 1 and bars["instructions-cortex-m4f-fast"] == (0.8, 1.25)
     assert {"newton-0", "newton-5", "analytic", "leak"} <= {row.id for row in find_bench("18").rows}
 
 

@@ -18,9 +18,9 @@ from haversack.models.graph import Machine
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")
 
 MODELS = {
-    "models/mlperf-tiny/kws_ref_model.tflite": (2_656_768, 16_000),
+    "models/mlperf-tiny/kws_ref_model.tflite": (2_656_768, 8_640),
     "models/mlperf-tiny/ad01_int8.tflite": (264_192, 768),
-    "models/mcu/mcunet-5fps.pkl": (22_613_504, 163_840),
+    "models/mcu/mcunet-5fps.pkl": (22_613_504, 132_096),
 }
 
 LITERT = {

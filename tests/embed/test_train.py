@@ -47,6 +47,11 @@ TRAININGS = {
     "square": (residual_net, True, Training("all", loss="mean-square")),
     "fp16": (residual_net, True, Training("all", precision="fp16")),
     "fp16-matrix": (residual_net, True, Training("all", precision="fp16", kernels=Kernels(2, 4, 16, 4))),
+    "fp16-wide-sums": (
+        residual_net,
+        True,
+        Training("all", precision="fp16", sums="f32", kernels=Kernels(8, 4, 8, 8)),
+    ),
     "bf16": (residual_net, True, Training("all", precision="bf16")),
     "bf16-wide-sums": (residual_net, True, Training("all", precision="bf16", sums="f32")),
     "mixed": (
@@ -80,7 +85,14 @@ def test_every_number_that_learns_is_the_python_graphs(name: str, tmp_path: Path
 
 @pytest.mark.parametrize(
     "core, name",
-    [("cortex-m4f", "sparse"), ("cortex-m7", "bf16"), ("riscv32-zfh", "fp16"), ("riscv32", "qas")],
+    [
+        ("cortex-m4f", "sparse"),
+        ("cortex-m7", "bf16"),
+        ("riscv32", "qas"),
+        ("riscv32-zfh", "fp16"),
+        ("riscv32-zvfh", "mixed"),
+        ("riscv32-zvfh", "fp16-wide-sums"),
+    ],
 )
 def test_emulated_cores_learn_the_same_bits(core: str, name: str, tmp_path: Path) -> None:
     if reason := TARGETS[core].missing():
@@ -89,6 +101,21 @@ def test_emulated_cores_learn_the_same_bits(core: str, name: str, tmp_path: Path
     build_training_graph(in_floats(make()) if floats else make(), tmp_path / "c", training, TARGETS[core])
     found = verify(tmp_path / "c")
     assert found.holds and len(found.runs) == 3 and found.runs[2].outputs == found.runs[0].outputs
+
+
+def test_vectors_of_halves_take_fewer_instructions(tmp_path: Path) -> None:
+    """Than halves one at a time, and these than halves made of 32-bit floats; the bits are the same."""
+    spent = []
+    for core in ("riscv32", "riscv32-zfh", "riscv32-zvfh"):
+        if reason := TARGETS[core].missing():
+            pytest.skip(reason)
+        graph = in_floats(residual_net())
+        training = Training("all", precision="fp16", kernels=Kernels(16, 4, 16, 16))
+        build_training_graph(graph, tmp_path / core, training, TARGETS[core], count=1)
+        found = verify(tmp_path / core)
+        assert found.holds and found.runs[2].instructions is not None
+        spent.append(found.runs[2].instructions)
+    assert spent[2] < 0.8 * spent[1] < 0.5 * spent[0]
 
 
 def symbols(folder: Path) -> dict[str, int]:

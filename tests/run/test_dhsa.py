@@ -22,8 +22,8 @@ from haversack.run._source import open_model
 from haversack.run._step import Step
 from haversack.run.attention._predictor import FILE, BoundaryPredictor, fingerprint, shapes
 from haversack.run.attention._prompt import Gaps, Prompt, Tally
-from haversack.run.attention._selection import by_columns_and_bands, by_score, left_to_choose
-from haversack.run.attention.dhsa import DHSA, choose_borders, pool_chunks
+from haversack.run.attention._selection import by_columns_and_bands
+from haversack.run.attention.dhsa import DHSA, choose_borders
 
 TEXT = np.random.default_rng(5).integers(3, 280, 400).astype(np.int32)
 SMALL = "sinks=8,local=16,query_block=16,tail=20"
@@ -68,29 +68,6 @@ def long(family: Any) -> Any:
 # ---- maths
 
 
-def test_equal_vectors_grow_by_the_root_of_their_number() -> None:
-    v = np.array([1.0, -2.0, 0.5], np.float32)
-    keys = np.repeat(v[None], 16, axis=0)
-    assert np.allclose(pool_chunks(keys, np.array([0, 16])), 4 * v)
-    assert np.allclose(pool_chunks(keys, np.array([0, 7, 16])), np.sqrt([[7], [9]]) * v)
-    assert np.allclose(pool_chunks(keys, np.array([0, 7, 16]), "mean"), [v, v])
-
-
-@settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), pooling=st.sampled_from(["sqrt", "mean", "max"]))
-def test_chunk_vectors_equal_their_definition(seed: int, pooling: str) -> None:
-    rng = np.random.default_rng(seed)
-    keys = rng.standard_normal((2, 50, 6)).astype(np.float32)
-    borders = np.unique(np.append(rng.integers(0, 50, 9), [0, 50]))
-    got = pool_chunks(keys, borders, pooling)
-    for chunk, (begin, end) in enumerate(pairwise(borders)):
-        part = keys[:, begin:end].astype(np.float64)
-        wanted = part.max(axis=1) if pooling == "max" else part.mean(axis=1)
-        if pooling == "sqrt":
-            wanted = wanted * np.sqrt(end - begin)
-        assert np.allclose(got[:, chunk], wanted, atol=1e-5)
-
-
 def test_borders_of_the_known_example() -> None:
     logits = np.full(64, -5.0, np.float32)
     logits[[10, 15, 30, 50]] = [0.9, 0.8, 0.7, 0.1]
@@ -114,29 +91,6 @@ def test_borders_keep_their_distance(seed: int, tail: int, size: int) -> None:
     best = max(open_gaps, key=lambda gap: logits[gap], default=None)
     if best is not None and logits[best] > 1.1:
         assert best + 1 in borders
-
-
-@settings(max_examples=120, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), low=st.integers(0, 40), size=st.integers(1, 70))
-def test_the_best_tokens_are_chosen_once(seed: int, low: int, size: int) -> None:
-    """What brute force over tokens finds: as many of the best as fit, ties inside the chunk of the border."""
-    rng = np.random.default_rng(seed)
-    first, end = low + size, low + size + 4
-    borders = np.unique(np.append(rng.integers(0, end, 8), [0, end]))
-    scores = rng.permutation(len(borders) - 1).astype(np.float32)
-    sinks, local = int(rng.integers(0, 9)), int(rng.integers(0, 20))
-    choice = left_to_choose(low, first, end, sinks, local)
-    kept = {t for t in range(low, first) if t < low + sinks or t >= end - local}
-    assert set(range(low, first)) - kept == set(choice)
-    most = int(rng.integers(0, size + 5))
-    found = by_score(scores, borders, low, first, choice, most)
-    assert found.tolist() == sorted(set(found.tolist()))
-    assert all(low <= entry < first for entry in found)
-    assert kept <= set(found)
-    of_token = {t: scores[int(np.searchsorted(borders, t, side="right")) - 1] for t in range(low, first)}
-    free = [t for t in range(low, first) if t not in kept]
-    ranked = sorted(free, key=lambda t: (-of_token[t], t))[:most]
-    assert set(found) == kept | set(ranked)
 
 
 def test_columns_and_bands_share_the_budget() -> None:

@@ -26,9 +26,9 @@ from haversack.share.hera import (
     cross_entropy_slope,
     group,
     imitation_labels,
-    label_of,
     penalised,
     preference,
+    preferred,
     returns,
     router_of,
 )
@@ -139,12 +139,49 @@ def test_a_group_with_one_decision_gives_no_label() -> None:
 
 def test_few_episodes_are_doubted() -> None:
     once = Group(([0.0], [1.0]), ([0.0], [1.0]))
-    often = Group(([0.0] * 8, [1.0] * 8), ([0.0] * 8, [1.0] * 8))
-    careful = Hera(doubt=2.0)
-    assert label_of(often, careful) == 1
-    assert label_of(once, careful) == 0
-    assert label_of(once, Hera(doubt=0.0, prior=0.0)) == 1
-    assert often.weight == 4 and once.weight == 0.5
+    often = Group(([0.0] * 40, [1.0] * 40), ([0.0] * 40, [1.0] * 40))
+    assert preferred(often, Hera()) > 0.99
+    assert 0.5 < preferred(once, Hera()) < 0.8
+    assert preferred(once, Hera(prior=0.0)) > preferred(once, Hera(prior=8.0))
+    assert often.weight == 20 and once.weight == 0.5
+
+
+@pytest.mark.parametrize("reward", ["lexicographic", "penalised"])
+@pytest.mark.parametrize(
+    ("gained", "calls"),
+    [((1, 1), (0, 3)), ((0.2, 0.8), (0, 3)), ((0.8, 0.2), (3, 0)), ((0.5, 0.5), (6, 2)), ((0, 0), (2, 2))],
+)
+def test_many_episodes_prefer_what_their_means_prefer(
+    gained: tuple[float, float], calls: tuple[float, float], reward: str
+) -> None:
+    count = 4000
+    success = tuple([1.0] * round(p * count) + [0.0] * (count - round(p * count)) for p in gained)
+    group_ = Group(success, tuple([float(one)] * count for one in calls))  # type: ignore[arg-type]
+    method = Hera(reward=reward, call_cost=0.02)
+    wanted = (
+        preference(gained, calls, tie=0.5) if reward == "lexicographic" else penalised(gained, calls, 0.02)
+    )
+    equal = reward == "penalised" and gained == (0, 0)
+    assert preferred(group_, method) == pytest.approx(0.5 if equal else wanted, abs=0.02)
+
+
+def test_the_chance_of_a_preference_is_that_of_drawn_means() -> None:
+    """Against draws of both means from their normal distributions."""
+    draw = np.random.default_rng(3)
+    device, cloud = [1.0, 0.0, 0.0, 1.0, 0.0], [1.0, 1.0, 0.0]
+    one = Group((device, cloud), ([2.0, 0.0, 3.0, 1.0, 1.0], [1.0, 2.0, 1.0]))
+    method = Hera(prior=2.0)
+    near = [(sum(v) + 2 * 0.5) / (len(v) + 2) for v in (device, cloud)]
+    level = (4 + 1) / (8 + 2)
+    gains = [
+        draw.normal(m, np.sqrt(level * (1 - level) / (len(v) + 2)), 200_000)
+        for m, v in zip(near, (device, cloud), strict=True)
+    ]
+    scatter = np.var([2, 0, 3, 1, 1, 1, 2, 1]) + 0.25
+    counts = [draw.normal(np.mean(v), np.sqrt(scatter / len(v)), 200_000) for v in one.calls]
+    more, fewer = gains[1] - gains[0], counts[0] - counts[1]
+    wanted = np.where(np.abs(more) > 0.05, more > 0, fewer > 0.5).mean()
+    assert preferred(one, method) == pytest.approx(float(wanted), abs=0.01)
 
 
 def test_the_network_learns_by_its_true_gradient() -> None:
@@ -185,7 +222,7 @@ def test_holding_near_the_anchor_keeps_parameters_near() -> None:
 
 
 def rooms(text: str) -> Asked:
-    return asked("fetch it", [], f"you are in the {text}", ("go", "stay"))
+    return asked("fetch it from the kitchen", [], f"you are in the {text}", ("a", "b"))
 
 
 def test_a_router_learns_what_groups_prefer_not_where_actions_differ() -> None:
@@ -195,14 +232,12 @@ def test_a_router_learns_what_groups_prefer_not_where_actions_differ() -> None:
         in_kitchen, chosen = at % 2 == 0, ("device", "cloud")[at // 2 % 2]
         text = f"you are in the {'kitchen' if in_kitchen else 'hall'} number {at % 6}"
         reward = 0.0 if in_kitchen and chosen == "device" else 1.0
-        episodes.append(
-            Episode((step(chosen, reward, f"{text}", 0, text=text, task="fetch it"),), reward > 0)
-        )
+        episodes.append(Episode((step(chosen, reward, text, 0, text=text, task=rooms("").text),), reward > 0))
     router = StepRouter(Hera(outcome_epochs=100, rate=1e-2, hold=0.0), seed=1)
     learned = router.fit_outcomes([one for each in episodes for one in each.steps])
     assert (learned.steps, learned.positive) == (6, 3)
-    assert router.route(rooms("kitchen number 2")) > 0.7
-    assert router.route(rooms("hall number 1")) < 0.3
+    assert router.route(rooms("kitchen number 2")) > 0.9
+    assert router.route(rooms("hall number 1")) < 0.45, "nothing but a call is saved there"
 
 
 def test_imitation_needs_both_actions_and_says_when_labels_are_of_one_class() -> None:

@@ -89,6 +89,7 @@ class TrainingStep(_Record):
     sums: Literal["same", "f32"]
     kernels: str
     momentum: float
+    examples: Count
     learned_numbers: Count
     learned_bytes: Count
     carried_bytes: Count
@@ -107,11 +108,12 @@ class StripsRecord(_Record):
 
 
 class EmbedBuildOutput(_Record):
-    """`haversack embed build`. `cycles` is a model's figure, not a measurement; `kernels` are those of layers
-    that do not have the plain one, `tuned_us` what tuning measured of each, here."""
+    """`haversack embed build`. `instructions` (of a pass) and `cycles` are a model's figures, not
+    measurements; `kernels` are those of layers that do not have the plain one, `tuned_us` what tuning
+    measured of each, here."""
 
     model: str
-    target: Literal["host", "cortex-m4f", "cortex-m7", "riscv32", "riscv32-zfh"]
+    target: Literal["host", "cortex-m4f", "cortex-m7", "riscv32", "riscv32-zfh", "riscv32-zvfh"]
     kind: Literal["float", "int8", "fp32", "fp16", "bf16", "int8-qas"]
     arena_bytes: Count
     arena_bound_bytes: Count
@@ -119,6 +121,7 @@ class EmbedBuildOutput(_Record):
     constant_bytes: Count
     flash_bytes: Count | None
     macs: Count
+    instructions: Count | None
     cycles: Count
     kernels: dict[str, str]
     threads: Count
@@ -140,7 +143,18 @@ class VerifiedBuild(_Record):
     largest: float
     arena_used: Count
     stack_used: Count | None
+    instructions: Count | None
     skipped: str | None
+
+
+class EmbedCalibrateOutput(_Record):
+    """`haversack embed calibrate`: of every kernel instructions for a product with an addition, for a place
+    of a window and for a number; how far off the fit is at most; the same of the model that ships."""
+
+    target: str
+    costs: dict[str, dict[str, tuple[float, float, float]]]
+    largest_error: float
+    shipped: dict[str, dict[str, tuple[float, float, float]]] | None
 
 
 class EmbedVerifyOutput(_Record):
@@ -154,5 +168,6 @@ class EmbedVerifyOutput(_Record):
 EMBED_OUTPUTS: dict[str, type[msgspec.Struct]] = {
     "embed-control": EmbedControlOutput,
     "embed-build": EmbedBuildOutput,
+    "embed-calibrate": EmbedCalibrateOutput,
     "embed-verify": EmbedVerifyOutput,
 }

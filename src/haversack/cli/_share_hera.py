@@ -37,7 +37,7 @@ def episodes(
         Path | None, typer.Option(help="textworld: a folder of games (.json, .z8, .ulx)", metavar="FOLDER")
     ] = None,
     device: Annotated[
-        str, typer.Option(help="small (trained here on walkthroughs), or a pack", metavar="AGENT")
+        str, typer.Option(help="small (trained here on walkthroughs), a pack, or a server", metavar="AGENT")
     ] = "small",
     cloud: Annotated[
         str | None,
@@ -87,6 +87,7 @@ def episodes(
     from haversack.core.ledger import Ledger
     from haversack.core.memory import peak_mib
     from haversack.core.progress import progress
+    from haversack.share._hera_agents import Unreachable
     from haversack.share._hera_curve import Point
     from haversack.share._hera_episodes import EpisodeBudget, run_episode, write_traces
 
@@ -99,7 +100,7 @@ def episodes(
     chosen = router_of_option(router, seed)
     if tau is None:
         tau = float(getattr(chosen, "threshold", 0.5))
-    on_device = agent_of(device, world, seed)
+    on_device = agent_of(device, world, seed, local=True)
     in_cloud = (
         None
         if cloud is None or cloud == "none"
@@ -109,14 +110,19 @@ def episodes(
     with progress("episodes", total=len(worlds) * rollouts) as bar:
         for env in worlds:
             for at in range(rollouts):
-                one = run_episode(
-                    *(env, on_device, in_cloud, chosen, tau, budget),
-                    ledger=book,
-                    seed=seed,
-                    episode=at,
-                    sample=sample,
-                    both=record == "both",
-                )
+                try:
+                    one = run_episode(
+                        *(env, on_device, in_cloud, chosen, tau, budget),
+                        ledger=book,
+                        seed=seed,
+                        episode=at,
+                        sample=sample,
+                        both=record == "both",
+                    )
+                except Unreachable as error:  # the cloud's is a step of the device's, so this is the device's
+                    raise UserError(
+                        f"the device's agent does not answer: {error}", field="device", given=device
+                    ) from error
                 played.append(one)
                 if output is not None:
                     write_traces(output, [one])
@@ -336,7 +342,9 @@ def worlds_of(world: str, count: int, first: int, games: Path | None) -> list[En
     return [TextWorldGame.load(one) if one.suffix == ".json" else CompiledGame(one) for one in chosen]
 
 
-def agent_of(name: str, world: str, seed: int, *, model: str = "", key_env: str = "") -> Agent:
+def agent_of(
+    name: str, world: str, seed: int, *, model: str = "", key_env: str = "", local: bool = False
+) -> Agent:
     """An agent by its option. Raises UserError for what cannot be opened."""
     from haversack.core.progress import progress
     from haversack.share import _hera_agents as agents
@@ -354,7 +362,7 @@ def agent_of(name: str, world: str, seed: int, *, model: str = "", key_env: str 
     if name.startswith(("http://", "https://")):
         from haversack.share._hera_endpoint import endpoint_agent
 
-        return endpoint_agent(name, model=model, key_env=key_env)
+        return endpoint_agent(name, model=model, key_env=key_env, local=local)
     from haversack.run._engine import Engine
 
     return agents.Prompted(agents.of_engine(Engine.open(name)))

@@ -46,7 +46,7 @@ def train(
     ] = None,
     keep: Annotated[
         Path | None,
-        typer.Option(help="where the teacher is kept, so that a killed run goes on", metavar="DIR"),
+        typer.Option(help="where teacher and student are kept, so that a killed run goes on", metavar="DIR"),
     ] = None,
     json: Json = False,
 ) -> None:

@@ -94,7 +94,9 @@ def build_command(
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="the folder to write")],
-    target: Annotated[str, typer.Option(help="host, cortex-m4f, cortex-m7, riscv32 or riscv32-zfh")] = "host",
+    target: Annotated[
+        str, typer.Option(help="host, cortex-m4f, cortex-m7, riscv32, riscv32-zfh or riscv32-zvfh")
+    ] = "host",
     ram_kib: Annotated[float | None, typer.Option(help="memory for the arena and hidden states")] = None,
     storage_kib: Annotated[float | None, typer.Option(help="storage for constants")] = None,
     golden: Annotated[
@@ -127,6 +129,7 @@ def build_command(
     classes: Annotated[int | None, typer.Option(help="a fresh classifier with this many outputs")] = None,
     momentum: Annotated[float, typer.Option(help="of the steps")] = 0.0,
     decay: Annotated[float, typer.Option(help="of weights, a step")] = 0.0,
+    examples: Annotated[int, typer.Option(help="of a step, which takes their mean gradient")] = 1,
     sums: Annotated[str, typer.Option(help="of 16-bit floats: same (16 bits) or f32")] = "same",
     loss_scale: Annotated[float, typer.Option(help="a power of two that gradients carry in 16 bits")] = 1.0,
     master: Annotated[bool, typer.Option("--master", help="keep 16-bit weights in 32 bits as well")] = False,
@@ -152,7 +155,13 @@ def build_command(
             loss=loss,
             classes=classes,
             precision=precision,
-            recipe={"momentum": momentum, "decay": decay, "loss_scale": loss_scale, "master": master},
+            recipe={
+                "momentum": momentum,
+                "decay": decay,
+                "loss_scale": loss_scale,
+                "master": master,
+                "examples": examples,
+            },
             sums=sums,
             wide=wide,
             kernels=kernels or "direct",
@@ -194,10 +203,36 @@ def build_command(
     )
     print(
         f"{record['macs']:,} multiplications with an addition, {record['cycles']:,} cycles by the model "
-        f"of the core"
+        f"of the core (an estimate: embed verify counts instructions, no board stood by)"
     )
     print(f"written: {output}: {', '.join(record['files'])}")
     print(f"check it: haversack embed verify {output}")
+
+
+@app.command("calibrate")
+def calibrate_command(
+    target: Annotated[str, typer.Argument(help="cortex-m4f, cortex-m7 or riscv32")],
+    json: Json = False,
+) -> None:
+    """Count what every kernel takes on an emulated core, fit the model of its instructions, print it."""
+    from haversack.embed.instructions import calibrated, fitted
+    from haversack.embed.targets import target as target_of
+
+    goal = target_of(target)
+    costs, worst = calibrated(goal)
+    shipped = fitted().get(goal.counts_as)
+    if json:
+        print_json({"target": target, "costs": costs, "largest_error": worst, "shipped": shipped})
+        return
+    for kind, kernels in costs.items():
+        for kernel, (product, place, number) in kernels.items():
+            held = (shipped or {}).get(kind, {}).get(kernel)
+            beside = "" if held is None else " (the model has {:.2f}, {:.1f}, {:.1f})".format(*held)
+            print(
+                f"{kind:11s}{kernel:18s}{product:6.2f} a product{place:6.1f} a place{number:7.1f} a number"
+                f"{beside}"
+            )
+    print(f"instructions of an operation are at most {100 * worst:.0f} % off the fit")
 
 
 @app.command("verify")
@@ -218,6 +253,10 @@ def verify_command(
                 print(f"{run.where}: skipped, {run.skipped}")
                 continue
             stack = "" if run.stack_used is None else f", stack {run.stack_used:,} bytes"
+            if run.instructions is not None:
+                stack += f"; {run.instructions:,} instructions"
+                if guess := done.report.get("instructions"):
+                    stack += f" (the model says {guess:,}, {100 * (guess / run.instructions - 1):+.0f} %)"
             print(
                 f"{run.where}: {run.differing} of {run.outputs} outputs differ (largest "
                 f"{run.largest:.2g}); arena "

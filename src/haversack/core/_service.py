@@ -17,7 +17,7 @@ import socket
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import FrameType
@@ -112,8 +112,9 @@ class RateLimit:
 class Service:
     """Serves `routes` ((method, path) -> handler); a path that ends in `/*` takes everything below it.
 
-    `port` 0 takes a free one (`url` says which). Raises UserError for a host other than this machine without
-    a token of at least 16 characters, and for a port that cannot be had.
+    `port` 0 takes a free one (`url` says which). `open_pages` are shown without the token: pages that hold
+    nothing themselves and send the token, typed in by who looks, with what they ask. Raises UserError for a
+    host other than this machine without a token of at least 16 characters, and for a port that cannot be had.
 
     >>> service = Service({("GET", "/hello"): lambda request: Response.of({"hello": request.client})})
     >>> service.run()  # until SIGTERM, SIGINT or stop(); requests in progress are finished
@@ -128,6 +129,7 @@ class Service:
         token: str | None = None,
         limits: Limits | None = None,
         metrics: Metrics | None = None,
+        open_pages: Collection[str] = (),
     ) -> None:
         if host not in _LOCAL and token is None:
             raise UserError(
@@ -144,6 +146,7 @@ class Service:
         self.metrics = metrics or Metrics()
         self._routes = dict(routes)
         self._token = token
+        self._open = {("GET", page) for page in open_pages}
         self._rate = RateLimit(self.limits.per_second, self.limits.burst)
         self._places = threading.BoundedSemaphore(self.limits.at_once)
         self._running = 0
@@ -197,7 +200,8 @@ class Service:
         """Token, rate, places, route, handler: everything between a parsed request and its response."""
         if (request.method, request.path) == ("GET", "/healthz"):
             return Response.of({"status": "stopping" if self._stopping.is_set() else "ok"})
-        if self._token is not None and not self._allowed(request):
+        shown = (request.method, request.path) in self._open
+        if self._token is not None and not shown and not self._allowed(request):
             return _error(
                 401, "a valid token is needed: Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"}
             )

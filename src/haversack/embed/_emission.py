@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from haversack.embed._c import array, identifier
+from haversack.embed.overlaps import backwards
 from haversack.models.graph._integer import multipliers
-from haversack.models.graph._ir import Graph, Op, Quantization
+from haversack.models.graph._ir import Conv2d, Graph, Op, Quantization
 from haversack.models.graph.plan import Arena
 from haversack.models.series.recurrent import Layer
 
@@ -93,6 +94,16 @@ class Emission:
 
     def call(self, text: str) -> None:
         self.calls.append(f"    {text};\n")
+
+    def call_rows(self, op: Conv2d, name: str, *arguments: str, last: str = "") -> None:
+        """Call a kernel over all rows of its result, from the last one where the plan has that over the end
+        of what it reads."""
+        rows, given = self.graph.tensors[op.y].shape[0], ", ".join(arguments)
+        if not backwards(self.graph, self.plan, op):
+            self.call(f"{name}({given}, 0, {rows}{last})")
+            return
+        self.calls.append(f"    for (int row = {rows}; row-- > 0;)\n")
+        self.calls.append(f"        {name}({given}, row, row + 1{last});\n")
 
     def window(
         self,

@@ -41,7 +41,7 @@ def fast_layer(made: Emission, op: Linear, bounds: str) -> None:
         made.used.add("split")
         made.call(f"nn_split(nn_{name}, &{task}, {rows})")
     else:
-        made.call(f"nn_{name}(&{task}, 0, {rows}, 0)")
+        made.call_rows(op, f"nn_{name}", f"&{task}", last=", 0")
 
 
 def _scales(made: Emission, op: Linear, channels: int) -> str:

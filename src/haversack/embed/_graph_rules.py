@@ -83,9 +83,13 @@ def _linear(made: Emission, op: Linear) -> None:
     made.used.add(name)
     if made.integer:
         factors = made.codes(op.x).scale * made.codes(op.weight).array() / made.codes(op.y).scale
-        made.call(f"nn_{name}({', '.join([*parts, made.scales(op, factors, op.y, channels)])})")
+        ends = made.scales(op, factors, op.y, channels)
+        if isinstance(op, Conv2d):
+            made.call_rows(op, f"nn_{name}", *parts, ends)
+        else:
+            made.call(f"nn_{name}({', '.join([*parts, ends])})")
         return
-    if name == "dense":
+    if not isinstance(op, Conv2d):
         if op.bias is None:
             parts[2] = made.constant(f"{op.y}.zeros", np.zeros(channels, np.float32))
         made.call(f"nn_dense({', '.join(parts)})")
@@ -93,7 +97,7 @@ def _linear(made: Emission, op: Linear) -> None:
             made.used.add("clamp")
             made.call(f"nn_clamp({parts[3]}, {parts[3]}, {channels}, {bounds(op)})")
         return
-    made.call(f"nn_{name}({', '.join([*parts, bounds(op)])})")
+    made.call_rows(op, f"nn_{name}", *parts, bounds(op))
 
 
 def _float_head(made: Emission, op: FullyConnected) -> None:

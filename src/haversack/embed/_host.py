@@ -11,7 +11,7 @@ from haversack.core.errors import HaversackError, UserError
 
 STRICT = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-Wshadow", "-Wconversion", "-Wno-sign-conversion")
 SANITIZED = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-TIMEOUT_S = 120
+TIMEOUT_S = 300
 
 
 class CompileError(HaversackError):
@@ -51,9 +51,15 @@ def compiled(sources: Sequence[Path], program: Path, *flags: str) -> Path:
 
     Raises CompileError with what gcc said, UserError without gcc.
     """
-    gcc = tool("gcc", "gcc")
-    command = [gcc, *STRICT, *flags, *map(str, sources), "-o", str(program), "-lm"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+    names = [str(source) for source in sources]
+    return compile_with([tool("gcc", "gcc"), *STRICT, *flags], Path(), names, program)
+
+
+def compile_with(command: Sequence[str], folder: Path, sources: Sequence[str], program: Path) -> Path:
+    """`program` made of the `sources` of `folder` by a compiler with its flags. Raises CompileError with what
+    it said."""
+    line = [*command, *(str(folder / name) for name in sources), "-o", str(program), "-lm"]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=TIMEOUT_S)
     if done.returncode:
-        raise CompileError(f"gcc refused {sources[0].name}: {done.stderr.strip()[:2000]}")
+        raise CompileError(f"{Path(command[0]).name} refused {sources[0]}: {done.stderr.strip()[:2000]}")
     return program

@@ -159,9 +159,14 @@ class TrainEmission(Emission):
         """Say what scales the next step and what it carries along."""
         factors = "0" if op.factors is None else self.held(op.factors)
         self.call(f"learning.factors = {factors}")
-        for wish, name in ((self.recipe.momentum, "velocity"), (self.recipe.master, "finer")):
-            if wish:
-                self.call(f"learning.{name} = nn_{name} + {self.learned[op.parameter].first}")
+        for name in carried(self.recipe):
+            self.call(f"learning.{name} = nn_{name} + {self.learned[op.parameter].first}")
+
+
+def carried(recipe: Recipe) -> list[str]:
+    """What steps carry along, a float for each number that learns."""
+    wishes = (("velocity", recipe.momentum), ("finer", recipe.master), ("sums", recipe.examples > 1))
+    return [name for name, wish in wishes if wish]
 
 
 def training_kernels(made: TrainEmission) -> str:
@@ -222,6 +227,7 @@ def back_text(kind: str, narrow: bool, names: set[str], recipe: Recipe) -> str:
         decay=literal(recipe.decay, "float32") if recipe.decay else "",
         unscaled=literal(1 / recipe.loss_scale, "float32") if recipe.loss_scale != 1 else "",
         finer=recipe.master,
+        several=literal(1 / recipe.examples, "float32") if recipe.examples > 1 else "",
     )
 
 
@@ -231,7 +237,7 @@ def training_structs(made: TrainEmission) -> str:
     if made.integer:
         text += struct_text(made)
     lines = ["float rate;", "const float *factors;"]
-    lines += ["float *velocity;"] if made.recipe.momentum else []
-    lines += ["float *finer;"] if made.recipe.master else []
+    lines += [f"float *{name};" for name in carried(made.recipe)]
+    lines += ["int last;"] if made.recipe.examples > 1 else []
     body = "\n    ".join(lines)
     return f"{text}\n/* How a step is taken. */\ntypedef struct {{\n    {body}\n}} nn_learning;\n"

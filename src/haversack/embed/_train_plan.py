@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from haversack.core.errors import UserError, not_allowed
-from haversack.embed._train_emission import Kernels, Place, places_of
+from haversack.embed._train_emission import Kernels, Place, carried, places_of
 from haversack.embed._train_graph import Wanted, factors_by, prepared, step_graph, wanted_by
 from haversack.embed._train_ops import in_kind, wide_tensors
 from haversack.embed._train_rules import patch_name, patch_nbytes
@@ -27,6 +27,7 @@ PRECISIONS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 OF_CODES = ("int8-qas", "int8")
 LOSSES = ("cross-entropy", "mean-square")
 SEED = 23
+EXAMPLES_MOST = 1024
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,13 @@ class Training:
                 field="loss_scale",
                 given=scale,
                 nearest=256,
+            )
+        if not 1 <= self.recipe.examples <= EXAMPLES_MOST:
+            raise UserError(
+                f"examples={self.recipe.examples} is not supported (allowed 1 to {EXAMPLES_MOST}).",
+                field="examples",
+                given=self.recipe.examples,
+                nearest=min(max(self.recipe.examples, 1), EXAMPLES_MOST),
             )
         if self.classes is not None and self.classes < 2:
             raise UserError(
@@ -109,10 +117,9 @@ class TrainPlan:
 
     @property
     def carried_nbytes(self) -> int:
-        """Velocities and finer copies."""
-        recipe = self.training.recipe
+        """Velocities, finer copies, sums of the gradients of several examples."""
         count = sum(place.size for place in self.learned.values())
-        return 4 * count * (bool(recipe.momentum) + recipe.master)
+        return 4 * count * len(carried(self.training.recipe))
 
     @property
     def ram_nbytes(self) -> int:

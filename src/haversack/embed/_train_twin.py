@@ -58,12 +58,13 @@ Values = dict[str, Any]
 @dataclass(frozen=True)
 class Recipe:
     """How steps are taken: `momentum` (0: none), `decay` (weight decay), `loss_scale` (a power of two),
-    `master` (f32 copies of 16-bit weights)."""
+    `master` (f32 copies of 16-bit weights); `examples` whose mean gradient a step takes."""
 
     momentum: float = 0.0
     decay: float = 0.0
     loss_scale: float = 1.0
     master: bool = False
+    examples: int = 1
 
 
 @dataclass
@@ -82,11 +83,27 @@ class Twin:
         self.machine = Machine(self.graph, parameters=self.parameters)
         self.velocity: dict[str, F32] = {}
         self.finer: dict[str, F32] = {}
+        self.totals: dict[str, F32] = {}
+        self.last = True
 
     def numbers(self, name: str) -> Numbers:
         """What the tensor `name` is computed in."""
         kind = self.graph.tensors[name].dtype
         return Numbers(kind if kind in ("f16", "bf16") else "f32", self.sums)
+
+    def step(self, inputs: Mapping[str, Any], rate: float) -> float:
+        """One step from as many examples as the recipe says (`inputs` with rows): the mean of their losses
+        before it. Gradients are summed in f32, one example after the other; nothing has changed where a loss
+        is not finite, which is then what comes back."""
+        self.totals, total, count = {}, np.float32(0), self.recipe.examples
+        for row in range(count):
+            self.last = row == count - 1
+            loss = self.run({name: each[row] for name, each in inputs.items()}, rate)[LOSS]
+            if not math.isfinite(loss):
+                self.last = True
+                return float(loss)
+            total = np.float32(total + np.float32(loss))
+        return float(total / np.float32(count))
 
     def run(self, inputs: Mapping[str, Any], rate: float = 0.0) -> Values:
         """The graph's outputs for one example: `inputs` by name, without rows. No step is taken where the
@@ -127,6 +144,12 @@ class Twin:
         recipe = self.recipe
         channels = None if isinstance(op, BiasStep) else op.channels
         at = slice(None) if channels is None else np.array(channels, np.intp)
+        if recipe.examples > 1:
+            before = self.totals.get(op.parameter, np.zeros_like(gradient))
+            self.totals[op.parameter] = gradient = before + gradient
+            if not self.last:
+                return
+            gradient = gradient * np.float32(1 / recipe.examples)
         fine = np.isfinite(gradient)
         self.skipped += int((~fine).sum())
         gradient = np.where(fine, gradient, np.float32(0))

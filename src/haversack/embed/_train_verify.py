@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from haversack.core.errors import HaversackError, UserError
 from haversack.embed import verify as harness
-from haversack.embed._host import SANITIZED, tool
+from haversack.embed._host import SANITIZED, compile_with, tool
 from haversack.embed._train_emission import WIDTHS
 from haversack.embed.halves import unpacked
 from haversack.embed.targets import target
@@ -38,7 +38,7 @@ def verify_training(folder: Path, report: Mapping[str, Any]) -> tuple[harness.Ru
         ("this machine", "host", ("-O2",)),
         ("this machine, sanitized", "host-sanitized", ("-O1", *SANITIZED, "-DNN_NO_STACK")),
     ):
-        harness.compile_with([gcc, *harness.STRICT, *flags], folder, sources, folder / name)
+        compile_with([gcc, *harness.STRICT, *flags], folder, sources, folder / name)
         runs.append(compared(where, harness.printed([str(folder / name)]), folder, report))
     if goal.name != "host":
         where = f"{goal.name}, {goal.board} under QEMU"
@@ -47,10 +47,10 @@ def verify_training(folder: Path, report: Mapping[str, Any]) -> tuple[harness.Ru
         else:
             elf = folder / "target.elf"
             own = (*goal.flags, "-T", str(folder / goal.script))
-            harness.compile_with(
+            compile_with(
                 [goal.compiler, *harness.STRICT, *own], folder, ["network.c", "main.c", goal.port], elf
             )
-            text = harness.printed([*goal.emulator, "-kernel", str(elf)])
+            text = harness.printed([*goal.command(), "-kernel", str(elf)])
             runs.append(compared(where, text, folder, report))
     return tuple(runs)
 
@@ -98,4 +98,6 @@ def compared(where: str, text: str, folder: Path, report: Mapping[str, Any]) -> 
         differing = int(marks["differing"])  # losses, which the harness alone compares
     stack = int(marks["stack"]) if "stack" in marks else None
     largest = max(largest, float(np.nan_to_num(gap, nan=np.inf).max(initial=0)))
-    return harness.Run(where, count, differing, largest, int(marks["arena"]), stack)
+    return harness.Run(
+        where, count, differing, largest, int(marks["arena"]), stack, int(marks["instructions"]) or None
+    )

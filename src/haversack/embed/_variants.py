@@ -15,8 +15,9 @@ import math
 from collections.abc import Mapping
 
 from haversack.core.errors import UserError, not_allowed
+from haversack.embed.overlaps import gaps, packed
 from haversack.models.graph._ir import Conv2d, DepthwiseConv2d, FullyConnected, Graph, Op
-from haversack.models.graph.plan import Arena, Life, arena, lifetimes
+from haversack.models.graph.plan import Arena, Life, lifetimes
 
 MODES = ("auto", "direct", "fast")
 """`fast` wherever there is a fast kernel; `auto` where the arena stays within RAM and a thirty-second of its
@@ -55,13 +56,14 @@ def patches_name(op: Op) -> str:
 
 
 def planned(graph: Graph, choices: Choices, threads: int = 1) -> Arena:
-    """The arena with every layer's patches in it."""
+    """The arena with every layer's patches in it, results over inputs where that goes (overlaps.py)."""
     lives = lifetimes(graph)
+    by = gaps(graph, lives, choices if threads > 1 else ())
     for number, op in enumerate(graph.ops):
         size = patches_nbytes(graph, op, choices.get(op.writes[0], "direct"), threads)
         if size:
             lives.append(Life((patches_name(op),), size, number, number))
-    return arena(lives)
+    return packed(lives, by)
 
 
 def fast(graph: Graph) -> dict[str, str]:

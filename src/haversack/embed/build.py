@@ -35,6 +35,7 @@ from haversack.embed._emission import Emission
 from haversack.embed._graph_c import emission, network_text
 from haversack.embed._strips import Strips, fitted
 from haversack.embed._variants import chosen, planned
+from haversack.embed.instructions import predicted
 from haversack.embed.targets import TARGETS, Target, target
 from haversack.embed.tune import Tuned, tune
 from haversack.formats.keras_h5 import is_keras
@@ -107,11 +108,11 @@ class Built:
     @property
     def cycles(self) -> int:
         """Predicted for one pass, by the model of targets.py."""
-        return round(
-            sum(
-                products * self.target.cycles(kernel, integer=self.made.integer)
-                for kernel, products in self.made.spent.items()
-            )
+        instructions = predicted(self.made, self.target)
+        return (
+            self.made.macs
+            if instructions is None
+            else round(instructions * self.target.cycles_per_instruction)
         )
 
     def record(self) -> dict[str, Any]:
@@ -127,6 +128,7 @@ class Built:
             "constant_bytes": self.made.constant_bytes,
             "flash_bytes": None,
             "macs": self.made.macs,
+            "instructions": predicted(self.made, self.target),
             "cycles": self.cycles,
             "kernels": dict(self.made.choices),
             "threads": self.made.threads,
@@ -287,7 +289,7 @@ def build_graph(
             compiler=goal.compiler,
             flags=" ".join([*goal.flags, *([f"-T {goal.script}"] if goal.script else [])]),
             port=goal.port,
-            emulator=" ".join(goal.emulator),
+            emulator=" ".join(goal.command()),
             threads=threads,
         ),
         "arena.svg": arena_svg(made.plan, len(graph.ops), title),

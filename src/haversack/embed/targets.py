@@ -2,15 +2,18 @@
 of them.
 
 Paper: Toward smart composites (arXiv 2205.10940) compiles to a Cortex-M4F; the others are this package's own.
-Cycles are a model: multiplications with an addition times a core's cycles each, by kernel. The figures are
-estimates [inferred]: instructions of the inner loops as the kernels are written, times what each takes on the
-core; those of matrix products are with Arm's DSP instructions where the core has them. Nothing calibrates
-them: no board stood by, and QEMU runs instructions without counting cycles.
+Cycles are a model: instructions, fitted to what the emulated boards count (instructions.py), times the cycles
+that a core is taken to need for one. These last figures are estimates [inferred] of one core each (a load
+takes two cycles on a Cortex-M4 and a jump that is taken two to four, a Cortex-M7 issues two instructions at
+once): no board stood by.
 """
 
 from __future__ import annotations
 
+import functools
+import re
 import shutil
+import subprocess
 from dataclasses import dataclass, replace
 
 from haversack.core.errors import unknown_name
@@ -20,8 +23,7 @@ SYSTEM = 18
 
 @dataclass(frozen=True)
 class Target:
-    """`compiler`, `flags` and `emulator` are empty for the host; cycles are for one product of floats, of
-    codes."""
+    """`compiler`, `flags` and `emulator` are empty for the host."""
 
     name: str
     board: str = ""
@@ -30,18 +32,33 @@ class Target:
     emulator: tuple[str, ...] = ()
     port: str = "port_host.c"
     script: str = ""
-    float_cycles: float = 1.0
-    int8_cycles: float = 1.0
+    cycles_per_instruction: float = 1.0
     packages: str = ""
-    fast_cycles: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    """Of matrix products of floats, of codes, and of depthwise blocks."""
+    extensions: tuple[str, str] = ("", "")
+    """What the emulated core has beyond the plain one, as QEMU before 8 and QEMU since then name it."""
 
-    def cycles(self, kernel: str, *, integer: bool) -> float:
-        """For one product in a `direct`, `matmul` or `blocked` kernel."""
-        if kernel == "direct":
-            return self.int8_cycles if integer else self.float_cycles
-        floats, codes, blocked = self.fast_cycles
-        return blocked if kernel == "blocked" else codes if integer else floats
+    counts_as: str = ""
+    """The core whose instructions were fitted."""
+
+    @property
+    def float_cycles(self) -> float:
+        """Of one product of floats in the plain dense kernel; 1 on the host."""
+        return self.product_cycles("float") if self.counts_as else 1.0
+
+    def product_cycles(self, kind: str) -> float:
+        """The same for numbers of a kind (instructions.py)."""
+        from haversack.embed.instructions import product_instructions
+
+        return (
+            self.cycles_per_instruction * product_instructions(self.counts_as, kind)
+            if self.counts_as
+            else 1.0
+        )
+
+    def command(self) -> tuple[str, ...]:
+        """The emulator's command, as the QEMU that is installed takes it."""
+        said = self.extensions[qemu_major(self.emulator[0]) >= 8] if self.emulator else ""
+        return (*self.emulator, "-cpu", f"rv32,{said}") if said else self.emulator
 
     def missing(self) -> str | None:
         """What keeps its harness from being built and run here; None when nothing does."""
@@ -51,7 +68,9 @@ class Target:
         return None
 
 
-SEMIHOSTING = ("-semihosting-config", "enable=on,target=native", "-nographic")
+SEMIHOSTING = ("-semihosting-config", "enable=on,target=native", "-nographic", "-icount")
+"""Output by semihosting, and a time that goes on with every instruction (2^shift ns), by which boards count
+them."""
 ARM = "gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm"
 
 TARGETS = {
@@ -61,26 +80,24 @@ TARGETS = {
         "mps2-an386",
         "arm-none-eabi-gcc",
         ("-mcpu=cortex-m4", "-mthumb", "-mfloat-abi=hard", "-mfpu=fpv4-sp-d16", "-O2", "-nostartfiles"),
-        ("qemu-system-arm", "-M", "mps2-an386", *SEMIHOSTING),
+        ("qemu-system-arm", "-M", "mps2-an386", *SEMIHOSTING, "shift=5"),
         "port_arm.c",
         "arm.ld",
-        4.0,
-        5.0,
+        1.3,
         ARM,
-        (3.5, 1.6, 4.5),
+        counts_as="cortex-m4f",
     ),
     "cortex-m7": Target(
         "cortex-m7",
         "mps2-an500",
         "arm-none-eabi-gcc",
         ("-mcpu=cortex-m7", "-mthumb", "-mfloat-abi=hard", "-mfpu=fpv5-sp-d16", "-O2", "-nostartfiles"),
-        ("qemu-system-arm", "-M", "mps2-an500", *SEMIHOSTING),
+        ("qemu-system-arm", "-M", "mps2-an500", *SEMIHOSTING, "shift=5"),
         "port_arm.c",
         "arm.ld",
-        2.5,
-        3.0,
+        0.7,
         ARM,
-        (2.0, 1.0, 2.5),
+        counts_as="cortex-m7",
     ),
     "riscv32": Target(
         "riscv32",
@@ -94,22 +111,38 @@ TARGETS = {
             "-O2",
             "-nostartfiles",
         ),
-        ("qemu-system-riscv32", "-M", "virt", "-bios", "none", *SEMIHOSTING),
+        ("qemu-system-riscv32", "-M", "virt", "-bios", "none", *SEMIHOSTING, "shift=0"),
         "port_riscv.c",
         "riscv.ld",
-        5.0,
-        6.0,
+        1.2,
         "gcc-riscv64-unknown-elf picolibc-riscv64-unknown-elf qemu-system-misc",
-        (4.5, 4.5, 5.0),
+        counts_as="riscv32",
     ),
 }
 TARGETS["riscv32-zfh"] = replace(
     TARGETS["riscv32"],
     name="riscv32-zfh",
     flags=(*TARGETS["riscv32"].flags, "-DNN_ZFH"),
-    emulator=(*TARGETS["riscv32"].emulator, "-cpu", "rv32,Zfh=true"),
+    extensions=("Zfh=true", "zfh=true"),
 )
 """The same core with 16-bit floats of its own."""
+TARGETS["riscv32-zvfh"] = replace(
+    TARGETS["riscv32"],
+    name="riscv32-zvfh",
+    flags=(*TARGETS["riscv32"].flags, "-DNN_ZVFH"),
+    extensions=("v=true,Zfh=true", "v=true,zfh=true,zvfh=true"),
+)
+"""The same with vectors of them. QEMU before 8 has vectors of 16-bit floats wherever it has vectors."""
+
+
+@functools.cache
+def qemu_major(name: str) -> int:
+    """The first number of an emulator's version; a large one where there is none."""
+    if shutil.which(name) is None:
+        return 99
+    said = subprocess.run([name, "--version"], capture_output=True, text=True, timeout=60).stdout
+    found = re.search(r"version (\d+)", said)
+    return int(found[1]) if found else 99
 
 
 def target(name: str) -> Target:

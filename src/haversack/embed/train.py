@@ -8,16 +8,18 @@ quantization-aware scaling and compile-time plan are here.
 
 What comes out: `network.c` and `network.h` (`nn_train_reset`, `nn_train_step`, `nn_forward`, what learns as
 one block of bytes to save), a harness that takes golden steps and compares every number that learned, a
-Makefile, `report.json`, `arena.svg`. One example a step, plain SGD, momentum and weight decay where asked.
-What learns lies in RAM, of a sparse scheme only the channels that change; the rest stays in flash, and the
-way forward adds the difference. Every sum has one order, in C and in numpy (_train_twin.py), so that a
-float network too gives the same bits on every machine. 16-bit floats are added up in 16 bits, even and odd
-terms in a lane each, as pairs in a register give it, or in 32 bits (`sums`); a core without them computes
-them exactly from 32-bit floats (halves.py), a RISC-V core with Zfh uses its own.
+Makefile, `report.json`, `arena.svg`. One example a step, or several, one after the other in the same
+arena, whose gradients are summed in 32 bits and whose mean updates at the last one; plain SGD, momentum and
+weight decay where asked. What learns lies in RAM, of a sparse scheme only the channels that change; the rest
+stays in flash, and the way forward adds the difference. Every sum has one order, in C and in numpy
+(_train_twin.py), so that a float network too gives the same bits on every machine. 16-bit floats are added up
+in 16 bits, even and odd terms in a lane each, as pairs in a register give it, or in 32 bits (`sums`); a core
+without them computes them exactly from 32-bit floats (halves.py), a RISC-V core with Zfh or Zvfh uses its
+own, one at a time or as vectors.
 What we changed: updates are taken where their gradient is ready, so none is stored; a gradient that is not
 finite leaves its number alone and is counted, so that a too large loss scale is seen; cross-entropy is in 32
 bits, its exponential from products alone. Batch normalisation is folded before training.
-Limits: one example a step; Pad in 16 bits; recurrent layers and maxima only below what learns have no kernel.
+Limits: Pad in 16 bits; recurrent layers and maxima only below what learns have no kernel.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ from haversack.embed._train_emission import (
     WIDTHS,
     Kernels,
     TrainEmission,
+    carried,
     training_kernels,
     training_structs,
 )
@@ -47,7 +50,7 @@ from haversack.embed._train_rules import calls
 from haversack.embed._train_twin import Recipe, Twin
 from haversack.embed.build import PAINT, arena_svg, load_graph
 from haversack.embed.targets import TARGETS, Target, target
-from haversack.models.graph._gradients import LABEL, LOSS
+from haversack.models.graph._gradients import LABEL
 from haversack.models.graph._ir import Graph
 
 __all__ = [
@@ -84,8 +87,8 @@ class TrainBuilt:
     def record(self) -> dict[str, Any]:
         """As `--json` prints it and `report.json` holds it."""
         made = self.plan
-        products = sum(self.macs.values())
-        each = self.target.int8_cycles if made.kind in OF_CODES else self.target.float_cycles
+        products = sum(self.macs.values()) * made.training.recipe.examples
+        each = self.target.product_cycles("int8-float" if made.kind in OF_CODES else "float")
         found = made.arena
         return {
             "model": made.name,
@@ -97,6 +100,7 @@ class TrainBuilt:
                 "sums": made.sums,
                 "kernels": made.training.kernels.label,
                 "momentum": made.training.recipe.momentum,
+                "examples": made.training.recipe.examples,
                 "learned_numbers": sum(place.size for place in made.learned.values()),
                 "learned_bytes": made.learned_nbytes,
                 "carried_bytes": made.carried_nbytes,
@@ -119,6 +123,7 @@ class TrainBuilt:
             "constant_bytes": self.constant_bytes,
             "flash_bytes": None,
             "macs": products,
+            "instructions": None,
             "cycles": round(products * each),
             "kernels": {},
             "threads": 1,
@@ -191,7 +196,7 @@ def network_texts(made: TrainPlan, title: str) -> tuple[str, str, TrainEmission,
     tensor = made.graph.tensors[source]
     codes = tensor.quantization
     recipe = made.training.recipe
-    carried = [name for name, wish in (("velocity", recipe.momentum), ("finer", recipe.master)) if wish]
+    names = carried(recipe)
     constants = step.constant_bytes + one.constant_bytes - step_shared(step, one)
     numbers: dict[str, Any] = {
         "arena": made.arena_nbytes,
@@ -207,19 +212,21 @@ def network_texts(made: TrainPlan, title: str) -> tuple[str, str, TrainEmission,
         in_shape=" x ".join(map(str, tensor.shape)),
         out_shape=" x ".join(map(str, outputs.shape)),
         square=square,
+        examples=recipe.examples,
         **numbers,
     )
     macs = {"forward": one.macs, "backward": step.macs - one.macs}
     text = rendered(
         "train.c.j2",
         title=title,
-        macs=f"{step.macs:,}",
-        forward_macs=f"{one.macs:,}",
+        macs=f"{step.macs * recipe.examples:,}",
+        forward_macs=f"{one.macs * recipe.examples:,}",
         constants=f"{constants:,}",
         arena=f"{made.arena_nbytes:,}",
         learned=f"{made.learned_nbytes:,}",
-        extra=f", {made.carried_nbytes:,} of what steps carry along" if carried else "",
-        carried=carried,
+        extra=f", {made.carried_nbytes:,} of what steps carry along" if names else "",
+        carried=names,
+        examples=recipe.examples,
         numbers=sum(place.size for place in made.learned.values()),
         windows=one.windows,
         structs=training_structs(step),
@@ -313,7 +320,7 @@ def build_training_graph(
             compiler=goal.compiler,
             flags=" ".join([*goal.flags, *([f"-T {goal.script}"] if goal.script else [])]),
             port=goal.port,
-            emulator=" ".join(goal.emulator),
+            emulator=" ".join(goal.command()),
             threads=1,
         ),
         "arena.svg": arena_svg(made.arena, len(made.graph.ops), title),
@@ -339,12 +346,14 @@ def build_training_graph(
 
 def golden_texts(made: TrainPlan, count: int, training: Training) -> dict[str, str]:
     """`golden.h`; what learns after each step, in hexadecimal; how far the loss may be off."""
-    inputs, targets = golden_examples(made, count, training.seed)
+    each = made.training.recipe.examples
+    inputs, targets = golden_examples(made, count * each, training.seed)
     twin = made.twin()
     (name,) = made.pass_graph.inputs
     losses, blocks = [], []
-    for row, goal in zip(inputs, targets, strict=True):
-        losses.append(twin.run({name: row, LABEL: goal}, training.rate)[LOSS])
+    for first in range(0, len(inputs), each):
+        rows = slice(first, first + each)
+        losses.append(twin.step({name: inputs[rows], LABEL: targets[rows]}, training.rate))
         blocks.append(made.block(twin.parameters))
     if not np.isfinite(losses).all():
         raise UserError(
@@ -358,6 +367,7 @@ def golden_texts(made: TrainPlan, count: int, training: Training) -> dict[str, s
         "train_golden.h.j2",
         seed=training.seed,
         count=count,
+        examples=each,
         rate=literal(training.rate, "float32"),
         inputs=array("golden_inputs", inputs),
         targets=array("golden_targets", targets),

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from haversack.embed._c import rendered
 from haversack.embed._graph_c import emission, network_text
-from haversack.embed._host import run, tool
+from haversack.embed._host import compile_with, run, tool
 from haversack.embed._variants import chosen, fast, kernels_of, planned
 from haversack.models.graph._ir import Graph
 from haversack.models.graph.plan import Arena
@@ -64,9 +64,8 @@ def tune(graph: Graph, threads: int = 1, ram_nbytes: float | None = None) -> Tun
     return Tuned(choices, planned(graph, choices, threads), times)
 
 
-def _program(graph: Graph, choices: Mapping[str, str], threads: int, folder: Path) -> Path:
-    """A program that prints the least microseconds of every operation over its passes."""
-    folder.mkdir()
+def marked_texts(graph: Graph, choices: Mapping[str, str], threads: int = 1) -> tuple[str, str]:
+    """`network.h` and `network.c` with a call of `nn_mark` before every operation and behind the last."""
     made = emission(graph, planned(graph, choices, threads), choices, threads)
     header, source = network_text(made, graph.name)
     body = source.index("void nn_forward(")
@@ -76,23 +75,17 @@ def _program(graph: Graph, choices: Mapping[str, str], threads: int, folder: Pat
     declared = source[:body].replace(
         '#include "network.h"\n', '#include "network.h"\n\nvoid nn_mark(void);\n', 1
     )
+    return header, declared + marked
+
+
+def _program(graph: Graph, choices: Mapping[str, str], threads: int, folder: Path) -> Path:
+    """A program that prints the least microseconds of every operation over its passes."""
+    folder.mkdir()
+    header, source = marked_texts(graph, choices, threads)
     (folder / "network.h").write_text(header, encoding="utf-8")
-    (folder / "network.c").write_text(declared + marked, encoding="utf-8")
+    (folder / "network.c").write_text(source, encoding="utf-8")
     text = rendered("profile.c.j2", operations=len(graph.ops), passes=PASSES)
     (folder / "profile.c").write_text(text, encoding="utf-8")
     program = folder / "profile"
-    sources = [folder / "network.c", folder / "profile.c"]
-    run(
-        [
-            tool("gcc", "gcc"),
-            "-std=gnu99",
-            "-O2",
-            "-ffp-contract=off",
-            "-pthread",
-            *sources,
-            "-o",
-            program,
-            "-lm",
-        ]
-    )
-    return program
+    command = [tool("gcc", "gcc"), "-std=gnu99", "-O2", "-ffp-contract=off", "-pthread"]
+    return compile_with(command, folder, ["network.c", "profile.c"], program)

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from haversack.core.errors import HaversackError, UserError
-from haversack.embed._host import SANITIZED, CompileError, tool
+from haversack.embed._host import SANITIZED, compile_with, tool
 from haversack.embed.build import TOLERANCE
 from haversack.embed.targets import Target, target
 
@@ -40,7 +40,8 @@ TIMEOUT_S = 300
 @dataclass(frozen=True)
 class Run:
     """One build and what it printed. `largest` is the largest difference, as a share of the largest output
-    (or of 1) for floats, in codes for int8; `skipped` says why nothing ran."""
+    (or of 1) for floats, in codes for int8; `instructions`: of the longest pass or step, where the board
+    counts them; `skipped` says why nothing ran."""
 
     where: str
     outputs: int = 0
@@ -48,6 +49,7 @@ class Run:
     largest: float = 0.0
     arena_used: int = 0
     stack_used: int | None = None
+    instructions: int | None = None
     skipped: str | None = None
 
     @property
@@ -145,15 +147,7 @@ def run_target(folder: Path, goal: Target, wanted: Array) -> Run:
     elf = folder / "target.elf"
     flags = [*goal.flags, "-T", str(folder / goal.script)]
     compile_with([goal.compiler, *STRICT, *flags], folder, ["network.c", "main.c", goal.port], elf)
-    return compared(where, printed([*goal.emulator, "-kernel", str(elf)]), wanted)
-
-
-def compile_with(command: Sequence[str], folder: Path, sources: Sequence[str], program: Path) -> None:
-    """Raises CompileError with what the compiler said."""
-    line = [*command, *(str(folder / name) for name in sources), "-o", str(program), "-lm"]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=TIMEOUT_S)
-    if done.returncode:
-        raise CompileError(f"{command[0]} refused {folder}: {done.stderr.strip()[:2000]}")
+    return compared(where, printed([*goal.command(), "-kernel", str(elf)]), wanted)
 
 
 def printed(command: Sequence[str]) -> str:
@@ -203,4 +197,5 @@ def compared(where: str, text: str, wanted: Array) -> Run:
         float(np.nan_to_num(gap, nan=np.inf).max()),
         int(marks["arena"]),
         stack,
+        int(marks["instructions"]) or None,
     )

@@ -109,8 +109,8 @@ class Reply:
     @property
     def text(self) -> str:
         """The first choice's text."""
-        message = self.body["choices"][0].get("message") or {}
-        content = message.get("content")
+        choice = self.body["choices"][0]
+        content = (choice.get("message") or {}).get("content", choice.get("text"))
         return content if isinstance(content, str) else ""
 
     @property
@@ -169,7 +169,8 @@ class Endpoint:
     async def chat(
         self, body: dict[str, Any], *, deadline_s: float, most: int, meter: Meter | None = None
     ) -> Reply:
-        """The whole answer to a chat, asked again after failures that pass, within `deadline_s`.
+        """The whole answer to a chat, or with `prompt` in the place of messages to a plain completion; asked
+        again after failures that pass, within `deadline_s`.
 
         What failed tries moved is in `meter` also when it raises EndpointError.
         """
@@ -231,10 +232,11 @@ class Endpoint:
 
     async def _tried(self, asked: dict[str, Any], meter: Meter, most: int) -> Reply:
         began = time.monotonic()
+        path = "/completions" if "prompt" in asked else "/chat/completions"
         wait = 0.25
         while True:
             try:
-                async with self._opened("POST", "/chat/completions", asked, meter, None) as response:
+                async with self._opened("POST", path, asked, meter, None) as response:
                     record = _json(await self._read(response, meter))
                 choices = record.get("choices")
                 if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
@@ -255,7 +257,9 @@ class Endpoint:
     def _charge(self, meter: Meter, asked: dict[str, Any], most: int) -> None:
         if meter.received_bytes == 0:
             return  # nothing came: nothing to pay
-        sent = len(_encoded({name: asked.get(name) for name in ("messages", "tools")}))
+        sent = len(
+            _encoded({name: asked.get(name) for name in ("messages", "prompt", "tools") if name in asked})
+        )
         choices = max(1, asked.get("n") or 1)
         meter.usage = judge_usage(
             meter.said,
@@ -412,10 +416,14 @@ def _chunk(data: str) -> dict[str, Any]:
 
 
 def _text_bytes(record: dict[str, Any], name: str) -> int:
-    """Bytes of what an answer says: contents and calls."""
+    """Bytes of what an answer says: contents and calls, or a completion's text."""
     size = 0
     for choice in record.get("choices") or ():
-        said = choice.get(name) if isinstance(choice, dict) else None
+        if not isinstance(choice, dict):
+            continue
+        said = choice.get(name)
+        if said is None and isinstance(choice.get("text"), str):
+            size += len(choice["text"].encode("utf-8", "replace"))
         if isinstance(said, dict):
             size += sum(len(str(value).encode()) for key, value in said.items() if key != "role" and value)
     return size

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from haversack.core.errors import HaversackError, UserError
-from haversack.share._hera_features import I32, command_bags
+from haversack.share._hera_features import I32, CommandView, command_bags
 from haversack.share._hera_net import BagNet, fit
 from haversack.share._hera_states import Env, asked, last_tokens, nearest_admissible, state_text
 from haversack.share._routing import Asked
@@ -86,7 +86,7 @@ class Scorer:
 
     def __init__(self, net: BagNet) -> None:
         self.net = net
-        self._known: dict[Asked, Decision] = {}
+        self._known: dict[CommandView, Decision] = {}
 
     @classmethod
     def learn(cls, envs: Sequence[Env], *, seed: int, epochs: int = 12, rate: float = 3e-3) -> Scorer:
@@ -95,7 +95,7 @@ class Scorer:
         right: list[int] = []
         for env in envs:
             for state, best in walkthrough(env, knowing=False):
-                examples.append(command_bags(state))
+                examples.append(command_bags(CommandView.of(state)))
                 right.append(state.admissible.index(best))
         if not examples:
             raise UserError("there is no game to learn the device's agent from.", field="games")
@@ -127,15 +127,16 @@ class Scorer:
         return {}
 
     def act(self, asked: Asked) -> Decision:
-        found = self._known.get(asked)
+        view = CommandView.of(asked)
+        found = self._known.get(view)
         if found is None:
-            scores = self.net.scores(command_bags(asked))
+            scores = self.net.scores(command_bags(view))
             shares = np.exp(scores - scores.max())
             shares /= shares.sum()
             spread = float(-(shares * np.log(shares + 1e-12)).sum())
             most = float(np.log(len(shares))) if len(shares) > 1 else 1.0
             found = Decision(asked.admissible[int(scores.argmax())], min(1.0, spread / most))
-            self._known[asked] = found
+            self._known[view] = found
         return found
 
 

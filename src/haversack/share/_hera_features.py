@@ -1,12 +1,15 @@
-"""A state as a bag of hashed features: words and pairs of words by the field they stand in, what task and
-state share, and counts in steps. Nothing of a particular world is known here."""
+"""A state as a bag of hashed features: what task and state share, kinds of actions, counts in steps; of
+commands and tasks also words and pairs of words. Nothing of a particular world is known here."""
 
 from __future__ import annotations
 
+import bisect
 import functools
 import itertools
 import re
 import zlib
+from collections import Counter
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -41,32 +44,37 @@ def one(name: str) -> int:
 
 def count(number: float) -> int:
     """A count in coarse steps: 0, 1, 2, 3, 5, 8, 13, 21, 34 and more."""
-    return int(np.searchsorted((1, 2, 3, 5, 8, 13, 21, 34), number, side="right"))
+    return bisect.bisect_right((1, 2, 3, 5, 8, 13, 21, 34), number)
 
 
 def state_bag(asked: Asked, pairs: int = PAIRS) -> I32:
-    """The router's view: sorted feature numbers, each once."""
+    """The router's view: sorted feature numbers, each once. Kinds of actions by how much of them the task
+    names, what the task and what is seen share, and counts; no other words, since those of some tens of
+    tasks would tell the tasks apart, not their states."""
     past, seen = past_and_seen(asked)
-    found = {*hashed("task", asked.text, True), *hashed("seen", seen, True)}
-    for age, (observation, action) in enumerate(reversed(past[-pairs:])):
-        found.update(hashed(f"did{age}", action, False))
-        found.add(one(f"did{age}={action}"))
-        if age == 0:
-            found.update(hashed("before", observation, False))
-    task = frozenset(words(asked.text))
-    for action in asked.admissible:
-        said = words(action)
-        found.update(hashed("may", action, False))
-        if said:
-            fits = sum(word in task for word in said[1:])
-            found.add(one(f"may {said[0]} {said[0] in task} {min(fits, 2)}"))
-    found.update(one(f"both={word}") for word in task.intersection(words(seen)))
+    found = {*_shared(asked.text, seen)}
+    found.update(_kind("may", action, asked.text) for action in asked.admissible)
+    found.update(_kind(f"did{age}", did, asked.text) for age, (_, did) in enumerate(reversed(past[-pairs:])))
     last = past[-1][1] if past else ""
     found.add(one(f"steps={count(len(past))}"))
     found.add(one(f"choices={count(len(asked.admissible))}"))
     found.add(one(f"again={count(sum(observation == seen for observation, _ in past))}"))
     found.add(one(f"repeats={count(sum(action == last for _, action in past))}"))
     return np.fromiter(sorted(found), np.int32, len(found))
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _shared(task: str, seen: str) -> tuple[int, ...]:
+    """Words that stand in both."""
+    return tuple(one(f"both={word}") for word in {*words(task)}.intersection(words(seen)))
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _kind(field: str, action: str, task: str) -> int:
+    """An action's verb, whether the task names it, and how many of its other words (0, 1, 2 and more)."""
+    verb, *others = words(action) or ("",)
+    named = words(task)
+    return one(f"{field} {verb} {verb in named} {min(sum(word in named for word in others), 2)}")
 
 
 def task_bag(text: str, observation: str = "") -> I32:
@@ -76,17 +84,31 @@ def task_bag(text: str, observation: str = "") -> I32:
     return np.fromiter(sorted(found), np.int32, len(found))
 
 
-def command_bags(asked: Asked) -> list[I32]:
-    """Each admissible action beside the state, for an agent that scores them: words without their order."""
-    past, seen = past_and_seen(asked)
-    task, now = frozenset(words(asked.text)), frozenset(words(seen))
-    last = past[-1][1] if past else ""
-    rooms: dict[str, int] = {}
-    for _, action in past:
-        rooms[action] = rooms.get(action, 0) + 1
-    here = sum(observation == seen for observation, _ in past)
+class CommandView(NamedTuple):
+    """All that an agent which scores commands looks at: `done` how often each was done, in coarse steps;
+    `here` how often this was seen before, 3 at most."""
+
+    task: str
+    seen: str
+    admissible: tuple[str, ...]
+    last: str
+    done: tuple[int, ...]
+    here: int
+
+    @classmethod
+    def of(cls, asked: Asked) -> CommandView:
+        past, seen = past_and_seen(asked)
+        did = Counter(action for _, action in past)
+        here = sum(observation == seen for observation, _ in past)
+        done = tuple(count(did[action]) for action in asked.admissible)
+        return cls(asked.text, seen, asked.admissible, past[-1][1] if past else "", done, min(here, 3))
+
+
+def command_bags(view: CommandView) -> list[I32]:
+    """Each admissible action beside the state: words without their order."""
+    task, now, last = frozenset(words(view.task)), frozenset(words(view.seen)), view.last
     bags = []
-    for action in asked.admissible:
+    for action, done in zip(view.admissible, view.done, strict=True):
         said = words(action)
         verb, objects = (said[0] if said else ""), said[1:]
         fits = sum(word in task for word in objects)
@@ -95,8 +117,8 @@ def command_bags(asked: Asked) -> list[I32]:
         bag.update(one(f"{verb}~{word}") for word in now)
         bag.add(one(f"{verb} fits={min(fits, 2)} of {len(objects)}"))
         bag.update(one(f"{verb} fit={word in task}:{at}") for at, word in enumerate(objects))
-        bag.add(one(f"{verb} did={count(rooms.get(action, 0))}"))
-        bag.add(one(f"{verb} did={rooms.get(action, 0) > 0} here={min(here, 3)}"))
+        bag.add(one(f"{verb} did={done}"))
+        bag.add(one(f"{verb} did={done > 0} here={view.here}"))
         bag.add(one(f"{last}>{action}"))
         bag.add(one(f"{last.split(' ')[0]}>{verb}"))
         bags.append(np.fromiter(sorted(bag), np.int32, len(bag)))

@@ -124,12 +124,12 @@ def learn_language(
         found["imitation"] = {"steps": len(labels), "differ": sum(labels)}
     if method.stages != "imitation":
         episodes = episodes_of(steps)
-        states, labels, weights = labelled(states_by_key(episodes), group(episodes), method)
-        found["outcomes"] = {"states": len(labels), "for_cloud": sum(labels)}
-        if labels:
+        states, chances, weights = labelled(states_by_key(episodes), group(episodes), method)
+        found["outcomes"] = {"states": len(states), "for_cloud": sum(chance > 0.5 for chance in chances)}
+        if states:
             anchor = {name: value.detach().clone() for name, value in learning.named_parameters()}
             fit_language(
-                *(learning, states, labels, weights),
+                *(learning, states, chances, weights),
                 epochs=method.outcome_epochs,
                 seed=seed,
                 anchor=anchor,

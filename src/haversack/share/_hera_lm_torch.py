@@ -86,7 +86,7 @@ class LanguageLearning(nn.Module):
 def fit_language(
     learning: LanguageLearning,
     states: Sequence[Asked],
-    labels: Sequence[int],
+    labels: Sequence[float],
     weights: Sequence[float],
     *,
     epochs: int = 3,

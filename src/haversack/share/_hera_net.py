@@ -59,6 +59,11 @@ class BagNet:
     def copy(self) -> BagNet:
         return BagNet({name: value.copy() for name, value in self.parameters.items()})
 
+    def rows(self, used: I32) -> BagNet:
+        """A copy for bags of the features `used` alone, each named by its place among them."""
+        found = {name: value.copy() for name, value in self.parameters.items() if name != "embedding"}
+        return BagNet({"embedding": self.parameters["embedding"][used], **found})
+
     def score(self, bag: I32) -> float:
         """Of one bag."""
         own = self.parameters
@@ -114,26 +119,31 @@ def fit(
 ) -> None:
     """Learn by AdamW. An example is one bag or several (commands among which to choose); `slope` gets the
     scores of a batch one behind the other. With `anchor`, `hold` * ||theta - anchor||^2 is part of the
-    loss."""
+    loss. Features that no example has stay as they are."""
     draw = np.random.default_rng([seed, 40])
-    moments = {name: (np.zeros_like(value), np.zeros_like(value)) for name, value in net.parameters.items()}
+    used = np.unique(np.concatenate([bag for one in examples for bag in one]))
+    places = [[np.searchsorted(used, bag).astype(np.int32) for bag in one] for one in examples]
+    small, near = net.rows(used), None if anchor is None else anchor.rows(used)
+    moments = {name: (np.zeros_like(value), np.zeros_like(value)) for name, value in small.parameters.items()}
     step = 0
     for _ in range(epochs):
         order = draw.permutation(len(examples))
         for begin in range(0, len(order), batch):
             chosen = order[begin : begin + batch]
-            packed = Packed.of([bag for at in chosen for bag in examples[at]])
-            scores, hidden = net._forward(packed)
-            found = net.gradients(packed, hidden, slope(scores, chosen))
+            packed = Packed.of([bag for at in chosen for bag in places[at]])
+            scores, hidden = small._forward(packed)
+            found = small.gradients(packed, hidden, slope(scores, chosen))
             step += 1
-            for name, value in net.parameters.items():
+            for name, value in small.parameters.items():
                 gradient = found[name]
-                if anchor is not None and hold > 0:
-                    gradient = gradient + np.float32(2 * hold) * (value - anchor.parameters[name])
+                if near is not None and hold > 0:
+                    gradient = gradient + np.float32(2 * hold) * (value - near.parameters[name])
                 first, second = moments[name]
                 first += 0.1 * (gradient - first)
                 second += 0.001 * (gradient * gradient - second)
                 size = first / (1 - 0.9**step) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
-                if anchor is None and name == "embedding":
+                if near is None and name == "embedding":
                     size = size + decay * value
                 value -= np.float32(rate) * size
+    for name, value in small.parameters.items():
+        net.parameters[name][used if name == "embedding" else ...] = value

@@ -30,7 +30,7 @@ from haversack.share.hera import (
 )
 
 F32 = npt.NDArray[np.float32]
-FORM = "hashed-words"
+FORM = "hashed-relations"
 HIDDEN_MOST = 4096
 
 
@@ -156,7 +156,7 @@ class StepRouter:
         return self.fit_groups([(group(episodes), states_by_key(episodes))], self.net.copy())
 
     def fit_groups(self, kept: Sequence[tuple[dict[str, Group], dict[str, Any]]], anchor: BagNet) -> Learned:
-        """Learn what groups prefer; the parameters are held near the anchor's."""
+        """Learn what groups prefer, from the anchor's parameters on and held near them."""
         merged: dict[str, Group] = defaultdict(Group)
         states: dict[str, Any] = {}
         for groups, of_round in kept:
@@ -166,11 +166,11 @@ class StepRouter:
                     merged[key].success[decision].extend(one.success[decision])
                     merged[key].calls[decision].extend(one.calls[decision])
         chosen, labels, weights = labelled(states, merged, self.method)
-        learned = Learned(len(labels), sum(labels))
+        learned = Learned(len(labels), sum(label > 0.5 for label in labels))
         if not labels:
             learned.notes.append("no state was visited with both decisions; more rollouts are needed")
             return learned
-        self.constant = None
+        self.constant, self.net = None, anchor.copy()
         fit(
             self.net,
             [[state_bag(state)] for state in chosen],

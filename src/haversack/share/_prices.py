@@ -67,10 +67,14 @@ class Usage:
     source: str = "server"
 
 
+ASKED_WITH = ("messages", "prompt", "tools", "response_format")
+"""Fields of a request whose text a model reads."""
+
+
 def prompt_ceiling(body: dict[str, Any]) -> int:
     """Tokens that a request's prompt has at most: one a byte, and what templates add."""
     messages = body.get("messages") or ()
-    told = {name: body.get(name) for name in ("messages", "tools", "response_format") if body.get(name)}
+    told = {name: body.get(name) for name in ASKED_WITH if body.get(name)}
     size = len(json.dumps(told, ensure_ascii=False).encode("utf-8", "surrogatepass"))
     return size + MESSAGE_TOKENS * (len(messages) + 1)
 

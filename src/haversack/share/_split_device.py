@@ -1,14 +1,18 @@
 """The device's loop: a picture, a mode, a frame, an answer; one frame in flight, late answers are misses.
 
-When nothing comes back within `patience_ms` the connection is given up and opened anew for the next picture;
-that frame is lost, and counted so. Errors that the server words (another model, another version) end the run.
+When no whole answer came within `patience_ms`, however it trickles in, the connection is given up and opened
+anew for the next picture; that frame is lost, and counted so. Errors that the server words (another model,
+another version) end the run. All times are differences of this device's own clock; the server's share is a
+duration that it measured, believed within what the frame took.
 """
 
 from __future__ import annotations
 
 import http.client
 import json
+import math
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -26,6 +30,7 @@ from haversack.share._split_halves import SlimEncoder
 from haversack.share.slimmable import Controller, Mode, Times, deadline_of
 
 U8 = NDArray[np.uint8]
+ANSWER_MOST = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -75,18 +80,27 @@ class Wire:
         self._open: http.client.HTTPConnection | None = None
 
     def ask(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
-        """(status, body). Raises OSError or HTTPException when the link does not hold."""
-        if self._open is None:
+        """(status, body). Raises OSError or HTTPException when the link does not hold, the answer is longer
+        than ANSWER_MOST or not whole in time."""
+        if self._open is None or self._open.sock is None:  # never opened, or ended by the server
             self._open = self._make(*self._where, timeout=self.patience_s)
             self._open.connect()
             self._open.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        given_up = threading.Timer(self.patience_s, _cut, [self._open.sock])
+        given_up.daemon = True
+        given_up.start()
         try:
             self._open.request(method, path, body, self._headers)
             response = self._open.getresponse()
-            return response.status, response.read()
+            said = response.read(ANSWER_MOST + 1)
+            if len(said) > ANSWER_MOST:
+                raise http.client.HTTPException(f"the answer has more than {ANSWER_MOST} bytes")
+            return response.status, said
         except BaseException:
             self.close()
             raise
+        finally:
+            given_up.cancel()
 
     def close(self) -> None:
         """Give the connection up."""
@@ -125,7 +139,7 @@ class SplitDevice:
         try:
             status, body = self.wire.ask("GET", "/v1/model")
             said = json.loads(body)
-        except (OSError, http.client.HTTPException, ValueError) as error:
+        except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
             raise UserError(
                 f"{self.server} does not answer as a split server ({error}); start one with haversack share "
                 "split serve.",
@@ -164,7 +178,7 @@ class SplitDevice:
             encode = 1000 * (self.clock() - began)
         answer = self._sent(data)
         total = 1000 * (self.clock() - began)
-        decode = 0.0 if answer is None else float(answer.get("decoder_time_ms", 0.0))
+        decode = 0.0 if answer is None else _within(answer.get("decoder_time_ms"), total - encode)
         times = Times(mode, len(data), encode, decode, total)
         hit = answer is not None and total <= self.deadline_ms
         self.frames += 1
@@ -183,7 +197,7 @@ class SplitDevice:
             return None
         try:
             said = json.loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):
             said = None
         if status == 400 and isinstance(said, dict) and "error" in said:
             raise UserError(
@@ -207,3 +221,15 @@ class SplitDevice:
     def close(self) -> None:
         """End the connection."""
         self.wire.close()
+
+
+def _within(said: object, most: float) -> float:
+    """A duration that the other side says: none where it is no number, at most what there was."""
+    known = isinstance(said, (int, float)) and math.isfinite(said)
+    return min(max(float(said), 0.0), max(most, 0.0)) if known else 0.0  # type: ignore[arg-type]
+
+
+def _cut(sock: socket.socket) -> None:
+    """End whatever waits for this socket."""
+    with suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)

@@ -184,11 +184,10 @@ class Oracle:
         return 1000 * (back - self.now)
 
     def choose(self, deadline_ms: float) -> Mode:
-        took = {mode: self._took(mode) for mode in self.quality}
-        fitting = [mode for mode in took if took[mode] <= deadline_ms]
-        return max(
-            fitting, key=lambda mode: self.quality[mode], default=min(took, key=lambda mode: took[mode])
-        )
+        for mode in sorted(self.quality, key=lambda mode: -self.quality[mode]):
+            if self.encode_ms(mode[0]) + self.decode_ms < deadline_ms and self._took(mode) <= deadline_ms:
+                return mode
+        return min(self.quality, key=self._took)
 
     def observe(self, times: Times) -> None:
         self.now += max(times.total, self.period_ms) / 1000

@@ -1,7 +1,7 @@
 """The server half behind HTTP, with a page that shows each device's mode, bytes and deadline hits.
 
 POST /v1/frames takes a frame (share/_split_frame.py) and answers JSON; GET /v1/model says what is served; GET
-/v1/state is what the page at / shows.
+/v1/state is what the page at / shows. With a token the page asks for it; all else needs it.
 """
 
 from __future__ import annotations
@@ -73,8 +73,11 @@ def split_service(
     lock = threading.Lock()
 
     def frames(request: Request) -> Response:
+        began = time.perf_counter()
         with lock:  # one network, one frame at a time
             frame, answer = server.decode(request.body)
+        # with what it waited for others: a busy server is no slow link
+        answer["decoder_time_ms"] = round(1000 * (time.perf_counter() - began), 3)
         nbytes = len(request.body)
         metrics.count("split_frames_total", "Frames answered", k=str(frame.k), b=str(frame.b))
         metrics.time(
@@ -106,4 +109,7 @@ def split_service(
         ),
         ("GET", "/"): lambda request: Response(page, content_type="text/html; charset=utf-8"),
     }
-    return Service(routes, host=host, port=port, token=token, limits=LIMITS, metrics=metrics), board
+    service = Service(
+        routes, host=host, port=port, token=token, limits=LIMITS, metrics=metrics, open_pages=("/",)
+    )
+    return service, board

@@ -1,6 +1,7 @@
 """From pictures to a split network: teacher, student, the table of what each mode is worth.
 
-The teacher is kept in `keep` as soon as it is whole, so that a run that was killed goes on from there.
+The teacher is kept in `keep` as soon as it is whole, the student every fifty steps, so that a run that was
+killed goes on from there.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,19 +20,12 @@ from torch import Tensor
 from haversack.core.errors import UserError
 from haversack.models.vision._average_precision import mean_average_precision
 from haversack.models.vision._slim_record import SplitNet
+from haversack.models.vision._slim_student_torch import Slim, measures, normed, sum_of
+from haversack.models.vision._slim_teacher_torch import Teacher
 from haversack.models.vision._spots import detections
 from haversack.models.vision._spots_torch import Teaching, teach
 from haversack.models.vision.slimmable import gains
-from haversack.models.vision.slimmable_torch import (
-    Distilling,
-    Student,
-    Teacher,
-    distil,
-    modes_of,
-    modules_of,
-    normed,
-    tensors_of,
-)
+from haversack.models.vision.slimmable_torch import Distilling, Student, distil, modules_of, tensors_of
 from haversack.share._split_data import SplitData, boxes_of
 from haversack.share._split_pack import open_split, read_tensors
 from haversack.share.slimmable import Mode, Slimmable
@@ -71,12 +65,22 @@ def train_split(
         teacher = kept_teacher(net, data, how, keep, say)
     torch.manual_seed(how.seed + 1)
     student = Student(net, gains(how.members, how.gain))
-    distil(teacher, student, data.pictures, distilling(how), say)
+    distil(teacher, student, data.pictures, distilling(how), say, _kept_student(teacher, data, how, keep))
     say("what each mode is worth")
-    table = {
-        mode: quality(student_answers(teacher, student, mode, held), held) for mode in modes_of(how.members)
-    }
+    table = qualities(teacher, student, held)
     return Trained(net, teacher, student, table, quality(teacher_answers(teacher, held), held))
+
+
+def _kept_student(teacher: Teacher, data: SplitData, how: Slimmable, keep: Path | None) -> Path | None:
+    """Where a student on its way is kept: by its teacher, pictures, and all of `how` but the steps."""
+    if keep is None:
+        return None
+    total = hashlib.sha256(data.pictures.tobytes())
+    for name, tensor in teacher.state_dict().items():
+        total.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    total.update(str(replace(how, steps=1)).encode())
+    keep.mkdir(parents=True, exist_ok=True)
+    return keep / f"student-{total.hexdigest()[:16]}.pt"
 
 
 def teacher_of_pack(path: str, data: SplitData) -> Teacher:
@@ -131,10 +135,21 @@ def teacher_answers(teacher: Teacher, data: SplitData) -> F32:
     return _answers(lambda x: teacher(x), data.pictures)
 
 
-def student_answers(teacher: Teacher, student: Student, mode: Mode, data: SplitData) -> F32:
-    """Logits through the encoder and decoder of a mode."""
-    student.measures(False)
-    return _answers(lambda x: teacher.answer(teacher.rest(student(x, mode))[-1]), data.pictures)
+def qualities(
+    teacher: Teacher, student: Slim, data: SplitData, modes: Sequence[Mode] | None = None, rows: int = 50
+) -> dict[Mode, float]:
+    """What each mode is worth (None: all); parts are computed once for all modes."""
+    measures(student, False)
+    wanted = student.modes if modes is None else modes
+    most = max(k for k, _ in wanted)
+    found: dict[Mode, list[F32]] = {mode: [] for mode in wanted}
+    with torch.no_grad():
+        for at in range(0, len(data), rows):
+            parts = student.outputs(normed(data.pictures[at : at + rows]), most)
+            for mode in wanted:
+                split = student.decode(student.sent(sum_of(parts[: mode[0]]), mode[1]), mode)
+                found[mode].append(teacher.answer(teacher.rest(split)[-1]).numpy())
+    return {mode: quality(np.concatenate(answers), data) for mode, answers in found.items()}
 
 
 def _answers(network: Callable[[Tensor], Tensor], pictures: NDArray[np.uint8], rows: int = 50) -> F32:

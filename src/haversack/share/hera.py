@@ -14,12 +14,17 @@ it; g learns the preferences and is held near what it was after imitation. `rewa
 success less `call_cost` a call instead [secondary].
 What we changed: the paper's router is a language model of 0.5 billion parameters with a classifier on its
 last token (`share/_hera_lm.py`, any such checkpoint); the default is a network of one hidden layer over
-hashed words [inferred], which needs more passes. Few rollouts make a group's success a coin toss: both means
-are shrunk to the group's own by a Beta prior of `prior` episodes, must differ by `doubt` standard errors
-beside epsilon, and a group weighs n0 n1 / (n0 + n1), as sure as a difference of means is. Groups of the last
-`memory` rounds are kept. Rollouts keep a `floor` of chance for either side, so that groups with both go on to
-exist. Calls are compared within half a call. Chances after the second stage are low, since most states prefer
-the device: a file's threshold is set so that the cloud takes `share` of the steps learned from.
+hashed features [inferred], which needs more passes. Its features are what task and state share, kinds of
+actions and counts: with the words of some tens of tasks it remembers the tasks and is worse on others [ours].
+Few rollouts make a group's success a coin toss, and taken at its word it is worse than imitation where groups
+are few. So a group's label is the chance that the preference would be the cloud's if its means were exact
+[ours]: they are shrunk to the group's own mean by a Beta prior of `prior` episodes, and their doubt is read
+from their scatter. With many episodes it is the preference itself; with one of each side it is near 1/2. A
+group weighs n0 n1 / (n0 + n1), as sure as a difference of means is. The last `memory` rounds are kept,
+and every round learns from imitation's parameters on, since to go on from the last round's would make more
+passes over the same episodes. Rollouts keep a `floor` of chance for either side, so that groups with both go
+on to exist. Calls are compared within half a call. A file's threshold is set so that the cloud takes `share`
+of the steps learned from.
 Cost: imitation takes one call of each agent a step, rollouts `rollouts` episodes a task and round. A
 decision takes well below 2 ms with the default router.
 Limits: states must have keys under which the future is the same (checked by replay); agents stay frozen;
@@ -114,17 +119,6 @@ def group(episodes: Iterable[Episode], into: dict[str, Group] | None = None) -> 
     return found
 
 
-def shrunk(values: Sequence[float], mean: float, prior: float) -> float:
-    """The mean of `values` with `prior` more episodes that came out as `mean`."""
-    return (sum(values) + prior * mean) / (len(values) + prior)
-
-
-def spread(values: Sequence[float], mean: float, prior: float) -> float:
-    """The standard error of `shrunk`."""
-    near = shrunk(values, mean, prior)
-    return float(np.sqrt(max(near * (1 - near), 0.0) / (len(values) + prior)))
-
-
 def preference(
     gained: tuple[float, float], calls: tuple[float, float], epsilon: float = 0.05, tie: float = 0.0
 ) -> int:
@@ -145,16 +139,32 @@ def penalised(gained: tuple[float, float], calls: tuple[float, float], call_cost
     return int(worth[CLOUD] > worth[DEVICE])
 
 
-def label_of(one: Group, method: Hera) -> int:
-    """The preferred decision of a group that has both."""
-    mean = float(np.mean([*one.success[DEVICE], *one.success[CLOUD]]))
-    device, cloud = (shrunk(values, mean, method.prior) for values in one.success)
-    calls = (float(np.mean(one.calls[DEVICE])), float(np.mean(one.calls[CLOUD])))
-    doubt = math.hypot(*(spread(values, mean, method.prior) for values in one.success))
-    epsilon = method.epsilon + method.doubt * doubt
+def preferred(one: Group, method: Hera) -> float:
+    """The chance that `preference` would be the cloud, were a group's means those of endless episodes.
+
+    Both successes are shrunk to the group's own mean by `prior` episodes; how far means may be off is read
+    from the group's own scatter. 1/2 says that the group tells nothing.
+    """
+    n = np.array([len(values) for values in one.success], np.float64)
+    success, calls = (np.array([*values[DEVICE], *values[CLOUD]]) for values in (one.success, one.calls))
+    mean, prior = float(success.mean()), method.prior
+    more = float(np.diff([(sum(values) + prior * mean) / (len(values) + prior) for values in one.success])[0])
+    level = (success.sum() + prior / 2) / (n.sum() + prior)
+    doubt = math.sqrt(max(level * (1 - level), 0.0) * float((1 / (n + prior)).sum()))
+    fewer = float(np.mean(one.calls[DEVICE]) - np.mean(one.calls[CLOUD]))
+    calls_doubt = math.sqrt(float(calls.var() + CALLS_TIE**2) * float((1 / n).sum()))
     if method.reward == "penalised":
-        return penalised((device, cloud), calls, method.call_cost)
-    return preference((device, cloud), calls, epsilon, CALLS_TIE)
+        cost = method.call_cost
+        return above(more + cost * fewer, 0.0, math.hypot(doubt, cost * calls_doubt))
+    better, worse = above(more, method.epsilon, doubt), above(-more, method.epsilon, doubt)
+    return better + (1 - better - worse) * above(fewer, CALLS_TIE, calls_doubt)
+
+
+def above(mean: float, bound: float, doubt: float) -> float:
+    """The chance that a normal number of this mean and standard deviation is above `bound`."""
+    if doubt <= 0:
+        return float(mean > bound)
+    return 0.5 * (1 + math.erf((mean - bound) / (doubt * math.sqrt(2))))
 
 
 @dataclass(frozen=True)
@@ -175,10 +185,9 @@ class Hera(Method):
     call_cost: float = parameter(0.01, help="reward=penalised: what a cloud call takes off a success")
     epsilon: float = parameter(0.05, help="success that counts as equal")
     prior: float = parameter(2.0, help="episodes of a group's own mean that either side's mean is shrunk by")
-    doubt: float = parameter(1.0, help="standard errors that success must differ by beside epsilon")
     rounds: int = parameter(3, allowed=range(0, 51), help="rounds of rollouts and learning")
     rollouts: int = parameter(8, allowed=range(1, 129), help="episodes of a task and round")
-    memory: int = parameter(2, allowed=range(1, 51), help="rounds whose groups are learned from")
+    memory: int = parameter(3, allowed=range(1, 51), help="rounds whose groups are learned from")
     floor: float = parameter(0.1, help="least chance of either side in rollouts")
     hold: float = parameter(1e-5, help="how strongly parameters are held near those of imitation")
     imitation_epochs: int = parameter(20, allowed=range(1, 101), help="passes over the imitation's steps")
@@ -195,7 +204,6 @@ class Hera(Method):
             "hold": 1e6,
             "rate": 1.0,
             "call_cost": 1e3,
-            "doubt": 10.0,
             "share": 1.0,
         }
         for name, most in bounds.items():
@@ -211,18 +219,18 @@ class Hera(Method):
 
 def labelled(
     states: Mapping[str, Any], groups: Mapping[str, Group], method: Hera
-) -> tuple[list[Any], list[int], list[float]]:
-    """(states, preferred decisions, weights) of the groups that have both decisions."""
+) -> tuple[list[Any], list[float], list[float]]:
+    """(states, chances that the cloud is preferred, weights) of the groups that have both decisions."""
     keys = [key for key, one in groups.items() if one.both and key in states]
     return (
         [states[key] for key in keys],
-        [label_of(groups[key], method) for key in keys],
+        [preferred(groups[key], method) for key in keys],
         [groups[key].weight for key in keys],
     )
 
 
 def cross_entropy_slope(
-    labels: Sequence[int], weights: Sequence[float]
+    labels: Sequence[float], weights: Sequence[float]
 ) -> Callable[[F32, npt.NDArray[np.int64]], F32]:
     """d/d logit of the weighted mean of BCE(sigmoid(logit), label) over a batch."""
     wanted, worth = np.array(labels, np.float32), np.array(weights, np.float32)

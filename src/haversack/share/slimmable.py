@@ -10,15 +10,18 @@ The published rule: rate = bytes / transfer time, an exponential mean with weigh
 highest quality, else (1, 1). Its `mode / 10` counts 66 ms for (1, 1) and 64 ms a member for four bits, which
 fits one board only.
 What we changed, [inferred]: encode times are measured online, by k, with twice their spread; decoding is
-charged; sending is reckoned a quarter longer; the rate is the lowest of that mean, moved by a quarter of its
-last fall, of the 20th percentile of the last five rates and of the last one; a mode of higher quality is
-taken up only with 5 % more. Rates of payloads under 1 KiB count only while there are no others, or when
-they fell.
+charged; sending is reckoned longer by 5 % and the deviation of the last rates, a quarter at most; the rate is
+the lowest of that mean, moved by a quarter of its last fall, of the 20th percentile of the last five rates
+and of the last one; a mode of higher quality is taken up only with 5 % more. Of the last five frames those of
+1 KiB and more say the rate, the others only where there are none: a device that a slow link held at the
+smallest mode finds back in five frames.
 Cost: some microseconds a frame. Limits: one frame in flight; qualities are those of the pack's table.
 """
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -33,6 +36,7 @@ START_RATE = 200.0
 NEW_SHARE = 0.4
 MARGIN = 0.8
 LEAST_SAMPLE = 1024
+EVEN = 1.05
 
 
 def published_cost(mode: Mode, nbytes: float, rate: float) -> float:
@@ -112,8 +116,8 @@ class Fixed:
 @dataclass
 class Adaptive:
     """See the file's head. `encode_ms` is what is known of each k beforehand (bench-device), may be empty;
-    `margin` of the deadline is used; `safety` is by what sending is reckoned longer, `rise` how much more for
-    a better mode."""
+    `margin` of the deadline is used; `safety` is by what sending is reckoned longer at most, `rise` how much
+    more for a better mode."""
 
     quality: Mapping[Mode, float]
     nbytes: Mapping[Mode, float]
@@ -129,24 +133,29 @@ class Adaptive:
         self.spread_ms: dict[int, float] = {}
         self.decode_ms = 0.0
         self._last: Mode | None = None
-        self._rates: deque[float] = deque(maxlen=5)
-        self._small: deque[float] = deque(maxlen=5)
+        self._seen: deque[tuple[int, float]] = deque(maxlen=5)
         self._before = self.rate
 
     def forecast(self) -> float:
         """Bytes a millisecond that the next transfer is reckoned with."""
-        seen = self._rates or self._small
-        if not seen:
+        if not self._seen:
             return self.rate
-        ordered = sorted(seen)
+        large = [rate for nbytes, rate in self._seen if nbytes >= LEAST_SAMPLE]
+        ordered = sorted(large or [rate for _, rate in self._seen])
         careful = ordered[int(0.2 * (len(ordered) - 1))]
         moved = self.rate + min(self.rate - self._before, 0.0) / 4
-        return max(min(self.rate, careful, moved, seen[-1]), 1e-6)
+        return max(min(self.rate, careful, moved, self._seen[-1][1]), 1e-6)
 
     def cost(self, mode: Mode) -> float:
         """Milliseconds that a frame of `mode` is reckoned with."""
-        sending = self.safety * self.nbytes[mode] / self.forecast()
+        sending = self.longer() * self.nbytes[mode] / self.forecast()
         return self.encoding(mode[0]) + 2 * self.spread_ms.get(mode[0], 0.0) + sending + self.decode_ms
+
+    def longer(self) -> float:
+        """By what sending is reckoned longer: little on an even link, up to `safety` where rates differ."""
+        logs = [math.log(rate) for _, rate in self._seen]
+        spread = statistics.pstdev(logs) if len(logs) > 1 else self.safety
+        return min(EVEN + spread, self.safety)
 
     def encoding(self, k: int) -> float:
         """Milliseconds of k members: measured, or in proportion to the nearest k that was."""
@@ -178,9 +187,7 @@ class Adaptive:
         self.encode_ms[k] = _mean(self.encode_ms.get(k), times.encode)
         self.decode_ms = _mean(self.decode_ms or None, times.decode)
         rate = times.nbytes / times.transfer
-        (self._rates if times.nbytes >= LEAST_SAMPLE else self._small).append(rate)
-        if times.nbytes < LEAST_SAMPLE and self._rates and rate < min(self._rates):
-            self._rates.append(rate)
+        self._seen.append((times.nbytes, rate))
         self._before, self.rate = self.rate, (1 - NEW_SHARE) * self.rate + NEW_SHARE * rate
 
 

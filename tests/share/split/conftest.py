@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from haversack.models.vision._slim_record import SplitNet
-from haversack.models.vision.slimmable_torch import Student, Teacher, modes_of, modules_of, tensors_of
+from haversack.models.vision._slim_student_torch import measures
+from haversack.models.vision._slim_teacher_torch import Teacher
+from haversack.models.vision.slimmable_torch import Student, modes_of, modules_of, tensors_of
 from haversack.share._split_pack import SplitRecord, rounded, write_split
 
 SIDE = 48
@@ -43,7 +45,7 @@ def drawn(folder: Path, task: str = "detect", seed: int = 0, members: int = 4) -
             norm.mean.normal_(0, 0.2)
             norm.variance.uniform_(0.5, 2)
         teacher.final.bias.zero_()
-    student.measures(False)
+    measures(student, False)
     table = {(k, b): 0.1 * k + 0.05 * b for k, b in modes_of(members)}
     tensors = rounded(tensors_of(teacher, student))
     teacher, student = modules_of(net, tensors)

@@ -12,6 +12,7 @@ from haversack.core.errors import UserError
 from haversack.core.pack import Pack
 from haversack.models.vision import slimmable
 from haversack.models.vision._slim_onnx import device_onnx
+from haversack.models.vision._slim_student_torch import normed
 from haversack.models.vision.slimmable import (
     gains,
     min_max,
@@ -21,7 +22,7 @@ from haversack.models.vision.slimmable import (
     restore,
     unpack_bits,
 )
-from haversack.models.vision.slimmable_torch import modes_of, modules_of, normed
+from haversack.models.vision.slimmable_torch import modes_of, modules_of
 from haversack.share._split_data import fit_frame
 from haversack.share._split_halves import SlimEncoder, SplitServer, session
 

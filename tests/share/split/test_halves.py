@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import itertools
 import json
+import socket
+import threading
 import time
 from typing import Any
 
@@ -110,6 +113,123 @@ def test_a_token(detector) -> None:
         one.close()
     finally:
         service.stop(1.0)
+
+
+def test_the_page_asks_for_the_token_and_holds_nothing(detector) -> None:
+    service, _ = split_service(SplitServer(detector.path), token="a-token-for-tests-only")
+    service.start()
+    try:
+        wire = Wire(service.url, None, 5000)
+        status, page = wire.ask("GET", "/")
+        assert status == 200 and b'id="token"' in page and detector.record.model.encode() not in page
+        for method, path in (("GET", "/v1/state"), ("GET", "/v1/model"), ("GET", "/metrics"), ("POST", "/")):
+            assert wire.ask(method, path)[0] == 401
+        assert wire.ask("GET", "/./v1/state")[0] == 401 and wire.ask("GET", "/?x=/v1/state")[1] == page
+        wire.close()
+    finally:
+        service.stop(1.0)
+
+
+class Strange:
+    """A server that is asked once a connection and answers with the bytes that it is given, slowly if asked
+    to."""
+
+    def __init__(self, answer: bytes, every_s: float = 0.0) -> None:
+        self.answer, self.every_s = answer, every_s
+        self.listens = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.listens.getsockname()[1]}"
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                peer, _ = self.listens.accept()
+                with peer, contextlib.suppress(OSError):
+                    peer.recv(1 << 16)
+                    if self.every_s == 0:
+                        peer.sendall(self.answer)
+                        continue
+                    for at in range(len(self.answer)):
+                        peer.sendall(self.answer[at : at + 1])
+                        time.sleep(self.every_s)
+
+
+def said(text: str | bytes, head: str = "") -> bytes:
+    body = text.encode() if isinstance(text, str) else text
+    return f"HTTP/1.1 200 OK\r\n{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        said(bytes(2 << 20)),
+        said("[" * 100_000),
+        said("{}"),
+        said('{"seq": 99, "detections": []}'),
+        said("null"),
+        said("\xff"),
+        b"HTTP/1.1 200 OK\r\nContent-Length: 999999999999\r\n\r\nx",
+        b"SSH-2.0-OpenSSH_9.0\r\n",
+        b"",
+        b"HTTP/1.1 503 busy\r\nContent-Length: 0\r\n\r\n",
+    ],
+)
+def test_an_answer_that_is_none_is_a_lost_frame(detector, answer: bytes) -> None:
+    other = Strange(answer)
+    one = device(detector, other.url, deadline_ms=100, patience_ms=1000)
+    assert one.shoot(detector.picture).answer is None and one.lost == 1
+    with pytest.raises(UserError):
+        one.greet()
+    one.close()
+    other.listens.close()
+
+
+@pytest.mark.parametrize("told", ["1e400", "-5", '"soon"', "null", "[1]", "1e12", "true"])
+def test_a_server_whose_clock_disagrees(detector, told: str) -> None:
+    """What it says of its own time is believed within what the frame took here."""
+    other = Strange(said(f'{{"seq": 1, "detections": [], "decoder_time_ms": {told}}}'))
+    one = device(detector, other.url, deadline_ms=5000)
+    shot = one.shoot(detector.picture)
+    one.close()
+    other.listens.close()
+    assert shot.hit and 0 <= shot.times.decode <= shot.times.total - shot.times.encode
+    assert shot.times.transfer > 0 and np.isfinite(shot.record()["kbs"])
+
+
+def test_an_answer_that_trickles_is_given_up_in_time(detector) -> None:
+    other = Strange(said('{"seq": 1, "detections": []}'), every_s=0.1)
+    one = device(detector, other.url, deadline_ms=100, patience_ms=400)
+    began = time.monotonic()
+    assert one.shoot(detector.picture).answer is None
+    assert time.monotonic() - began < 3
+    one.close()
+    other.listens.close()
+
+
+def test_a_busy_server_is_no_slow_link(detector, served) -> None:
+    """What a frame waits for others is the server's time, not the link's."""
+    wait, decode = 0.3, SplitServer.decode
+
+    def slow(self: Any, data: bytes) -> Any:
+        time.sleep(wait)
+        return decode(self, data)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SplitServer, "decode", slow)
+        devices = [device(detector, served.url, deadline_ms=9000) for _ in range(3)]
+        shots: list[Any] = []
+        threads = [
+            threading.Thread(target=lambda one=one: shots.append(one.shoot(detector.picture)))
+            for one in devices
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for one in devices:
+            one.close()
+    assert max(shot.times.decode for shot in shots) > 2 * 1000 * wait
+    assert all(shot.times.transfer < 1000 * wait for shot in shots)
 
 
 def test_a_late_answer_is_a_miss(detector, served) -> None:

@@ -107,6 +107,34 @@ def test_small_payloads_do_not_raise_the_reckoned_rate() -> None:
     assert controller.forecast() < 0.5 * reckoned
 
 
+def test_a_device_at_the_smallest_mode_finds_back_when_the_link_does() -> None:
+    """Payloads under 1 KiB say the rate where there are no others among the last five."""
+    nbytes = {mode: 432 * mode[1] for mode in PI}
+    controller = Adaptive(PI, nbytes, PI_MS)
+
+    def frames(count: int, rate: float) -> list[tuple[int, int]]:
+        taken = []
+        for _ in range(count):
+            mode = controller.choose(100.0)
+            taken.append(mode)
+            total = PI_MS[mode[0]] + nbytes[mode] / rate + 2.0
+            controller.observe(Times(mode, nbytes[mode], PI_MS[mode[0]], 0.0, total))
+        return taken
+
+    assert frames(10, 20.0)[-1] == (1, 1)
+    risen = frames(10, 2000.0)
+    assert risen[:2] == [(1, 1)] * 2 and risen[-1] == (1, 4), "not at once, but soon"
+    assert frames(3, 20.0)[1:] == [(1, 1)] * 2, "one late frame, no more"
+
+
+def test_sending_is_reckoned_longer_where_rates_differ() -> None:
+    even, uneven = Adaptive(PI, BYTES, PI_MS), Adaptive(PI, BYTES, PI_MS)
+    for at in range(5):
+        for controller, rate in ((even, 100.0), (uneven, 100.0 * 2**at)):
+            controller.observe(Times((1, 4), 27648, 66.0, 0.0, 66.0 + 27648 / rate))
+    assert even.longer() == pytest.approx(1.05) and uneven.longer() == uneven.safety
+
+
 def test_a_link_that_dies_leaves_the_quickest_mode() -> None:
     controller = Adaptive(PI, BYTES, PI_MS)
     for _ in range(6):

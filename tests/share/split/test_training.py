@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,25 @@ import torch
 from haversack.core.errors import UserError
 from haversack.models.vision._average_precision import Truth
 from haversack.models.vision._slim_record import SplitNet
+from haversack.models.vision._slim_student_torch import measures, normed, sum_of
+from haversack.models.vision._slim_teacher_torch import Teacher
 from haversack.models.vision._spots_torch import assigned, generalized_iou
 from haversack.models.vision.slimmable import quantize, restore
-from haversack.models.vision.slimmable_torch import Distilling, Student, distil, mode_number, modes_of, normed
+from haversack.models.vision.slimmable_torch import (
+    Distilling,
+    Student,
+    _resumed,
+    distil,
+    mode_number,
+    modes_of,
+)
+from haversack.models.vision.width_slimmable_torch import (
+    WIDTHS,
+    WidthStudent,
+    compression,
+    products,
+    sent_channels,
+)
 from haversack.share._split_data import SplitData, made, read_data
 from haversack.share._split_train_torch import kept_teacher, teacher_of_pack, train_split
 from haversack.share.slimmable import Slimmable
@@ -35,12 +52,12 @@ def pictures(count: int = 24, seed: int = 0) -> SplitData:
 
 def test_the_sandwich_has_the_smallest_and_the_largest() -> None:
     draw = np.random.default_rng(0)
-    seen = [Distilling(copies=3).modes(4, draw) for _ in range(50)]
+    seen = [Distilling(copies=3).modes(modes_of(4), draw) for _ in range(50)]
     assert all(modes[:2] == [(1, 1), (4, 4)] and len(modes) == 3 for modes in seen)
     assert len({modes[2] for modes in seen}) > 8
-    loose = [Distilling(copies=3, sandwich=False).modes(4, draw) for _ in range(50)]
+    loose = [Distilling(copies=3, sandwich=False).modes(modes_of(4), draw) for _ in range(50)]
     assert any((1, 1) not in modes for modes in loose) and {len(set(modes)) for modes in loose} == {3}
-    assert Distilling(static=(2, 4)).modes(4, draw) == [(2, 4)]
+    assert Distilling(static=(2, 4)).modes(modes_of(4), draw) == [(2, 4)]
     assert [mode_number(mode) for mode in modes_of(4)] == list(range(16))
 
 
@@ -64,9 +81,8 @@ def test_statistics_are_plain_means_over_the_batches() -> None:
     data, net = pictures(), SplitNet("detect", ("red", "green"), 32)
     how = Distilling(steps=1, rows=4, recalibration=3, seed=5)
     torch.manual_seed(0)
-    from haversack.models.vision.slimmable_torch import Teacher
-
-    student = distil(Teacher(net), Student(net), data.pictures, how)
+    student = Student(net)
+    distil(Teacher(net), student, data.pictures, how)
     draw = np.random.default_rng([5, 2])
     batches = [normed(data.pictures[draw.integers(0, len(data), 64)]) for _ in range(3)]
     for mode in ((1, 1), (3, 2), (4, 4)):
@@ -76,6 +92,68 @@ def test_statistics_are_plain_means_over_the_batches() -> None:
         assert torch.allclose(
             student.norms[0].mean[mode_number(mode)], torch.stack(values).mean(0), atol=1e-3
         )
+
+
+def test_members_side_by_side_are_the_members_one_by_one() -> None:
+    torch.manual_seed(3)
+    student = Student(SplitNet("detect", ("red", "green"), 32))
+    measures(student, True)
+    x = normed(pictures(6).pictures)
+    for k in (1, 3, 4):
+        apart, beside = student.outputs(x, k), student.learning(x, k)
+        for one, other in zip(apart, beside, strict=True):
+            assert torch.allclose(one, other, atol=1e-4)
+        torch.stack(apart).square().sum().backward()
+        wanted = {name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None}
+        student.zero_grad()
+        torch.stack(beside).square().sum().backward()
+        found = {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
+        assert set(found) == set(wanted)
+        for name, gradient in wanted.items():
+            size = float(gradient.abs().max())
+            assert torch.allclose(found[name], gradient, atol=1e-3 * size + 1e-3), name
+        student.zero_grad()
+
+
+def test_a_killed_student_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
+    data, net = pictures(), SplitNet("detect", ("red", "green"), 32)
+    torch.manual_seed(0)
+    teacher = Teacher(net)
+
+    class KilledError(Exception):
+        pass
+
+    def student() -> Student:
+        torch.manual_seed(1)
+        return Student(net)
+
+    def kill(text: str) -> None:
+        if text.startswith("step 4 "):
+            raise KilledError
+
+    how = Distilling(steps=5, rows=2, recalibration=1, kept_every=2)
+    keep = tmp_path / "student.pt"
+    whole, again = student(), student()
+    distil(teacher, whole, data.pictures, how)
+    with pytest.raises(KilledError):
+        distil(teacher, student(), data.pictures, how, kill, keep)
+    said: list[str] = []
+    distil(teacher, again, data.pictures, how, said.append, keep)
+    assert said and all(not text.startswith("step 2 ") for text in said), "it did not begin anew"
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+    fresh = student()
+    optimizer = torch.optim.Adam(fresh.parameters())
+    assert _resumed(fresh, optimizer, how, keep) == 4
+    for steps in (3, 4, 100):
+        assert _resumed(fresh, optimizer, replace(how, steps=steps), keep) == 0, "it has begun to descend"
+
+
+def test_the_rate_rises_stays_and_falls_to_nothing() -> None:
+    how = Distilling(steps=400, descent=0.5)
+    factors = [how.factor(step) for step in range(400)]
+    assert factors[:2] == [0.02, 0.04] and factors[49] == factors[100] == factors[200] == 1
+    assert factors[300] == pytest.approx(0.5) and factors[399] == pytest.approx(0.005)
 
 
 def test_the_same_seed_gives_the_same_pack_and_a_killed_run_goes_on(tmp_path: Path) -> None:
@@ -94,13 +172,46 @@ def test_the_student_learns_its_teacher() -> None:
     data = pictures(48)
     net = SplitNet("detect", data.classes, 32)
     torch.manual_seed(1)
-    from haversack.models.vision.slimmable_torch import Teacher
-
     teacher, student = Teacher(net), Student(net)
     said: list[str] = []
-    distil(teacher, student, data.pictures, Distilling(steps=100, rows=4), said.append)
+    how = Distilling(steps=40, rows=4, recalibration=1, kept_every=10)
+    distil(teacher, student, data.pictures, how, said.append)
     first, last = (float(text.rpartition(" ")[2]) for text in (said[0], said[-1]))
     assert last < 0.8 * first
+
+
+def test_the_predecessor_s_widths_and_bytes() -> None:
+    assert [sent_channels(width) for width in WIDTHS] == list(range(3, 13))
+    assert compression(3, 204, 800) == pytest.approx(0.065025)
+    assert products(96) == 3 * 24 * 9 * 48**2 + (24 * 40 + 40 * 12) * 9 * 24**2
+
+
+def test_the_predecessor_learns_and_sends_nothing_beyond_its_width() -> None:
+    data = pictures(48)
+    net = SplitNet("detect", data.classes, 32)
+    torch.manual_seed(1)
+    teacher, student = Teacher(net), WidthStudent(net)
+    x = normed(data.pictures[:8])
+
+    def error() -> float:
+        measures(student, True)
+        return float((student(x, (12, 8)) - teacher.head_of(x)).detach().square().mean())
+
+    before = error()
+    distil(teacher, student, data.pictures, Distilling(steps=20, rows=4, recalibration=1))
+    assert error() < 0.8 * before
+    measures(student, False)
+    x = normed(data.pictures[:2])
+    with torch.no_grad():
+        whole = student.members(x)
+        y = sum_of(student.outputs(x, 3))
+        assert torch.equal(y[:, :3], whole[:, :3]) and not y[:, 3:].any()
+        sent = student.sent(y, 8)
+        assert float((sent - y)[:, :3].abs().max()) <= float(y.max() - y.min()) / 2**8
+        spoilt = sent.clone()
+        spoilt[:, 3:] = 1e3
+        assert torch.equal(student.decode(sent, (3, 8)), student.decode(spoilt, (3, 8)))
+        assert not torch.equal(student(x, (3, 8)), student(x, (12, 8)))
 
 
 def test_a_teacher_of_other_classes_is_refused(detector) -> None:

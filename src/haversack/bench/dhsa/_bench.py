@@ -13,8 +13,10 @@ FILES = (
     "train/boundaries.py",
     "train/boundaries_torch.py",
     "kernels/chosen.py",
+    "kernels/chunks.py",
     "kernels/gaps.py",
     "native/base/chosen.cpp",
+    "native/base/chunks.cpp",
     "native/gaps.cpp",
     "native/attend.cpp",
 )

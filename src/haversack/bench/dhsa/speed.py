@@ -231,20 +231,19 @@ def softmax_of(scores: Any, seen: Any) -> Any:
 
 @bench.measure(PEAK, seconds=10, quick_seconds=5)
 def peak_bytes(run: Run) -> Outcomes:
-    from haversack.run.attention._selection import by_score, left_to_choose
+    from haversack.kernels import best_keys
 
     rng = np.random.default_rng(run.seed)
     n, size, budget = BYTES_LENGTH, BYTES_BLOCK, BYTES_BUDGET
     q = rng.standard_normal((4, n, 32)).astype(np.float32)
     k, v = rng.standard_normal((2, n, 32)).astype(np.float32)
     entries = np.full((n // size, budget), n, np.int64)
-    borders = np.arange(0, n + 1, 16)
+    borders, bounds = np.arange(0, n + 1, 16), np.arange(0, n + 1, size)
+    scores = rng.standard_normal((n // size, 1, len(borders) - 1)).astype(np.float32)
+    offsets, chosen = best_keys(scores, borders, 0, bounds, budget, sinks=16, local=64)
     for block in range(n // size):
         first, end = block * size, (block + 1) * size
-        choice = left_to_choose(0, first, end, 16, 64)
-        scores = rng.standard_normal(len(borders) - 1).astype(np.float32)
-        most = max(budget - end + len(choice), 0)
-        before = by_score(scores, borders, 0, first, choice, most) if first else np.arange(0)
+        before = chosen[0, offsets[block] : offsets[block + 1]]
         own = np.concatenate([before, np.arange(first, end)])
         entries[block, : len(own)] = own
         entries[block, len(own) :] = n - 1  # later than every query: masked

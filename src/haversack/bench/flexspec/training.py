@@ -46,7 +46,10 @@ STEPS, VERSION_STEPS, AGAIN_STEPS = 360, 50, 80
 """Of the drafts; of each version; of a draft distilled again from a version, beginning as it was before."""
 ROWS, LENGTH, SEED, COMPUTE = 4, 256, 0, "bf16"
 TEMPERATURE, MSE = 0.8, 0.1
-MATRIX_RATES = {"bridge": 0.02, "independent": 0.02, "again": 0.01, "version": 0.005}
+MATRIX_RATES = {"bridge": 0.02, "independent": 0.02, "again": 0.01}
+VERSION_RATE = 0.00075
+"""AdamW's, which learns the factors of a version: a quarter of what a model begins with, for a version is a
+small change of a trained one."""
 CHAIN, TOKENS = 4, 64
 PROMPTS = 24
 """Of general text, and as many of shifted."""
@@ -83,11 +86,11 @@ class Models:
         self.run = run
         self.base = model_folder("code")
         self.texts: Mapping[str, Corpus] = corpora(self.base)
-        self._common = {
+        self._common: dict[str, Any] = {
             "program": content_hash(FILES),
             "model": [(path.name, path.stat().st_size) for path in sorted(self.base.iterdir())],
             "settings": [STEPS, VERSION_STEPS, AGAIN_STEPS, ROWS, LENGTH, SEED, COMPUTE, TEMPERATURE, MSE],
-            "rates": MATRIX_RATES,
+            "rates": {**MATRIX_RATES, "version": VERSION_RATE},
             "texts": {name: len(corpus.learned) for name, corpus in self.texts.items()},
         }
 
@@ -161,7 +164,7 @@ class Models:
                 *(before, self.lesson(name, "general"), goal),
                 family=self.bridge,
                 parameters="lora:rank=8",
-                learning=learning(VERSION_STEPS, MATRIX_RATES["version"]),
+                learning=learning(VERSION_STEPS, rate=VERSION_RATE),
             )
 
         return self._made(f"version on {name}", make)

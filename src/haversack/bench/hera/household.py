@@ -17,7 +17,7 @@ QUICK = Size(rollouts=4, rounds=1, random_runs=1, all_routers=False)
 def tasks(seed: int, quick: bool) -> Tasks:
     """Houses that no other seed has."""
     counts = {"taught": 60, "train": 40, "dev": 20, "test": 40} if quick else None
-    counts = counts or {"taught": 60, "train": 60, "dev": 30, "test": 60}
+    counts = counts or {"taught": 60, "train": 120, "dev": 30, "test": 60}
     begin = seed * 1000
     parts: dict[str, tuple[Household, ...]] = {}
     for part, count in counts.items():

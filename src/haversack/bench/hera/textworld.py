@@ -15,8 +15,8 @@ from haversack.core.errors import MissingExtraError
 from haversack.share._hera_textworld import TextWorldGame, make_game, textworld
 
 CHALLENGE = ("cooking", "cooking", "cooking", "coin", "treasure")
-COUNTS = {"taught": 20, "train": 30, "dev": 12, "test": 30}
-SIZE = Size(rollouts=6, rounds=2)
+COUNTS = {"taught": 20, "train": 60, "dev": 12, "test": 30}
+SIZE = Size()
 GAME_FILES = ("share/_hera_textworld.py",)
 
 

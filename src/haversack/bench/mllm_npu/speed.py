@@ -1,7 +1,8 @@
 """Schedules of two processors on two threads: `code` with outliers reads 1024 held-out tokens in static int8.
 
 Either each processor has a core of its own, and serial runs one subgraph at a time on the core that it
-belongs to; or both use all cores in turns, and serial does so too. Sides take turns; graphs are built before.
+belongs to; or both share all cores, which one has to itself while the other waits, and serial uses all too.
+Sides take turns; graphs are built before.
 The integer processor is this machine's int8 kernel, so its products are not as far ahead of the float
 processor's work as a phone's are: see phone.py for those.
 """
@@ -18,7 +19,7 @@ import numpy as np
 
 from haversack.bench._harness import Run
 from haversack.bench._rows import MIN_PAIRS, Bar, Outcome, Outcomes, Row, Side
-from haversack.bench.mllm_npu._bench import bench
+from haversack.bench.mllm_npu._bench import FILES, bench
 from haversack.bench.mllm_npu._models import held_out, model_folder, pack_of
 
 PROMPT, CHUNK = 1024, 128
@@ -84,6 +85,7 @@ FLOAT = "float, all cores"
     ),
     seconds=90,
     quick_seconds=12,
+    watches=(*FILES, "native/base/pool.cpp"),
 )
 def schedules(run: Run) -> Outcomes:
     from haversack.run._engine import Engine

@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from haversack.bench._harness import Bench
-from haversack.bench._rows import Unavailable
 from haversack.embed.train import Kernels, Training, TrainPlan, build_training_graph
 from haversack.models.graph._ir import Clamp, Conv2d, FullyConnected, Graph, Mean, Op, Tensor
 
@@ -28,6 +27,7 @@ FILES = (
     "embed/templates/train*.j2",
     "models/graph/autodiff.py",
     "models/graph/plan.py",
+    "bench/_compiler.py",
     "bench/reduced_precision_odl/*.py",
 )
 
@@ -75,17 +75,6 @@ def small_cnn(
     tensors |= {"mean": Tensor("mean", (channels,), "f32"), "y": Tensor("y", (classes,), "f32")}
     ops += [Mean(x, "mean"), FullyConnected("mean", "dense.weight", "dense.bias", "y")]
     return Graph("small-cnn", tensors, tuple(ops), ("x",), ("y",), constants, tuple(constants))
-
-
-def need_gcc() -> None:
-    """Raises Unavailable without gcc."""
-    from haversack.core.errors import UserError
-    from haversack.embed._host import tool
-
-    try:
-        tool("gcc", "gcc")
-    except UserError as error:
-        raise Unavailable(str(error)) from error
 
 
 class Compiled:

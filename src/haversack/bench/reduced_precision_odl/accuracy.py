@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from haversack.bench._compiler import need_gcc
 from haversack.bench._harness import Run
 from haversack.bench._rows import Bar, Outcome, Outcomes, Row, Unavailable
 from haversack.bench.reduced_precision_odl._bench import (
     KERNELS,
     Compiled,
     bench,
-    need_gcc,
     resnet8,
     small_cnn,
 )

@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from haversack.bench._compiler import need_gcc
 from haversack.bench._harness import Run
 from haversack.bench._rows import Bar, Outcome, Outcomes, Row
-from haversack.bench.reduced_precision_odl._bench import bench, need_gcc
+from haversack.bench.reduced_precision_odl._bench import bench
 from haversack.embed.train_kernels import STEPS, Layer, autotune, compiled, cycles
 
 Array = npt.NDArray[Any]

@@ -6,13 +6,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from haversack.bench._compiler import need_gcc
 from haversack.bench._harness import Run
 from haversack.bench._rows import Bar, Outcome, Outcomes, Row, Unavailable
-from haversack.bench.reduced_precision_odl._bench import bench, need_gcc, resnet8, small_cnn
+from haversack.bench.reduced_precision_odl._bench import bench, resnet8, small_cnn
 from haversack.embed.targets import TARGETS
-from haversack.embed.train import Kernels, Training, build_training_graph, planned
+from haversack.embed.train import Kernels, Recipe, Training, build_training_graph, planned
 
 PRECISIONS = ("fp32", "fp16", "bf16")
+TILES = (Kernels(16, 4, 16, 16), Kernels(32, 2, 32, 32))
+"""Each arm takes the one that is faster for it."""
 CORES = tuple(name for name in TARGETS if name != "host")
 
 
@@ -52,6 +55,50 @@ def bits(run: Run) -> Outcomes:
                     continue
                 note = f"{done.outputs:,} numbers, {done.where}"
                 found[row] = Outcome.single(done.differing, note=note)
+    return found
+
+
+@bench.measure(
+    Row("examples-bits", "numbers after two steps of four examples each that differ from numpy's, f16",
+        "numbers that differ", "quality", Bar("==", 0), judged="ours"),
+    Row("vector-step", "instructions of a step on RISC-V, vectors of 16-bit floats beside 32-bit floats",
+        "instructions", "time", Bar("<=", 1 / 1.72), published="up to 1.72x (cycles, pairs of Xfvec)"),
+    Row("vector-halves", "the same beside 16-bit floats one at a time (Zfh)", "instructions", "time",
+        Bar("<=", 1.0)),
+    Row("vector-none", "the same beside 16-bit floats made of 32-bit ones", "instructions", "time",
+        Bar("<=", 1.0)),
+    seconds=90,
+)  # fmt: skip
+def vectors(run: Run) -> Outcomes:
+    """Counted by QEMU (-icount): instructions, of which a vector is one."""
+    from haversack.embed._train_verify import verify_training
+    from haversack.embed.verify import read_report
+
+    need_gcc()
+
+    def step(precision: str, core: str, kernels: Kernels, examples: int = 1) -> Any:
+        run.say(f"{precision}, {core}")
+        with tempfile.TemporaryDirectory() as place:
+            recipe = Recipe(examples=examples)
+            training = Training("all", precision=precision, kernels=kernels, recipe=recipe, seed=run.seed)
+            build_training_graph(small_cnn(), Path(place), training, TARGETS[core], count=2)
+            return verify_training(Path(place), read_report(Path(place)))[-1]
+
+    found: dict[str, Any] = {"examples-bits": Outcome.single(step("fp16", "host", TILES[0], 4).differing)}
+    arms = (
+        ("vector-step", "fp32", "riscv32"),
+        ("vector-halves", "fp16", "riscv32-zfh"),
+        ("vector-none", "fp16", "riscv32"),
+    )
+    if (reason := TARGETS["riscv32-zvfh"].missing()) is not None:
+        return found | {row: Unavailable(reason) for row, _, _ in arms}
+
+    def least(precision: str, core: str) -> int:
+        return min(int(step(precision, core, kernels).instructions) for kernels in TILES)
+
+    ours = least("fp16", "riscv32-zvfh")
+    for row, precision, core in arms:
+        found[row] = Outcome.single(ours, least(precision, core), name="Zvfh", against=f"{precision}, {core}")
     return found
 
 

@@ -4,6 +4,7 @@ tick."""
 from __future__ import annotations
 
 from haversack.bench.smart_composites_nn4mc import (
+    boards,
     compiler,
     litert,
     loops,
@@ -14,4 +15,4 @@ from haversack.bench.smart_composites_nn4mc import (
 )
 from haversack.bench.smart_composites_nn4mc._bench import bench
 
-__all__ = ["bench", "compiler", "litert", "loops", "onnx_codes", "rate", "sizes", "speed"]
+__all__ = ["bench", "boards", "compiler", "litert", "loops", "onnx_codes", "rate", "sizes", "speed"]

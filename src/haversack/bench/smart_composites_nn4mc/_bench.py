@@ -12,12 +12,14 @@ if TYPE_CHECKING:
 
 FILES = (
     "embed/*.py",
+    "embed/*.json",
     "embed/kernels/*.j2",
     "embed/templates/*.j2",
     "models/series/*.py",
     "models/graph/series.py",
     "models/graph/keras.py",
     "formats/keras_h5.py",
+    "bench/_compiler.py",
     "bench/smart_composites_nn4mc/*.py",
 )
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from haversack.bench._compiler import need_gcc
 from haversack.bench._harness import Run
 from haversack.bench._rows import Bar, Outcome, Outcomes, Row, Unavailable
 from haversack.bench.smart_composites_nn4mc._bench import bench
@@ -99,16 +100,6 @@ def largest_error(graph: Any, place: Path, sequences: int, seed: int) -> float:
             library.nn_forward(row.ctypes.data_as(ctypes.c_void_p), found.ctypes.data_as(ctypes.c_void_p))
             worst = max(worst, float(np.abs(found - wanted[at, number]).max()))
     return worst
-
-
-def need_gcc() -> None:
-    from haversack.core.errors import UserError
-    from haversack.embed._host import tool
-
-    try:
-        tool("gcc", "gcc")
-    except UserError as error:
-        raise Unavailable(str(error)) from error
 
 
 @bench.measure(

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from haversack.bench._compiler import need_gcc
 from haversack.bench._harness import Run
 from haversack.bench._rows import Bar, Outcome, Outcomes, Row, Unavailable
 from haversack.bench.peers import litert
 from haversack.bench.smart_composites_nn4mc._bench import bench
 from haversack.bench.smart_composites_nn4mc._networks import TINY, Compiled, rows_of, tiny
-from haversack.bench.smart_composites_nn4mc.compiler import need_gcc
 
 REAL, RANDOM = 500, 500
 WATCHED = (

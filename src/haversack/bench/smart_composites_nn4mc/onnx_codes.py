@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from haversack.bench._compiler import need_gcc
 from haversack.bench._harness import Run
 from haversack.bench._rows import Bar, Outcome, Outcomes, Row, Unavailable
 from haversack.bench.smart_composites_nn4mc._bench import bench
 from haversack.bench.smart_composites_nn4mc._networks import Compiled, real_rows, tiny
-from haversack.bench.smart_composites_nn4mc.compiler import need_gcc
 from haversack.models.graph._ir import (
     Add,
     AveragePool,

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from haversack.bench._compiler import need_gcc
 from haversack.bench._harness import Run
 from haversack.bench._rows import Bar, Outcome, Outcomes, Row, Side
 from haversack.bench.smart_composites_nn4mc._bench import bench
 from haversack.bench.smart_composites_nn4mc._executor import Executor
 from haversack.bench.smart_composites_nn4mc._networks import TINY, Compiled, tiny
-from haversack.bench.smart_composites_nn4mc.compiler import need_gcc
 
 WATCHED = (
     "embed/_fast_rules.py",

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from haversack.models._train_loop_torch import keep_freed_memory
 from haversack.models.vision._slim_record import SplitNet
+from haversack.models.vision._slim_student_torch import Pictures, measures, normed
+from haversack.models.vision._slim_teacher_torch import Teacher, cosine
 from haversack.models.vision._spots import STRIDE, UNIT, cell_middles
-from haversack.models.vision.slimmable_torch import Pictures, Teacher, _cosine, measures, normed
 
 MIDDLE = 0.3
 """Of a box's sides: how far from its middle a cell may lie."""
@@ -57,7 +58,7 @@ def teach(
     losses: list[float] = []
     for step in range(how.steps):
         for group in optimizer.param_groups:
-            group["lr"] = how.rate * _cosine(step, how.steps)
+            group["lr"] = how.rate * cosine(step, how.steps)
         chosen = draw.integers(0, len(pictures), how.rows)
         if boxes is None:
             logits = teacher(normed(pictures[chosen]))

@@ -15,7 +15,17 @@ import numpy.typing as npt
 
 from haversack.core.errors import UserError
 from haversack.core.pack import Pack
-from haversack.kernels import CacheLayer, Chosen, rms_norm, rope, threads
+from haversack.kernels import (
+    CacheLayer,
+    Chosen,
+    best_keys,
+    left_to_choose,
+    no_sums,
+    rms_norm,
+    rope,
+    score_chunks,
+    threads,
+)
 from haversack.models._architecture import Architecture, Attention, Block
 from haversack.run._products import F32, multiply, normalize, normalize_heads
 from haversack.run._sparsity import Reading
@@ -28,8 +38,8 @@ from haversack.run.attention._predictor import (
     first_attention,
     judging_nbytes,
 )
-from haversack.run.attention._selection import by_columns_and_bands, by_score, left_to_choose
-from haversack.run.attention.dhsa import CHUNKS, DHSA, UNSURE, choose_borders, chunk_scores, chunk_sums
+from haversack.run.attention._selection import by_columns_and_bands
+from haversack.run.attention.dhsa import CHUNKS, DHSA, UNSURE, choose_borders
 from haversack.run.layers.attention import fused_norm
 
 if TYPE_CHECKING:
@@ -252,7 +262,7 @@ class Prompt:
         self.method, self.borders, self.until, self.budget = method, borders, until, budget
         self.tally = tally
         self._pool: Pool | None = None
-        self._shared: dict[tuple[int, bool], list[I64]] = {}
+        self._shared: dict[tuple[int, bool], tuple[I64, I64]] = {}
 
     def choose(self, query: F32, cache: CacheLayer, step: Step, layer: Attention) -> Chosen | None:
         """What the first queries of query f32 [n, heads, d] see of the cache; None: all of it. Queries behind
@@ -260,87 +270,95 @@ class Prompt:
         start, n = step.start, len(query)
         rows = min(self.until - start, n)
         low = 0 if layer.window is None else max(start - layer.window + 1, 0)
-        ends = np.arange(start + 1, start + n + 1)
-        lengths = ends if layer.window is None else np.minimum(ends, layer.window)
-        self.tally.all += int(lengths.sum())
+        every = _dense_pairs(start, n, layer.window)
+        self.tally.all += every
         if rows <= 0 or start + n - low <= self.budget:
-            self.tally.pairs += int(lengths.sum())
+            self.tally.pairs += every
             return None
         begun = time.perf_counter()
         size = self.method.query_block
         bounds = np.array([*range(0, rows, size), rows], np.int64)
         key = (start, layer.window is not None)
-        entries = self._shared.get(key)
-        if entries is None:
-            votes = None
-            if self.method.mode == "dhsa_vs":
-                votes = Votes.of(query[:rows], cache, start, layer, self.method.key_block)
-            entries = [
-                self._entries(query[a:b], cache, start + a, start + b, layer, votes)
-                for a, b in pairwise(bounds.tolist())
-            ]
+        found = self._shared.get(key)
+        if found is None:
+            found = self._entries(query[:rows], cache, start, bounds, layer)
             if self.method.share_selection:
-                self._shared[key] = entries
+                self._shared[key] = found
         seen = step.visible(layer.window)
         first = None if seen.start is None else np.ascontiguousarray(seen.start[:rows])
-        chosen = Chosen.of(start, bounds, entries, first)
-        widest = max(each.shape[1] for each in entries) + size
-        self.tally.pairs += _pairs(chosen) + int(lengths[rows:].sum())
+        chosen = Chosen(start, bounds, *found, first)
+        widest = int(np.diff(chosen.offsets).max()) + size
+        self.tally.pairs += _pairs(chosen) + _dense_pairs(start + rows, n - rows, layer.window)
         gathered = 2 * threads() * layer.head_width * widest * cache.keys.itemsize
         self.tally.gathered_nbytes = max(self.tally.gathered_nbytes, gathered)
         self.tally.choice_s += time.perf_counter() - begun
         return chosen
 
     def _entries(
-        self, query: F32, cache: CacheLayer, first: int, end: int, layer: Attention, votes: Votes | None
-    ) -> I64:
-        """What the block of queries at `first` to `end` - 1 sees before itself, i64 [sets, count]."""
+        self, query: F32, cache: CacheLayer, start: int, bounds: I64, layer: Attention
+    ) -> tuple[I64, I64]:
+        """What the blocks of query f32 [n, heads, d] see before themselves: offsets and entries of
+        `Chosen`."""
+        method = self.method
+        if method.mode in ("dhsa", "dhsa_topk", "block"):
+            scores = self._scores(query, cache, start, bounds)
+            always = method.kept_sinks, method.kept_local
+            found: tuple[I64, I64] = best_keys(
+                scores, self.borders, start, bounds, self.budget, *always, layer.window
+            )
+            return found
+        votes = None
+        if method.mode == "dhsa_vs":
+            votes = Votes.of(query, cache, start, layer, method.key_block)
+        each = [self._block(start + a, start + b, layer, votes) for a, b in pairwise(bounds.tolist())]
+        return np.cumsum([0, *map(len, each)]), np.concatenate(each)[None]
+
+    def _block(self, first: int, end: int, layer: Attention, votes: Votes | None) -> I64:
+        """What the block of queries at `first` to `end` - 1 sees before itself."""
         method = self.method
         low = 0 if layer.window is None else max(first - layer.window + 1, 0)
         if method.mode == "dense" or end - low <= self.budget:
-            return np.arange(low, first, dtype=np.int64)[None]
-        local = self.budget - method.sinks if method.mode == "sliding" else method.kept_local
+            return np.arange(low, first, dtype=np.int64)
+        local = self.budget - method.sinks if votes is None else method.kept_local
         choice = left_to_choose(low, first, end, method.kept_sinks, local)
+        if votes is None:
+            return np.concatenate([np.arange(low, choice.start), np.arange(choice.stop, first)])
         most = self.budget - (end - low) + len(choice)
-        if method.mode == "sliding":
-            return np.concatenate([np.arange(low, choice.start), np.arange(choice.stop, first)])[None]
-        if votes is not None:
-            columns, bands = votes.columns[low:first], votes.bands
-            return by_columns_and_bands(columns, bands, method.key_block, low, end, choice, most)[None]
-        together = method.heads == "together"
-        if self._pool is None or self._pool.cache is not cache:
-            self._pool = Pool(cache, self.borders, together, self._pooling)
-        sums, borders = self._pool.until(end)
-        heads = query.mean(axis=0) * np.float32(np.sqrt(len(query)))
-        queries = heads.mean(axis=0)[None] if together else _grouped(heads, layer)
-        if self._pooling == "max":
-            heads = query.max(axis=0)
-            queries = heads.max(axis=0)[None] if together else _grouped(heads, layer)
-        scores = chunk_scores(queries, sums, np.diff(borders), self._pooling)
-        return np.stack([by_score(each, borders, low, first, choice, most) for each in scores])
+        return by_columns_and_bands(
+            votes.columns[low:first], votes.bands, method.key_block, low, end, choice, most
+        )
 
-    @property
-    def _pooling(self) -> str:
-        return self.method.pooling if self.method.mode == "dhsa" else "mean"
+    def _scores(self, query: F32, cache: CacheLayer, start: int, bounds: I64) -> F32:
+        """The chunks' scores f32 [blocks, sets, chunks] for the blocks of query f32 [n, heads, d]."""
+        pooling = self.method.pooling if self.method.mode == "dhsa" else "mean"
+        if self._pool is None or self._pool.cache is not cache:
+            sets = 1 if self.method.heads == "together" else len(cache.keys)
+            sums = no_sums(sets, len(self.borders) - 1, cache.keys.shape[2], pooling)
+            self._pool = Pool(cache, sums)
+        pool, end = self._pool, start + int(bounds[-1])
+        keys = np.ascontiguousarray(_keys(cache, pool.end, end))
+        scores: F32 = score_chunks(query, keys, pool.end, start, bounds, self.borders, pool.sums, pooling)
+        pool.end = end
+        return scores
+
+
+def _dense_pairs(start: int, n: int, window: int | None) -> int:
+    """Pairs of query and key that `n` queries from position `start` on see densely."""
+    growing = n if window is None else min(max(window - start, 0), n)
+    return growing * start + growing * (growing + 1) // 2 + (n - growing) * (window or 0)
 
 
 def _pairs(chosen: Chosen) -> int:
     """Pairs of query and key that the queries see under one key head."""
-    total = 0
+    queries = np.diff(chosen.bounds)
+    total = int((queries * np.diff(chosen.offsets) + queries * (queries + 1) // 2).sum())
+    if chosen.start is None:
+        return total
     for block, (first, end) in enumerate(pairwise(chosen.bounds.tolist())):
         before = chosen.entries[0, chosen.offsets[block] : chosen.offsets[block + 1]]
-        n, own = end - first, chosen.length + first
-        total += len(before) * n + n * (n + 1) // 2
-        if chosen.start is not None:
-            start = chosen.start[first:end]
-            total -= int(np.searchsorted(before, start).sum() + (start - own).clip(0).sum())
+        start, own = chosen.start[first:end], chosen.length + first
+        total -= int(np.searchsorted(before, start).sum() + (start - own).clip(0).sum())
     return total
-
-
-def _grouped(heads: F32, layer: Attention) -> F32:
-    """Query heads f32 [heads, d] averaged over those that share a key head."""
-    found: F32 = heads.reshape(layer.key_value_heads, -1, heads.shape[-1]).mean(axis=1)
-    return found
 
 
 def _keys(cache: CacheLayer, begin: int, end: int) -> F32:
@@ -351,34 +369,14 @@ def _keys(cache: CacheLayer, begin: int, end: int) -> F32:
     return found
 
 
+@dataclass
 class Pool:
-    """The chunks of one layer, added up as its keys are read: f32 [sets, chunks, d], one set for the mean of
-    all key heads (`together`) or one for each."""
+    """The chunks of one layer, added up as its keys are read: `sums` f32 [sets, chunks, d] of the keys before
+    `end`."""
 
-    def __init__(self, cache: CacheLayer, borders: I64, together: bool, pooling: str) -> None:
-        self.cache, self.borders, self.together, self.pooling = cache, borders, together, pooling
-        self.end = 0
-        sets = 1 if together else cache.keys.shape[0]
-        fill = -np.inf if pooling == "max" else 0.0
-        self.sums: F32 = np.full((sets, len(borders) - 1, cache.keys.shape[2]), fill, np.float32)
-
-    def until(self, end: int) -> tuple[F32, I64]:
-        """The chunks of the keys before `end` and their borders; the last one may be a chunk's beginning."""
-        borders = self.borders
-        last = int(np.searchsorted(borders, end, side="left"))
-        if end > self.end:
-            keys = _keys(self.cache, self.end, end)
-            if self.together and len(keys) > 1:
-                keys = keys.mean(axis=0, keepdims=True)
-            first = int(np.searchsorted(borders, self.end, side="right")) - 1
-            cuts = np.minimum(np.maximum(borders[first : last + 1], self.end), end) - self.end
-            if self.pooling == "max":
-                new = np.maximum.reduceat(keys, cuts[:-1], axis=1)
-                np.maximum(self.sums[:, first:last], new, out=self.sums[:, first:last])
-            else:
-                self.sums[:, first:last] += chunk_sums(keys, cuts)
-            self.end = end
-        return self.sums[:, :last], np.minimum(borders[: last + 1], end)
+    cache: CacheLayer
+    sums: F32
+    end: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -424,6 +422,7 @@ def planned_nbytes(method: DHSA, architecture: Architecture, prompt: int, cache_
     every = size // CHUNKS if method.mode == "dhsa" else method.key_block
     chunks = sets * (prompt // max(every, 1) + 1) * width * 4
     choices = (WIDEST // size + 4) * sets * seen * 8 + prompt * 48
+    choices += WIDEST * (sets * (prompt // max(every, 1) + 1) // size + layer.key_value_heads * width) * 4
     if method.share_selection:
         choices += prompt // size * sets * seen * 16
     if method.mode == "dhsa_vs":

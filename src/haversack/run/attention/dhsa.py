@@ -79,35 +79,6 @@ def choose_borders(
     return np.unique(np.array([0, *(gap + 1 for gap in taken), *forced, n], np.int64))
 
 
-def chunk_sums(keys: F32, borders: I64) -> F32:
-    """The sums of keys f32 [..., n, d] over each chunk, f32 [..., chunks, d], by prefix sums in f64."""
-    sums = np.zeros((*keys.shape[:-2], keys.shape[-2] + 1, keys.shape[-1]))
-    np.cumsum(keys, axis=-2, dtype=np.float64, out=sums[..., 1:, :])
-    found: F32 = (sums[..., borders[1:], :] - sums[..., borders[:-1], :]).astype(np.float32)
-    return found
-
-
-def pool_chunks(keys: F32, borders: I64, pooling: str = "sqrt") -> F32:
-    """One vector a chunk, f32 [..., chunks, d], of keys f32 [..., n, d]: their mean times the root of their
-    number (`sqrt`), their mean (`mean`) or their largest numbers (`max`)."""
-    if pooling == "max":
-        return np.maximum.reduceat(keys, borders[:-1], axis=-2)
-    return chunk_sums(keys, borders) / _divisors(np.diff(borders), pooling)[:, None]
-
-
-def chunk_scores(queries: F32, sums: F32, lengths: I64, pooling: str = "sqrt") -> F32:
-    """Scores f32 [sets, chunks] of chunks under a block's query f32 [sets, d], from what `pool_chunks`
-    divides: the sums of their keys (of `max`: the vectors) f32 [sets, chunks, d] and their lengths i64
-    [chunks]."""
-    products: F32 = np.einsum("sd,scd->sc", queries, sums)
-    return products if pooling == "max" else products / _divisors(lengths, pooling)
-
-
-def _divisors(lengths: I64, pooling: str) -> F32:
-    counts = lengths.astype(np.float32)
-    return np.sqrt(counts) if pooling == "sqrt" else counts
-
-
 @dataclass(frozen=True)
 class DHSA(Method):
     name = "dhsa"

@@ -1,9 +1,9 @@
 """Two processors as two threads: each takes what the schedule gives it, until a prompt is read; and the
 trace.
 
-One thread runs what is integers, the other what is floats. `cores="shared"`: each kernel call uses all
-threads of the kernels and the two take turns, so that no core waits for the other's; `apart`: each has one
-core.
+One thread runs what is integers, the other what is floats. `cores="shared"`: a kernel call uses all threads
+of the kernels as long as the other thread has none under way, and shares them with it otherwise (the pool of
+native/base/pool.h sees to that), so that no core waits for the other's; `apart`: each has one core.
 """
 
 from __future__ import annotations

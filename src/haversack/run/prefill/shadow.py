@@ -109,7 +109,7 @@ class ChunkedShadow(Method):
         "pruned", allowed=("all", "pruned", "none"), help="which matrices' outliers are added in floats"
     )
     cores: str = parameter(
-        "shared", allowed=("shared", "apart"), help="processors take turns on all cores, or have one each"
+        "shared", allowed=("shared", "apart"), help="processors share all cores, or have one each"
     )
     trace: str = parameter("", help="file for what ran when, as trace viewers open it")
 
