@@ -182,6 +182,22 @@ def test_the_policy_steps_down_under_load(profile: StageProfile, space: Space, m
     assert policy.factor > 2 and space.configs[policy.choose(accuracy)].slow != "large"
 
 
+def test_the_policy_leaves_room_where_answers_are_unsteady(
+    profile: StageProfile, space: Space, model: StreamsModel
+) -> None:
+    steady, unsteady = Policy(profile, 40.0), Policy(profile, 40.0)
+    accuracy = np.array([{"small": 0.5, "medium": 0.6, "large": 0.7}[each.slow] for each in space.configs])
+    for window in range(40):  # as foretold on the mean, both
+        for policy, swing in ((steady, 0.0), (unsteady, 0.4)):
+            policy.choose(accuracy)
+            policy.learn((1 + swing * (-1) ** window) * policy.predicted_ms / policy.factor)
+    assert steady.deviation == pytest.approx(0, abs=1e-9)
+    assert unsteady.deviation == pytest.approx(0.4, abs=0.1)
+    assert space.configs[steady.decided(accuracy, 1.0)].slow == "large"
+    at = unsteady.decided(accuracy, 1.0)
+    assert (1 + 2 * unsteady.deviation) * unsteady.latencies(1.0)[at] <= 40
+
+
 def test_a_deadline_shorter_than_fusing_is_refused(profile: StageProfile) -> None:
     with pytest.raises(UserError, match="shorter than fusing alone") as told:
         Policy(profile, 0.4, least_ms=0.5)

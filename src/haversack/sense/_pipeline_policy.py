@@ -4,7 +4,9 @@ Paper: MMEdge (arXiv 2510.25327): arg max of the predicted accuracy over configu
 latency is at most the deadline. Where none is, the one with the least latency [inferred]. Load: a factor
 follows measured over predicted latency (moving average), and, ours, the share of a core that a short spin
 got right before: the factor alone learns of a load only after it has spoilt an answer, and a small encoder
-hardly notices what would slow a large one down."""
+hardly notices what would slow a large one down. Latencies are reckoned longer by twice the mean deviation of
+what was foretold, as TCP reckons its timeouts [inferred]: a deadline is met by the slow windows, not by the
+mean of all."""
 
 from __future__ import annotations
 
@@ -21,6 +23,8 @@ SCALES = np.geomspace(1.0, 12.0, 25)
 EMA = 0.2
 FACTORS = (0.7, 3.0)
 SPIN_MS = 12.0
+DEVIATIONS = 2.0
+MOST_DEVIATION = 0.5
 
 
 def decide(accuracy: F64, latency_ms: F64, deadline_ms: float) -> int:
@@ -64,6 +68,7 @@ class Policy:
         self.deadline_ms = deadline_ms
         self._table = np.stack([profile.latency_ms(float(scale)) for scale in SCALES])
         self.factor = 1.0
+        self.deviation = 0.0
         self.predicted_ms = 0.0
 
     def latencies(self, share: float) -> F64:
@@ -71,14 +76,20 @@ class Policy:
         at = min(int(np.searchsorted(SCALES, 1 / max(share, 1e-3) - 1e-9)), len(SCALES) - 1)
         return np.asarray(self.factor * self._table[at])
 
+    def decided(self, accuracy: F64, share: float) -> int:
+        """The configuration for accuracies [n] expected of a window."""
+        margin = 1 + DEVIATIONS * self.deviation
+        return decide(accuracy, margin * self.latencies(share), self.deadline_ms)
+
     def choose(self, accuracy: F64, share: float = 1.0) -> int:
         """The configuration for accuracies [n] expected of this window."""
-        latency = self.latencies(share)
-        chosen = decide(accuracy, latency, self.deadline_ms)
-        self.predicted_ms = float(latency[chosen])
+        chosen = self.decided(accuracy, share)
+        self.predicted_ms = float(self.latencies(share)[chosen])
         return chosen
 
     def learn(self, measured_ms: float) -> None:
         """Take what the last choice really took into account."""
         if self.predicted_ms > 0:
+            off = min(abs(measured_ms / self.predicted_ms - 1), MOST_DEVIATION)
+            self.deviation += EMA * (off - self.deviation)
             self.factor = moved(self.factor, measured_ms * self.factor, self.predicted_ms)

@@ -222,8 +222,7 @@ class WindowRun:
         start = time.monotonic()
         feature = self.network.encode(self.sense, size, first[None])[0]
         self.spans.append(("evidence", start - self.t0, time.monotonic() - self.t0))
-        share = processor_share() if self.sense == SLOW else 1.0
-        self.worker.say(said="evidence", feature=feature.tobytes(), share=share)
+        self.worker.say(said="evidence", feature=feature.tobytes(), share=processor_share())
 
     def _bounds(self, window: SenseWindow, at: int) -> tuple[int, int]:
         begin = int(window.plan[at])
