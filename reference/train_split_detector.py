@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python reference/train_split_detector.py --work DIR [--out DIR]
 
-About ten minutes of computing on one core. Pictures are made (models/vision/_scenes.py) from photographs of
+About a quarter of an hour of computing on one core. Pictures are made (models/vision/_scenes.py) from photographs of
 scikit-image and the digits of scikit-learn; the card's figures are of pictures that training did not see. A
 killed run goes on from the teacher and the student that DIR holds, to the same numbers."""
 
@@ -22,7 +22,7 @@ from haversack.share._split_train_torch import METRICS, train_split
 from haversack.share.slimmable import Slimmable
 
 OUT = Path(__file__).resolve().parents[1] / "src" / "haversack" / "reference_models" / "split-detector"
-HOW = Slimmable(teacher_steps=450, steps=840, rows=8)
+HOW = Slimmable(teacher_steps=450, steps=2800, rows=8)
 
 CARD = """# split-detector
 
