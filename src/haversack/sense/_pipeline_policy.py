@@ -4,9 +4,9 @@ Paper: MMEdge (arXiv 2510.25327): arg max of the predicted accuracy over configu
 latency is at most the deadline. Where none is, the one with the least latency [inferred]. Load: a factor
 follows measured over predicted latency (moving average), and, ours, the share of a core that a short spin
 got right before: the factor alone learns of a load only after it has spoilt an answer, and a small encoder
-hardly notices what would slow a large one down. Latencies are reckoned longer by twice the mean deviation of
-what was foretold, as TCP reckons its timeouts [inferred]: a deadline is met by the slow windows, not by the
-mean of all."""
+hardly notices what would slow a large one down. Latencies are reckoned longer by four times the mean
+deviation of what was foretold, as TCP reckons its timeouts [inferred]: a deadline is met by the slow windows,
+not by the mean of all."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SCALES = np.geomspace(1.0, 12.0, 25)
 EMA = 0.2
 FACTORS = (0.7, 3.0)
 SPIN_MS = 12.0
-DEVIATIONS = 2.0
+DEVIATIONS = 4.0
 MOST_DEVIATION = 0.5
 
 
