@@ -43,7 +43,7 @@ from haversack.sense._pipeline_run import Pipeline
 from haversack.sense._pipeline_space import Config
 from haversack.sense.pipeline import Result
 
-WINDOWS, EVERY, TOTAL = 180, 6, 60
+WINDOWS, EVERY, TOTAL = 120, 6, 60
 PERIOD_SHARE, DEADLINE = 0.6, 1.4
 ROOM = 1.1
 TRIALS, MARGINS = 40, (1.0, 1.15, 1.3, 1.5, 1.75, 2.0, 2.5, 3.0)
@@ -98,12 +98,12 @@ class Trace:
     state: list[tuple[float, float, float]] = field(default_factory=list)
     loaded: list[bool] = field(default_factory=list)
     paces: list[float] = field(default_factory=list)
-    """Processor time of a fixed loop before each window, in s."""
+    """Processor time of a fixed loop before each window without load, in s."""
 
     @property
     def uneven(self) -> float:
-        """How many times longer the loop took in the slow windows (95th percentile) than in the quick ones
-        (5th): what the machine did, not the load."""
+        """How many times longer the loop took before slow windows (95th percentile) than before quick ones
+        (5th), all without load: what the machine did by itself."""
         quick, slow = np.percentile(self.paces, (5, 95))
         return float(slow / quick)
 
@@ -151,7 +151,7 @@ def toggled(run: Run, count: int) -> tuple[Trace, Config, float, Pipeline]:
             with load() if busy_now else contextlib.nullcontext():
                 for at in range(start, min(start + EVERY, count)):
                     seen = policy.factor, policy.deviation
-                    trace.paces.append(pace())
+                    trace.paces += [] if busy_now else [pace()]
                     pipeline.config, pipeline.policy = None, policy
                     trace.adaptive.append(pipeline.answer(units_of(data, at)))
                     trace.state.append((trace.adaptive[-1].share, *seen))
@@ -234,8 +234,8 @@ def adaptive(run: Run) -> Outcomes:
     spent = [(one.stages["optimizer"] + one.stages["gate"]) / one.latency_first_ms for one in trace.adaptive]
     strict = statistics.median(one.stages["optimizer"] / one.latency_ms for one in trace.adaptive)
     count = (
-        f"{len(trace.adaptive)} windows, the load toggled every {EVERY}; the machine itself was "
-        f"{trace.uneven:.2f} times slower in its slow windows than in its quick ones"
+        f"{len(trace.adaptive)} windows, the load toggled every {EVERY}; without load the machine's "
+        f"own speed went up and down by {trace.uneven:.2f} times"
     )
     return {
         "adaptive-accuracy": Outcome.single(points(ours - other), note=note),
