@@ -1,7 +1,7 @@
 // Attention in two passes. Work is dealt out in tiles: a few queries times the query heads that share one key head.
 //
 // What fixes the bits of one query's result, whatever the tile:
-//   score     one chain of fma over the head's numbers in order, times scale (times the key's own scale)
+//   score     one chain of fma over the head's numbers in order, times scale (times the key's own scale), plus its bias
 //   largest   exact
 //   total     vector k of 16 ranks goes to accumulator k % 4, then one fixed tree; ranks count visible entries only
 //   result    for each number of the head one chain of fma over the ranks in order, divided by the total
@@ -192,6 +192,17 @@ void score(const Cache &cache, const Attention &call, const Tile &tile) {
 
 // ---- scores to weights -----------------------------------------------------------------------------------------------------
 
+// scores[end - first], of the entries from `first` on: plus the bias of their distances from the query's place.
+void add_bias(const Attention &call, int64_t token, int64_t head, float *scores, int64_t first, int64_t end) {
+    const int64_t reach = call.reach, place = call.places[token];
+    const float *table = call.bias + head * (2 * reach + 1);
+    const auto within = [&](int64_t entry) { return smaller_of(larger_of(entry, first), end); };
+    const int64_t near = within(place - reach), far = within(place + reach);
+    for (int64_t e = first; e < near; ++e) scores[e - first] += table[0];
+    for (int64_t e = near; e < far; ++e) scores[e - first] += table[e - place + reach];
+    for (int64_t e = far; e < end; ++e) scores[e - first] += table[2 * reach];
+}
+
 // scores[count] -> e^(score - largest), zeros behind them up to a full vector; returns their total.
 float weigh(float *scores, int64_t count, float softcap) {
     const float infinity = __builtin_inff();
@@ -227,6 +238,7 @@ void weigh_rows(const Cache &cache, const Attention &call, const Tile &tile) {
     for (int64_t row = 0; row < tile.rows(); ++row) {
         const int64_t token = tile.token + row / tile.heads, first = first_seen(call, token);
         float *weights = tile.scores + row * tile.stride + (first - tile.low);
+        if (call.bias) add_bias(call, token, tile.head + row % tile.heads, weights, first, tile.high);
         int64_t count = plain_end(call, token) - first;
         masked_runs(call, token, [&](int64_t begin, int64_t end) {
             std::memmove(weights + count, weights + (begin - first), static_cast<size_t>(end - begin) * sizeof(float));

@@ -18,15 +18,21 @@ namespace {
 using Layer = LayerHandle;
 
 bool attention(nb::handle q_, nb::handle keys, nb::handle values, nb::handle key_scales, nb::handle value_scales,
-               int64_t length, nb::handle start_, nb::handle mask_, double scale, double softcap, nb::handle out_) {
+               int64_t length, nb::handle start_, nb::handle mask_, double scale, double softcap, nb::handle out_,
+               nb::handle bias_, nb::handle places_) {
     const Layer layer(keys, values, key_scales, value_scales, Access::read);
     const Array q(q_, Access::read), start(start_, Access::read), mask(mask_, Access::read), out(out_, Access::write);
+    const Array bias(bias_, Access::read), places(places_, Access::read);
     if (!layer.fits || !q.of<float>(3) || !out.of<float>(3) || !out.same_shape(q) || q.size(2) != layer.cache.width ||
         q.size(1) < 1 || q.size(1) % layer.cache.kv_heads != 0)
         return false;
     const int64_t n = q.size(0);
     if (!start.none() && !(start.of<int64_t>(1) && start.size(0) == n)) return false;
     if (!mask.none() && !(mask.of<bool>(2) && mask.size(0) == n)) return false;
+    if (bias.none() != places.none()) return false;
+    if (!bias.none() && !(bias.of<float>(2) && bias.size(0) == q.size(1) && bias.size(1) % 2 == 1 && places.of<int64_t>(1) &&
+                          places.size(0) == n))
+        return false;
     const int64_t fresh = mask.none() ? n : mask.size(1);
     if (!layer.holds(length, fresh)) return false;
     if (n == 0) return true;
@@ -39,7 +45,10 @@ bool attention(nb::handle q_, nb::handle keys, nb::handle values, nb::handle key
                             start.data<int64_t>(),
                             mask.data<uint8_t>(),
                             static_cast<float>(scale),
-                            static_cast<float>(softcap)};
+                            static_cast<float>(softcap),
+                            bias.data<float>(),
+                            bias.none() ? 0 : bias.size(1) / 2,
+                            places.data<int64_t>()};
     const Unlocked unlocked;
     attend().attention(layer.cache, call);
     return true;
@@ -117,8 +126,8 @@ HAVERSACK_BIND(attend) {
         },
         nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg().none());
     const auto any = [] { return nb::arg().none(); };
-    module.def("attention", &attention, any(), any(), any(), any(), any(), nb::arg(), any(), any(), nb::arg(), nb::arg(),
-               any());
+    module.def("attention", &attention, any(), any(), any(), any(), any(), nb::arg(), any(), any(), nb::arg(), nb::arg(), any(),
+               any(), any());
     module.def("cache_write", &cache_write, any(), any(), any(), any(), nb::arg(), any(), any());
     module.def("cache_gather", &cache_gather, any(), any(), any(), any(), nb::arg(), any());
     module.def("rope_write", &rope_write, any(), any(), any(), any(), any(), any(), any(), any(), any(), nb::arg(), nb::arg(),

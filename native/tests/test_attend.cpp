@@ -204,3 +204,51 @@ HAVERSACK_TEST(the_fused_write_does_not_depend_on_the_rows) {
         if (kind == CacheKind::int8) CHECK(whole.key_scales == steps.key_scales && whole.value_scales == steps.value_scales);
     }
 }
+
+HAVERSACK_TEST(attention_adds_what_its_bias_says_of_distances) {
+    Random random(9);
+    constexpr int64_t heads = 3, width = 20, reach = 6, entries = length + n;
+    const auto bias = normal(random, heads * (2 * reach + 1)), q = normal(random, n * heads * width);
+    std::vector<int64_t> places(n);
+    for (int64_t t = 0; t < n; ++t) places[t] = length + t;
+    for (const CacheKind kind : kinds) {
+        Room room(kind, heads, entries + 2, width);
+        const auto k = normal(random, entries * heads * width), v = normal(random, entries * heads * width);
+        cache().write(room.cache, 0, k.data(), v.data(), entries);
+        std::vector<float> out(q.size()), one(heads * width);
+        Attention call = {q.data(), out.data(), n,           heads, length,       n, nullptr, nullptr,
+                          0.5f,     0.0f,       bias.data(), reach, places.data()};
+        attend().attention(room.cache, call);
+        for (int64_t t = 0; t < n; ++t) {
+            const Attention alone = {q.data() + t * heads * width,
+                                     one.data(),
+                                     1,
+                                     heads,
+                                     length + t,
+                                     1,
+                                     nullptr,
+                                     nullptr,
+                                     0.5f,
+                                     0.0f,
+                                     bias.data(),
+                                     reach,
+                                     places.data() + t};
+            attend().attention(room.cache, alone);
+            CHECK(same_bits(out.data() + t * heads * width, one.data(), heads * width));
+            for (int64_t h = 0; h < heads; ++h) {
+                std::vector<double> weights(static_cast<size_t>(length + t + 1));
+                double total = 0;
+                for (int64_t e = 0; e <= length + t; ++e) {
+                    double score = 0;
+                    for (int64_t i = 0; i < width; ++i) score += q[(t * heads + h) * width + i] * room.key(h, e, i);
+                    const int64_t far = e - places[t] < -reach ? -reach : e - places[t];
+                    weights[e] = std::exp(0.5 * score + bias[h * (2 * reach + 1) + far + reach]);
+                    total += weights[e];
+                }
+                double expected = 0;
+                for (int64_t e = 0; e <= length + t; ++e) expected += weights[e] / total * room.value(h, e, 3);
+                CHECK(std::abs(out[(t * heads + h) * width + 3] - expected) < 1e-4);
+            }
+        }
+    }
+}

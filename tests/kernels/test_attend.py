@@ -49,17 +49,22 @@ def same_bits(a, b):
     window=st.sampled_from([None, 1, 5, 40]),
     tree=st.booleans(),
     softcap=st.sampled_from([None, 2.0, 50.0]),
+    reach=st.sampled_from([None, 0, 1, 7, 130]),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_equals_its_twin(kind, n, kv_heads, group, width, length, window, tree, softcap, seed):
+def test_equals_its_twin(kind, n, kv_heads, group, width, length, window, tree, softcap, reach, seed):
     rng = np.random.default_rng(seed)
     layer = filled(rng, kind, kv_heads, length + n + 5, width, length + n)
     q = normal(rng, n, kv_heads * group, width)
     start = None if window is None else np.maximum(0, length + np.arange(n) - window + 1)
     mask = rng.random((n, n)) < 0.5 if tree else None
     visible = Visible(length, start, mask)
-    expected = attention_twin(q, layer, visible, width**-0.5, softcap)
-    got = kernels.attention(q, layer, visible, width**-0.5, softcap)
+    distances = None
+    if reach is not None:
+        places = rng.integers(0, length + n, n)
+        distances = kernels.Distances(normal(rng, kv_heads * group, 2 * reach + 1, size=3.0), places)
+    expected = attention_twin(q, layer, visible, width**-0.5, softcap, distances)
+    got = kernels.attention(q, layer, visible, width**-0.5, softcap, distances=distances)
     assert got.dtype == np.float32 and got.shape == q.shape
     size = max(1e-3, float(np.abs(expected).max()))
     assert np.abs(got - expected).max() <= 1e-5 * size
@@ -69,7 +74,8 @@ def test_equals_its_twin(kind, n, kv_heads, group, width, length, window, tree, 
 @pytest.mark.parametrize("width", [20, 64])
 @pytest.mark.parametrize("group", [1, 3, 8])
 @pytest.mark.parametrize("softcap", [None, 4.0])
-def test_many_at_once_equal_one_by_one(kind, width, group, softcap):
+@pytest.mark.parametrize("biased", [False, True])
+def test_many_at_once_equal_one_by_one(kind, width, group, softcap, biased):
     rng = np.random.default_rng(1)
     n, length, kv_heads = 50, 37, 2
     k, v = normal(rng, 2, length + n, kv_heads, width)
@@ -77,10 +83,17 @@ def test_many_at_once_equal_one_by_one(kind, width, group, softcap):
     whole, steps = (poisoned(kind, kv_heads, length + n + 3, width) for _ in range(2))
     kernels.cache_write(whole, 0, k, v)
     kernels.cache_write(steps, 0, k[:length], v[:length])
-    at_once = kernels.attention(q, whole, Visible(length), 0.3, softcap)
+    bias, places = normal(rng, kv_heads * group, 25), np.arange(length, length + n)
+
+    def by_distance(queries):
+        return kernels.Distances(bias, places[queries]) if biased else None
+
+    every = slice(None)
+    at_once = kernels.attention(q, whole, Visible(length), 0.3, softcap, distances=by_distance(every))
     for i in range(n):
         kernels.cache_write(steps, length + i, k[length + i : length + i + 1], v[length + i : length + i + 1])
-        one = kernels.attention(q[i : i + 1], steps, Visible(length + i), 0.3, softcap)
+        row = slice(i, i + 1)
+        one = kernels.attention(q[row], steps, Visible(length + i), 0.3, softcap, distances=by_distance(row))
         assert same_bits(one[0], at_once[i]), i
 
 
@@ -360,3 +373,17 @@ INT8 = CacheLayer.empty(2, 10, 16, "int8")
 def test_what_does_not_fit_is_refused_in_words(call, words):
     with pytest.raises(UserError, match=words):
         call()
+
+
+def test_distances_that_do_not_fit_are_refused():
+    rng = np.random.default_rng(2)
+    layer, q = filled(rng, "f32", 2, 9, 16), normal(rng, 3, 4, 16)
+    places = np.arange(3)
+    for bias, at, field in (
+        (normal(rng, 4, 6), places, "bias"),
+        (normal(rng, 2, 7), places, "bias"),
+        (normal(rng, 4, 7), places[:2], "places"),
+        (normal(rng, 4, 7), places.astype(np.int32), "places"),
+    ):
+        with pytest.raises(UserError, match=field):
+            kernels.attention(q, layer, Visible(6), 1.0, distances=kernels.Distances(bias, at))

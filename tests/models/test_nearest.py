@@ -44,7 +44,7 @@ def refused(config: dict[str, Any]) -> UserError:
             "without multipliers of its own",
         ),
         ({"model_type": "mamba", "state_size": 16, "layer_norm_epsilon": 1e-5}, None, "without state-space"),
-        ({"model_type": "t5", "is_encoder_decoder": True}, None, "without an encoder beside the decoder"),
+        ({"model_type": "bart", "is_encoder_decoder": True}, None, "without an encoder beside the decoder"),
         ({"model_type": "bloom", "layer_norm_epsilon": 1e-5}, None, "without attention biased by distance"),
         ({"model_type": "mpt", "attn_config": {"alibi": True}}, None, "without attention biased by distance"),
         ({"model_type": "gpt_bigcode", "n_positions": 64, "layer_norm_epsilon": 1e-5}, "gpt2", "with rotary"),

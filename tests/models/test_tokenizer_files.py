@@ -164,6 +164,45 @@ def test_xlm_r_numbers_its_pieces_anew(tmp_path: Path) -> None:
     assert own.token("<mask>") == own.size - 1 and own.token("<pad>") == 1
 
 
+T5 = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+
+
+@pytest.mark.parametrize("extra", [100, 7, None])
+def test_t5_reads_words_and_counts_its_sentinels_backwards(tmp_path: Path, extra: int | None) -> None:
+    transformers = pytest.importorskip("transformers")
+    config: dict[str, Any] = {"tokenizer_class": "T5Tokenizer"}
+    if extra is not None:
+        config |= {"extra_ids": extra}
+        config["additional_special_tokens"] = [f"<extra_id_{number}>" for number in range(extra)]
+    files = {"spiece_model": trained("unigram", **T5), "tokenizer_config_json": config}
+    folder = write(tmp_path / "m", **files, config_json={"model_type": "switch_transformers"})
+    own = Tokenizer.of_folder(folder)
+    reference = transformers.T5Tokenizer.from_pretrained(folder)
+    texts = [*strings(6, 1500), "The pack <extra_id_0> is<extra_id_1>x.  y", "<extra_id_2>", "</s> <pad> the"]
+    assert not differing(own, lambda text: reference(text)["input_ids"], texts)
+    assert own.size == len(reference)
+    last = (100 if extra is None else extra) - 1
+    assert [own.token(f"<extra_id_{number}>") for number in (0, last)] == [own.size - 1, own.size - 1 - last]
+    assert own.sentinels() == tuple(range(own.size - 1 - last, own.size))
+    for text in texts[:300]:
+        tokens = own.encode(text)
+        assert own.decode(tokens) == reference.decode(tokens, skip_special_tokens=True)
+    stream = own.stream(own.sentinels())
+    tokens = own.encode("<extra_id_0> a folder<extra_id_1> is")
+    assert "".join(map(stream.add, tokens)) == "<extra_id_0> a folder<extra_id_1> is"
+
+
+@pytest.mark.parametrize(
+    ("kind", "extra", "said"),
+    [("bpe", 100, "is a bpe model"), ("unigram", -1, "extra_ids=-1"), ("unigram", 0.5, "0.5")],
+)
+def test_what_t5_refuses(tmp_path: Path, kind: str, extra: Any, said: str) -> None:
+    config = {"tokenizer_class": "T5Tokenizer", "extra_ids": extra}
+    files = {"spiece_model": trained(kind, **T5), "tokenizer_config_json": config}
+    with pytest.raises((UserError, DamagedFileError), match=said):
+        Tokenizer.of_folder(write(tmp_path / "m", **files))
+
+
 def word_pieces() -> str:
     """A vocab.txt trained on the text."""
     import tokenizers
@@ -289,8 +328,8 @@ def test_byte_pairs_equal_transformers(
             "MPNetTokenizer",
         ),
         (
-            {"tokenizer_model": b"", "tokenizer_config_json": {"tokenizer_class": "T5Tokenizer"}},
-            "T5Tokenizer.*AutoTokenizer",
+            {"tokenizer_model": b"", "tokenizer_config_json": {"tokenizer_class": "PegasusTokenizer"}},
+            "PegasusTokenizer.*AutoTokenizer",
         ),
         (
             {"vocab_txt": "[UNK]\n[CLS]\n[SEP]", "tokenizer_config_json": {"do_lower_case": "yes"}},

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from haversack.core.errors import UserError
-from haversack.run._eviction import EVICTIONS, Belady, eviction, least_missed
+from haversack.run._eviction import EVICTIONS, Belady, Frequencies, eviction, least_missed
 from haversack.run._reader import LIKELY, NEEDED, WAITED_FOR
 from haversack.run._shelf import Shelf, replay
 from haversack.run.residency.edgemoe import Intent, Printed, layers_ahead, layers_as_printed
@@ -20,7 +20,7 @@ class Fixed:
     """Frequencies that are what the specification's example says."""
 
     def __init__(self, shares: dict) -> None:
-        self.shares, self.layers = shares, 4
+        self.shares, self.layers, self.first = shares, 4, 0
 
     def __getitem__(self, key: tuple) -> float:
         return self.shares[key]
@@ -35,6 +35,17 @@ def test_the_specification_s_distances() -> None:
     """Four layers, layer 1 running: layers 2, 1 (just used), 0, 3."""
     assert [layers_ahead(layer, 1, 4) for layer in (2, 1, 0, 3)] == [1, 4, 3, 2]
     assert [layers_as_printed(layer, 1, 4) for layer in (2, 1, 0, 3)] == [3, 4, 1, 2]
+
+
+def test_an_encoder_s_layers_do_not_come_again() -> None:
+    """Two layers of an encoder before four of a decoder: while layer 3 (the decoder's second) runs, the
+    decoder's own are as far as in the specification's example, the encoder's farthest."""
+    assert [layers_ahead(layer, 3, 6, 2) for layer in (4, 3, 2, 5)] == [1, 4, 3, 2]
+    assert [layers_ahead(layer, 3, 6, 2) for layer in (0, 1)] == [6, 6]
+    assert [layers_ahead(layer, 0, 6, 2) for layer in (1, 2, 5)] == [1, 2, 5]
+    assert [layers_as_printed(layer, 3, 6, 2) for layer in (4, 3, 2, 5)] == [3, 4, 1, 2]
+    shares = Frequencies(6, 2, np.full((6, 2), 0.5), 2)
+    assert [shares[layer, 0] for layer in range(6)] == [0, 0, 0.5, 0.5, 0.5, 0.5]
 
 
 @pytest.mark.parametrize(

@@ -71,13 +71,13 @@ def task_of(folder, config=CONFIG, seed=0, outliers=1.0):
 def packed_error(walk, task, found, activations="f32"):
     """Error of the block as it is packed, by the engine, over the target's mean square."""
     weights = {name: each.packed() for name, each in found.matrices.items()} | dict(found.vectors)
-    walk._forward.activations = activations
+    walk.forward.activations = activations
     missed = size = 0.0
     for index in range(PIECES):
         target = task.targets.read(index)
         missed += float(np.square(walk.run(0, task.inputs.read(index), weights, None) - target).sum())
         size += float(np.square(target).sum())
-    walk._forward.activations = "f32"
+    walk.forward.activations = "f32"
     return missed / size
 
 

@@ -41,7 +41,7 @@ pack, prompt, count, ram_mib, residency = json.loads(sys.argv[1])
 budget, size = Budget(ram_mib=ram_mib), (len(prompt), count)
 with Engine.open(pack, residency=residency, budget=budget, tokens=size) as engine:
     cache = engine.cache(len(prompt) + count)
-    logits, _ = engine.step(np.asarray(prompt, np.int32), cache=cache)
+    logits = engine.read(np.asarray(prompt, np.int32), cache)
     for _ in range(count):
         logits, _ = engine.step([int(logits[0].argmax())], cache=cache)
     print(json.dumps({"read": engine.held.store.bytes_read, "budget": engine.held.budget}))

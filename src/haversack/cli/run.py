@@ -164,7 +164,8 @@ def command(
     text it is a chat. An encoder does what follows from its head: it prints an embedding, fills masked words
     in, classifies, or labels every token. A speech model writes what is said in AUDIO. A network that learned
     by `haversack train fit` tells the class of a picture or a text. A pack of one file forecasts the table
-    INPUT, or says what it predicts of each row.
+    INPUT, or says what it predicts of each row. A model with an encoder and a decoder (T5, Switch) reads
+    the text and writes another.
     """
     from threading import Thread
 
@@ -235,11 +236,18 @@ def command(
         raise UserError(
             "--embed, --pair, --lines and --truncate are for encoders.", field="model", given=model
         )
-    opened = open_model(source)
+    opened = open_model(source, reader=True)
+    reads = opened.architecture.reader is not None
     tokenizer: list[Any] = []
     reading = Thread(target=_attempt, args=(opened.tokenizer, tokenizer))
     reading.start()  # beside the imports below and the weights' copy
     terminal = prompt is None and input is None and not json and _is_terminal()
+    if reads and terminal:
+        raise UserError(
+            "this model reads a text and writes another, it does not chat; give the text with --prompt or as "
+            "the file INPUT.",
+            field="prompt",
+        )
     talk = None
     if terminal or chat or system is not None or any((tools, chat_template, schema)):
         from haversack.cli._talk import talk_of
@@ -275,7 +283,8 @@ def command(
         tokens = prompt_tokens(opened, tokenizer[0], asked, special=not chatting)
         size = (len(tokens), max_tokens)
         if constraint is not None:
-            room = (context_length or opened.architecture.context) - len(tokens) + 1
+            taken = 1 if reads else len(tokens)
+            room = (context_length or opened.architecture.context) - taken + 1
             constraint.require_room(min(max_tokens, room))
     else:
         from haversack.cli._talk import CHAT_CONTEXT

@@ -64,6 +64,7 @@ TRAITS: dict[str, tuple[str, ...]] = {
     "head-predictor": (),
     "shadow-outliers": (),
     "blocks-at-hand": (),
+    "encoder-decoder": (),
 }
 
 

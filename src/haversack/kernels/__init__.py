@@ -41,6 +41,7 @@ _PUBLIC = {
     "gate": "gates",
     "softcap": "gates",
     "CacheLayer": "attend",
+    "Distances": "attend",
     "Visible": "attend",
     "attention": "attend",
     "cache_gather": "attend",

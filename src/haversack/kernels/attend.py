@@ -2,7 +2,8 @@
 
 For query i and head h, over the ordered list of cache entries j that the query sees:
 
-    score_j = scale * (q . key_j)             with softcap: score = softcap * tanh(score / softcap)
+    score_j = scale * (q . key_j)             with distances: score += bias[h, j's entry less i's place]
+                                              with softcap: score = softcap * tanh(score / softcap)
     weight  = softmax(score)
     out     = sum_j weight_j * value_j
 
@@ -114,8 +115,28 @@ class Visible:
         return seen[seen >= first]
 
 
+@dataclass(frozen=True, eq=False)
+class Distances:
+    """What scores get by distance: `bias` f32[heads, 2 * reach + 1] for the distances -reach to reach, an
+    entry farther away counting as `reach` away. Query i stands at the entry places[i], i64[n].
+    """
+
+    bias: Array
+    places: Array
+
+    def of(self, query: int, entries: Array) -> Array:
+        """f32[heads, entries]: what the scores of a query get."""
+        reach = self.bias.shape[1] // 2
+        return np.asarray(self.bias[:, np.clip(entries - self.places[query], -reach, reach) + reach])
+
+
 def attention_twin(
-    q: Array, layer: CacheLayer, visible: Visible, scale: float, softcap: float | None = None
+    q: Array,
+    layer: CacheLayer,
+    visible: Visible,
+    scale: float,
+    softcap: float | None = None,
+    distances: Distances | None = None,
 ) -> Array:
     """The definition of `attention`."""
     n, heads, width = q.shape
@@ -128,6 +149,8 @@ def attention_twin(
         keys, values = layer.floats(seen)
         query = q[i].reshape(kv_heads, heads // kv_heads, width)
         scores = (query @ keys.transpose(0, 2, 1)) * np.float32(scale)
+        if distances is not None:
+            scores = scores + distances.of(i, seen).reshape(scores.shape)
         if softcap is not None:
             scores = np.float32(softcap) * np.tanh(scores / np.float32(softcap))
         powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
@@ -169,6 +192,7 @@ def attention(
     scale: float,
     softcap: float | None = None,
     *,
+    distances: Distances | None = None,
     out: Array | None = None,
 ) -> Array:
     """q f32[n, heads, d] over the entries of `layer` that are `visible` -> f32[n, heads, d].
@@ -191,6 +215,8 @@ def attention(
             scale,
             0.0 if softcap is None else softcap,
             out,
+            None if distances is None else distances.bias,
+            None if distances is None else distances.places,
         ):
             return out
     check_array("attention", "q", q, (None, None, None))
@@ -204,10 +230,14 @@ def attention(
         new = check_array("attention", "mask", visible.mask, (n, None), ("bool",)).shape[1]
     if visible.start is not None:
         check_array("attention", "start", visible.start, (n,), ("int64",))
+    if distances is not None:
+        check_array("attention", "places", distances.places, (n,), ("int64",))
+        if check_array("attention", "bias", distances.bias, (heads, None)).shape[1] % 2 == 0:
+            refuse("attention", "bias", f"f32[{heads}, an odd number]", distances.bias)
     _check_entries("attention", layer, visible.length, new)
     if module is not None:
         refuse_arrays("attention")
-    return placed(attention_twin(q, layer, visible, scale, softcap), out)
+    return placed(attention_twin(q, layer, visible, scale, softcap, distances), out)
 
 
 def cache_write(layer: CacheLayer, start: int, k: Array, v: Array) -> None:

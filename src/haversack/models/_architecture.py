@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
+from haversack.models._distance import DistanceBias
 from haversack.models._rope import Rope
 
 ACTIVATIONS = ("silu", "gelu", "gelu-tanh", "relu")
@@ -121,7 +122,7 @@ class Attention:
     `window`: a query sees the last `window` positions, itself included; None sees all. `rope` None leaves
     positions out. `query_norm` and `key_norm` normalize each head, or, when as wide as all heads, these
     together. `scale` multiplies the products of query and key, `softcap` bounds them by
-    softcap * tanh(. / softcap).
+    softcap * tanh(. / softcap), `distance` adds to them.
     """
 
     kind: ClassVar[str] = "attention"
@@ -139,6 +140,7 @@ class Attention:
     softcap: float | None = None
     query_norm: HeadNorm | None = None
     key_norm: HeadNorm | None = None
+    distance: DistanceBias | None = None
 
     def products(self) -> tuple[tuple[Linear, ...], ...]:
         """The matrix products in order; those in one tuple multiply the same input."""
@@ -221,7 +223,9 @@ class Mixture:
     the sum of the chosen scores. `tap` is what the router reads: "normed", the layer's own input, or
     "residual", the block's input as it comes, before norms and attention, so that the choice is known while
     attention computes. `shared` takes every token; `shared_gate` [1, width], where there is one, makes the
-    number whose sigmoid multiplies that.
+    number whose sigmoid multiplies that. An expert takes the first `capacity` tokens of a text that chose it
+    (None: all), and the others get nothing; a text that is being written comes token by token and never has
+    so many.
     """
 
     kind: ClassVar[str] = "mixture"
@@ -235,6 +239,7 @@ class Mixture:
     tap: str = "normed"
     shared: FeedForward | None = None
     shared_gate: Linear | None = None
+    capacity: int | None = None
 
     def routers(self) -> tuple[Linear, ...]:
         """The matrices that decide, and are too small to be worth rounding: router and gate of the shared
@@ -349,13 +354,27 @@ class Block:
 
 
 @dataclass(frozen=True)
+class Reader:
+    """The part of a model that reads a text before another is written: the first `blocks` of its blocks,
+    which see the text both ways, and the `norm` behind them. The written text begins with the token `start`.
+    `embedding`: that of the text that is read, where it has one of its own.
+    """
+
+    blocks: int
+    norm: Norm
+    start: int
+    embedding: str | None = None
+
+
+@dataclass(frozen=True)
 class Architecture:
-    """A decoder: token embedding, blocks, final norm, output matrix.
+    """A decoder: token embedding, blocks, final norm, output matrix; with a `reader`, an encoder before it.
 
     `embedding` is the name of the matrix [vocabulary, width]; `head.weight` is the same name when it is tied.
     `context` is the largest number of positions the model was made for. `start_of_text` is the token that
     begins a text (None when there is none), `end_of_text` the tokens that end one. `embedding_scale`
-    multiplies the embedding, `logit_softcap` bounds the logits.
+    multiplies the embedding, `head_scale` the states that meet the output matrix; `logit_softcap` bounds the
+    logits.
 
     `positions` are added to the embedding. An embedding of another width than the blocks' goes through
     `project_in`, and the last hidden state through `project_out` before it meets the output matrix. `parts`
@@ -373,11 +392,30 @@ class Architecture:
     start_of_text: int | None = None
     end_of_text: tuple[int, ...] = ()
     embedding_scale: float = 1.0
+    head_scale: float = 1.0
     logit_softcap: float | None = None
     positions: Positions | None = None
     project_in: Linear | None = None
     project_out: Linear | None = None
     parts: tuple[Part, ...] = ()
+    reader: Reader | None = None
+
+    @property
+    def reading(self) -> tuple[Block, ...]:
+        """The blocks of the encoder; none of a decoder alone."""
+        return () if self.reader is None else self.blocks[: self.reader.blocks]
+
+    @property
+    def writing(self) -> tuple[Block, ...]:
+        """The blocks of the decoder."""
+        return self.blocks if self.reader is None else self.blocks[self.reader.blocks :]
+
+    @cached_property
+    def distances(self) -> tuple[DistanceBias, ...]:
+        """What biases attention by distance, each matrix once."""
+        attentions = (block.attention for block in self.blocks)
+        found = (attention.distance for attention in attentions if attention is not None)
+        return tuple(dict.fromkeys(one for one in found if one is not None))
 
     @property
     def tied(self) -> bool:
@@ -398,12 +436,19 @@ class Architecture:
         return self.width if self.project_in is None else self.project_in.inputs
 
     def first_tensors(self) -> dict[str, tuple[int, ...]]:
-        """Tensor name -> shape of what comes before the blocks: embedding, its projection, positions."""
+        """Tensor name -> shape of what comes before the blocks: embedding, its projection, positions, what
+        attention is biased by, and the norm of an encoder.
+        """
         found: dict[str, tuple[int, ...]] = {self.embedding: (self.vocabulary, self.embedding_width)}
         if self.project_in is not None:
             found.update(self.project_in.tensors())
         if self.positions is not None:
             found[self.positions.weight] = (self.positions.count, self.width)
+        found.update((bias.weight, (bias.buckets, bias.heads)) for bias in self.distances)
+        if self.reader is not None:
+            found.update(self.reader.norm.tensors())
+            if self.reader.embedding is not None:
+                found[self.reader.embedding] = (self.vocabulary, self.width)
         return found
 
     def last_tensors(self) -> dict[str, tuple[int, ...]]:
@@ -446,5 +491,5 @@ class Architecture:
 
     def cache_nbytes(self, capacity: int, cache_type: str = "f32") -> int:
         """Bytes of keys and values (and scales, for int8) of `capacity` tokens, every layer keeping all."""
-        attentions = (block.attention for block in self.blocks)
+        attentions = (block.attention for block in self.writing)
         return sum(one.cache_nbytes(capacity, cache_type) for one in attentions if one is not None)

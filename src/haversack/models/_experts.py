@@ -25,7 +25,8 @@ class Experts:
     """`blocks` are the blocks that have experts, each `count` of them, of which a token takes `chosen`.
 
     `tensors`: expert -> the names of its tensors as the architecture has them; `roles`: name -> which part of
-    its expert a tensor belongs to, one of PARTS.
+    its expert a tensor belongs to, one of PARTS. The first `read` layers are those of an encoder, which a
+    text passes once; those behind them follow one another token by token.
     """
 
     blocks: tuple[int, ...]
@@ -33,6 +34,7 @@ class Experts:
     chosen: int
     tensors: Mapping[Expert, tuple[str, ...]]
     roles: Mapping[str, str]
+    read: int = 0
 
     @cached_property
     def owners(self) -> dict[str, tuple[int, int]]:
@@ -89,7 +91,8 @@ def experts_of(architecture: Architecture) -> Experts | None:
     if len(sizes) > 1:
         raise UserError("layers with different numbers of experts cannot be streamed.", field="model")
     ((count, chosen),) = sizes
-    return Experts(tuple(blocks), count, chosen, tensors, roles)
+    read = sum(block < len(architecture.reading) for block in blocks)
+    return Experts(tuple(blocks), count, chosen, tensors, roles, read)
 
 
 def identity(source: TensorSource, architecture: Architecture) -> str:

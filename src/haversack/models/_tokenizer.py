@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,7 @@ from haversack.core.errors import DamagedFileError, UserError
 
 LARGEST = 256 * 2**20
 REPLACEMENT = "\ufffd"
+SENTINEL = re.compile(r"<extra_id_\d+>")
 
 
 @cache
@@ -164,6 +166,10 @@ class Tokenizer:
         """True for tokens that stand for no text (end of text, roles of a chat)."""
         return token in self._special
 
+    def sentinels(self) -> tuple[int, ...]:
+        """The tokens that stand for spans of a text that are to be filled in: <extra_id_0> and so on."""
+        return tuple(token for token, text in self._added.items() if SENTINEL.fullmatch(text))
+
     def bytes_of(self, token: int) -> bytes | None:
         """The bytes of one token; None when the vocabulary does not tell them apart from their context."""
         if token in self._special:
@@ -178,9 +184,10 @@ class Tokenizer:
             table = byte_of_character()
             known = all(character in table for character in text)
             return bytes(table[c] for c in text) if known else text.encode()
-        if self._decoder == "fallback":
-            if len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
-                return bytes((int(text[3:5], 16),))
+        byte = self._decoder == "fallback" and len(text) == 6
+        if byte and text.startswith("<0x") and text.endswith(">"):
+            return bytes((int(text[3:5], 16),))
+        if self._decoder in ("fallback", "pieces"):
             return text.replace("\u2581", " ").encode()
         return None
 
@@ -198,7 +205,8 @@ class Detokenizer:
         self._tokenizer = tokenizer
         self._shown = {token: str(tokenizer._added[token]).encode() for token in shown}
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        self._strip = tokenizer._decoder == "fallback" and _strips_first_space(tokenizer._library)
+        spaced = tokenizer._decoder in ("fallback", "pieces")
+        self._strip = spaced and _strips_first_space(tokenizer._library)
         self._exact = tokenizer._decoder is not None
         self._tokens: list[int] = []
         self._from = self._given = 0
@@ -232,12 +240,16 @@ class Detokenizer:
 
 
 def _decoder_kind(library: Any) -> str | None:
-    """`bytes` for a byte-level vocabulary, `fallback` for one with byte tokens, None for any other."""
+    """`bytes` for a byte-level vocabulary, `fallback` for one with byte tokens, `pieces` for one without
+    whose pieces tell their spaces, None for any other.
+    """
     said = json.loads(library.decoder.__getstate__()) if library.decoder is not None else {}
     steps = said.get("decoders", [said]) if isinstance(said, dict) else []
     kinds = [step.get("type") for step in steps]
     if kinds == ["ByteLevel"]:
         return "bytes"
+    if kinds == ["Metaspace"] and steps[0].get("replacement") == "\u2581":
+        return "pieces"
     if "ByteFallback" in kinds and set(kinds) <= {"Replace", "ByteFallback", "Fuse", "Strip"}:
         replaced = [step for step in steps if step.get("type") == "Replace"]
         if all(s.get("pattern") == {"String": "\u2581"} and s.get("content") == " " for s in replaced):
@@ -246,7 +258,10 @@ def _decoder_kind(library: Any) -> str | None:
 
 
 def _strips_first_space(library: Any) -> bool:
-    steps = json.loads(library.decoder.__getstate__()).get("decoders", [])
+    said = json.loads(library.decoder.__getstate__())
+    steps = said.get("decoders", [])
+    if said.get("type") == "Metaspace":
+        return bool(said.get("prepend_scheme") != "never")
     return any(step.get("type") == "Strip" and step.get("start") == 1 for step in steps)
 
 

@@ -31,6 +31,7 @@ from haversack.shrink._precision import (
     stores_matrices,
 )
 from haversack.shrink._reconstruction import BLOCK
+from haversack.shrink._text_to_text import TextToTextWalk, walk_of
 
 # Parameters that change a pack's size or type and are worth a plan each; others stay at their defaults.
 VARIED = ("bits", "group", "kind")
@@ -217,6 +218,8 @@ def offered(walk: Walk, precision: str, structure: str, tokens: int, effort_s: f
     method = create_precision(precision)
     if refused_by(method, walk) or not takes(structure, precision):
         return False
+    if isinstance(walk, TextToTextWalk) and not takes_text_to_text(precision):
+        return False
     return packing_seconds(walk, method, tokens) <= effort_s
 
 
@@ -242,7 +245,7 @@ def predicted(space: Space) -> tuple[list[Candidate], dict[Plan, float]]:
     noises: dict[Plan, float] = {}
     refused: UserError | None = None
     for structure, choice in itertools.product(space.structures, precision_choices(space.precision)):
-        walk = LanguageWalk(space.architecture)
+        walk = walk_of(space.architecture)
         if space.precision is None and not offered(
             walk, choice, structure, space.calibration_tokens, space.effort_s
         ):
@@ -297,6 +300,15 @@ def stands_alone(precision: str) -> bool:
     method = create_precision(precision)
     in_parts = getattr(method, "in_parts", False)  # and a factor is a part already
     return not hasattr(method, "transform") and method.needs <= {"hessian"} and not in_parts
+
+
+def takes_text_to_text(precision: str) -> bool:
+    """True for a method that packs an encoder with a decoder: one that stands alone, and leaves nothing
+    beside the weights that was made for decoders.
+    """
+    method = create_precision(precision)
+    apart = {NESTED_TRAIT, STATIC_TRAIT, "shadow-outliers"} & set(getattr(method, "provides", ()))
+    return stands_alone(precision) and not hasattr(method, "finish") and not apart
 
 
 @functools.cache

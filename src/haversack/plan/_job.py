@@ -20,7 +20,7 @@ from haversack.core.pack import PackWriter
 from haversack.models._borrowed import open_folder
 from haversack.models._gguf import is_gguf
 from haversack.models.audio import is_speech
-from haversack.models.language import is_encoder
+from haversack.models.language import is_encoder, is_text_to_text
 from haversack.models.tokenizers import can_be_made, tokenizer_json
 from haversack.plan._candidates import OBJECTIVES, Candidate
 from haversack.plan._sealing import for_sealing
@@ -195,19 +195,20 @@ def pack_model(job: Job, tell: Callable[[str], None] = lambda text: None) -> Out
 
 def _pack_folder(job: Job, folder: Path, tell: Callable[[str], None]) -> Outcome:
     source: Any = open_folder(folder)
-    if job.key is not None and (is_encoder(source.config) or is_speech(source.config)):
+    apart = is_encoder(source.config) or is_speech(source.config) or is_text_to_text(source.config)
+    if job.key is not None and apart:
         raise UserError(
             f"{job.model} is no decoder language model, and only these are sealed.",
             field="seal",
             given=job.model,
         )
-    if job.attention is not None and (is_encoder(source.config) or is_speech(source.config)):
+    if job.attention is not None and apart:
         raise UserError(
-            f"--attention is for models that write text token by token; {job.model} is none.",
+            f"--attention is for decoder language models; {job.model} is none.",
             field="attention",
             given=job.attention,
         )
-    if is_encoder(source.config) or is_speech(source.config):
+    if apart:
         refuse_version(job, "no decoder language model")
     if is_encoder(source.config):
         from haversack.plan._encoder_job import pack_encoder

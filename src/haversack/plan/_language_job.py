@@ -40,10 +40,10 @@ from haversack.plan._shelf import Shelf
 from haversack.plan._structure import NONE, OFFERED, Structures, advised
 from haversack.plan._versions import family_of_job, version_facts
 from haversack.run._source import traits_of
-from haversack.run._weights import check_tensors
-from haversack.shrink._language import LanguageWalk
+from haversack.run._weights import check_tensors, refuse_second_head
 from haversack.shrink._pipeline import LISTED, ROUTER, kept_matrices, memory_plan
 from haversack.shrink._precision import MATRICES
+from haversack.shrink._text_to_text import walk_of
 
 CALIBRATION_LENGTH = 512
 FEWEST_CALIBRATION, FEWEST_EVALUATION = 2_048, 1_024
@@ -64,9 +64,9 @@ class Bench(Shelf):
         if gguf is not None:
             source = Origin(gguf.write(scratch / "origin.pack", origin=True), gguf.model.config)
         self.gguf = gguf
-        self.architecture = read_architecture(source.config)
+        self.architecture = read_architecture(source.config, reader=True)
         self.tokenizer = Tokenizer.of_folder(source.path)
-        walk = LanguageWalk(self.architecture)
+        walk = walk_of(self.architecture)
         super().__init__(job, source, source.path, source.config, walk, scratch, bar)
         self._qualities: dict[tuple[str, str, str, str], float] = {}
 
@@ -212,13 +212,20 @@ class Bench(Shelf):
 
 
 def pack_language(job: Job, source: Any, gguf: GgufJob | None, tell: Callable[[str], None]) -> Outcome:
-    """`pack_model` for a decoder, from a checkpoint folder or (`gguf`) a GGUF file."""
+    """`pack_model` for a decoder, or an encoder with one, from a checkpoint folder or (`gguf`) a GGUF
+    file."""
+    from haversack.plan._text_to_text import TextToTextBench, refuse_methods
+
     begun = time.monotonic()
-    walk = LanguageWalk(read_architecture(source.config))
+    walk = walk_of(read_architecture(source.config, reader=True))
+    reads = walk.architecture.reader is not None
+    if reads:
+        refuse_methods(job)
     if gguf is None:
         source = checkpoint(source, walk.architecture)
         check_tensors(source, walk.architecture)
-    family = None if gguf is not None else family_of_job(job, source)
+        refuse_second_head(source, walk.architecture)
+    family = None if gguf is not None or reads else family_of_job(job, source)
     budget = device_budget(job.budget, job.device)
     files = sum(
         len(data) if isinstance(data, bytes) else data.stat().st_size
@@ -256,7 +263,7 @@ def pack_language(job: Job, source: Any, gguf: GgufJob | None, tell: Callable[[s
     try:
         fitting = screened(candidates, budget, what)
     except BudgetError:
-        if gguf is not None or job.structure is not None:
+        if gguf is not None or job.structure is not None or reads:
             raise
         more, noisier = predicted(replace(space, structures=OFFERED))
         candidates, noises = [*candidates, *more], {**noises, **noisier}
@@ -271,12 +278,13 @@ def pack_language(job: Job, source: Any, gguf: GgufJob | None, tell: Callable[[s
     )
     memory = max(plans, key=lambda plan: plan.total_bytes) + teaching_memory(job)
     with progress(f"packing {job.model}") as bar, scratch_folder(job.output) as scratch:
-        bench = Bench(job, source, scratch, bar, gguf)
+        bench = (TextToTextBench if reads else Bench)(job, source, scratch, bar, gguf)
         bench.family = family
         clock = Clock(job.effort_s)
         tell("quality of the f32 model")
         reference = bench.reference()
         free = job.precision is None and job.structure is None and gguf is None and job.objective == "quality"
+        free = free and not reads
         by_layer = free and promising(candidates, budget)
         first = Clock(SEARCHED * job.effort_s) if by_layer else clock
         found, chosen = search(candidates, noises, budget, job.objective, reference, bench, first, what, tell)

@@ -43,7 +43,7 @@ class RunFigures:
     ram_mib: float
 
 
-def open_engine(source: Path, plan: Plan | None, residency: str) -> Engine:
+def open_engine(source: Path, plan: Plan | None, residency: str, prefill: str = "chunked") -> Engine:
     """The pack or checkpoint at `source`, to be run as `plan` says (None: f32 throughout) but for the
     residency.
     """
@@ -52,7 +52,7 @@ def open_engine(source: Path, plan: Plan | None, residency: str) -> Engine:
     engine: Engine = Engine.open(
         source,
         residency=residency,
-        prefill="chunked",
+        prefill=prefill,
         activations="f32" if plan is None else plan.activations,
         cache_type="f32" if plan is None else plan.cache_type,
     )
@@ -102,7 +102,7 @@ def measured_run(pack: Path, plan: Plan, more: Sequence[str]) -> tuple[dict[str,
     return record, done.peak_mib
 
 
-def run_figures(pack: Path, plan: Plan, prompt: str, tokens: int) -> RunFigures:
+def run_figures(pack: Path, plan: Plan, prompt: str, tokens: int, prefill: str = "chunked") -> RunFigures:
     """Complete `prompt` with `tokens` tokens by `haversack run` and measure the process from outside.
 
     The memory is that of a run that fills the model's context: what was measured, and what the plan of such a
@@ -110,7 +110,7 @@ def run_figures(pack: Path, plan: Plan, prompt: str, tokens: int) -> RunFigures:
     """
     asked = ("--prompt", prompt, "--max-tokens", str(tokens), "--cache-type", plan.cache_type)
     record, peak_mib = measured_run(pack, plan, asked)
-    with open_engine(pack, plan, plan.residency) as engine:
+    with open_engine(pack, plan, plan.residency, prefill) as engine:
         full = engine.memory_plan().total_mib
     more = max(0.0, full - float(record["ram_mib"]["planned"]))
     return RunFigures(float(record["tokens_per_s"]), float(record["first_token_ms"]), peak_mib + more)

@@ -123,6 +123,8 @@ def token_costs(
     for block, nbytes, read_bytes, products, chosen in zip(
         architecture.blocks, found.blocks, reads, found.products, experts, strict=True
     ):
+        if tokens == 1 and block.index < len(architecture.reading):
+            continue  # an encoder's blocks have read the prompt before
         operations = 2.0 * tokens * products
         read = set(block.read_by_one())
         calls = 1 if one_call else max(1, sum(group[0] in read for group in block.products()))

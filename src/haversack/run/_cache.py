@@ -32,7 +32,9 @@ class Cache:
     its `tokens` i32 [capacity] here; `long` says which frequencies the entries have. Positions before
     `sparse_from` read row-sparse weights whole (run/forms/row_sparse.py); a prefill method sets it to the end
     of its prompt. `gaps` is what a sparse attention method remembers of the text (None: nothing). `layers`:
-    memory that is there already (default: its own), in which every layer keeps everything.
+    memory that is there already (default: its own), in which every layer keeps everything. Where an encoder
+    reads a text before, `states` f32 [n, width] are its last ones until a step has made keys and values of
+    them, which `cross` holds by block; a prompt takes no entries then (`apart`).
     """
 
     def __init__(
@@ -59,6 +61,9 @@ class Cache:
         self.horizon = 0
         self.sparse_from = 0
         self.gaps: Any = None
+        self.apart = architecture.reader is not None
+        self.states: Any = None
+        self.cross: dict[int, CacheLayer] = {}
         self.linear = True
         self.positions: I32 = np.zeros(capacity, np.int32)
         self.tokens: I32 | None = np.full(capacity, -1, np.int32) if architecture.changes_at else None
@@ -67,9 +72,10 @@ class Cache:
             windows = whole(architecture)
         self.stretches = stretches_of(windows, capacity, back)
         self._distinct = list(dict.fromkeys(self.stretches.values()))
+        written = {block.index for block in architecture.writing}
         self.layers: list[CacheLayer | None] = layers or [
             None
-            if block.attention is None
+            if block.attention is None or block.index not in written
             else CacheLayer.empty(
                 block.attention.key_value_heads,
                 self.stretches[block.index].room if block.index in self.stretches else capacity,

@@ -26,9 +26,10 @@ from haversack.run._cache import CACHE_TYPES, Cache
 from haversack.run._forms import check_activations
 from haversack.run._forward import ROWS, Forward, Observer
 from haversack.run._memory import planned_memory, program_mib
+from haversack.run._reading import begin, listened
 from haversack.run._residency import experts_of
 from haversack.run._slots import Slots, choose
-from haversack.run._source import Model, open_model, traits_of
+from haversack.run._source import Model, kind_of, open_model, traits_of
 from haversack.run._sparsity import Tally
 from haversack.run._step import Mask, checked_positions, is_linear, split
 from haversack.run._switch import read_across
@@ -115,7 +116,7 @@ class Engine:
         that and not the whole text, unless `whole_cache`. Raises UserError for what cannot be opened, does
         not fit together or does not fit the budget.
         """
-        model = source if isinstance(source, Model) else open_model(source)
+        model = source if isinstance(source, Model) else open_model(source, reader=True)
         check_tensors(model.source, model.architecture)
         slots = choose(
             residency=residency or str(model.plan.get("residency") or "mapped"),
@@ -125,7 +126,7 @@ class Engine:
             decode=decode,
             draft=draft,
             key=key,
-            traits=traits_of(model.source),
+            traits=(*traits_of(model.source), *kind_of(model.architecture)),
         )
         activations = activations or model.activations
         if activations not in ACTIVATIONS:
@@ -163,6 +164,7 @@ class Engine:
             source.verify_once(keep_cached=residency.name == "mapped", without=checked)
         self.held = self.slots.residency.open(source, self.architecture, self._weights_limit(tokens))
         self.forward.experts = experts_of(self.held)
+        self.forward.learn_distances(self.held.top)
         if "weight-type:nested" in traits_of(source):
             from haversack.run._levels import router_of
 
@@ -220,7 +222,8 @@ class Engine:
     def _planned(self, tokens: tuple[int, int] | None, limit: int | None) -> MemoryPlan:
         source, architecture = self.model.source, self.architecture
         prompt = tokens[0] if tokens else self.context_length
-        capacity = self._given_context or (sum(tokens) if tokens else self.context_length)
+        needed = self.taken(tokens[0]) + tokens[1] if tokens else self.context_length
+        capacity = self._given_context or needed
         plan = planned_memory(
             architecture,
             blocks=[nbytes(source, block.tensors()) for block in architecture.blocks],
@@ -377,32 +380,53 @@ class Engine:
         stretches = cache.stretches
         if stretches:
             cache.plan([step for _, step in parts])
-        for block in self.architecture.blocks:
+        for block in self.architecture.writing:
             layer = cache.layers[block.index]
             stretch = stretches.get(block.index) if stretches else None
             with held.weights(block.index) as weights:
+                cross = listened(forward, block, cache, weights)
                 if self.reader is not None:
                     self.reader.begin(block, hidden, parts, weights, cache, self.activations)
                 if len(parts) == 1:
                     step = parts[0][1] if stretch is None else stretch.step(block.index, layer, 0)
-                    forward.advance(block, hidden, step, layer, weights)
+                    forward.advance(block, hidden, step, layer, weights, None, cross)
                 else:
                     for index, (part, step) in enumerate(parts):
                         own = step if stretch is None else stretch.step(block.index, layer, index)
-                        forward.advance(block, hidden[part], own, layer, weights)
+                        forward.advance(block, hidden[part], own, layer, weights, None, cross)
                 if self.tally:
                     self.tally.take(block.index, weights)
         cache.append(len(ids), is_linear(cache, positions))
         return hidden
 
-    def _embed(self, ids: I32, positions: I32) -> F32:
+    def read(self, tokens: Sequence[int] | I32, cache: Cache) -> F32:
+        """Read the `tokens` of a prompt; returns the logits f32 [1, vocabulary] of the first token after it.
+        Raises UserError like `step`.
+
+        A decoder reads them after what `cache` holds. Where there is an encoder that reads them, what is
+        written begins anew and the cache has its keys and values beside those of the written tokens.
+        """
+        reader = self.architecture.reader
+        if reader is not None:
+            begin(self, self._known(tokens), cache)
+        logits, _ = self.step(tokens if reader is None else (reader.start,), None, None, cache)
+        assert logits is not None
+        return logits
+
+    def taken(self, prompt: int) -> int:
+        """Entries of a cache that a prompt of so many tokens takes: one, the beginning of what is written,
+        where an encoder reads it.
+        """
+        return prompt if self.architecture.reader is None else 1
+
+    def _embed(self, ids: I32, positions: I32, matrix: str | None = None) -> F32:
         if len(ids) > EMBED_ROWS:
             hidden = np.empty((len(ids), self.architecture.width), np.float32)
             for start in range(0, len(ids), EMBED_ROWS):
                 part = slice(start, start + EMBED_ROWS)
-                hidden[part] = self._embed(ids[part], positions[part])
+                hidden[part] = self._embed(ids[part], positions[part], matrix)
             return hidden
-        table, rows = self.held.rows(ids)
+        table, rows = self.held.rows(ids, matrix)
         learned = self.architecture.positions
         places = None
         if learned is not None:

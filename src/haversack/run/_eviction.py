@@ -67,13 +67,15 @@ class FirstInFirstOut:
 
 class Frequencies:
     """How often an expert is chosen, as a share of its layer's choices: as `profile` f64 [layers, experts]
-    says, or, without one, as counted so far.
+    says, or, without one, as counted so far. Experts of the `first` layers, an encoder's, count as never
+    chosen: a text passes them once.
     """
 
-    def __init__(self, layers: int, experts: int, profile: F64 | None = None) -> None:
+    def __init__(self, layers: int, experts: int, profile: F64 | None = None, first: int = 0) -> None:
         if profile is not None and profile.shape != (layers, experts):
             raise ValueError(f"a profile of {profile.shape} is not one of {(layers, experts)}")
         self.layers = layers
+        self.first = first
         self._counts = np.zeros((layers, experts)) if profile is None else profile
         self._totals = self._counts.sum(axis=1)
         self._counting = profile is None
@@ -86,7 +88,7 @@ class Frequencies:
 
     def __getitem__(self, key: Key) -> float:
         total = self._totals[key[0]]
-        return float(self._counts[key[0], key[1]] / total) if total else 0.0
+        return float(self._counts[key[0], key[1]] / total) if total and key[0] >= self.first else 0.0
 
 
 class Frequency:
@@ -161,9 +163,9 @@ def least_missed(
     return missed
 
 
-def eviction(name: str, layers: int, experts: int, profile: F64 | None = None) -> Eviction:
+def eviction(name: str, layers: int, experts: int, profile: F64 | None = None, first: int = 0) -> Eviction:
     """The recipe `name` for `layers` layers of `experts` experts, of which `profile` f64 [layers, experts]
-    says how often each is chosen (None: it is counted).
+    says how often each is chosen (None: it is counted). The `first` are those of an encoder.
     """
     if name == "lru":
         return LeastRecentlyUsed()
@@ -171,7 +173,7 @@ def eviction(name: str, layers: int, experts: int, profile: F64 | None = None) -
         return FirstInFirstOut()
     if name not in EVICTIONS:
         raise not_allowed("eviction", name, EVICTIONS)
-    frequencies = Frequencies(layers, experts, profile)
+    frequencies = Frequencies(layers, experts, profile, first)
     if name == "frequency":
         return Frequency(frequencies)
     from haversack.run.residency import edgemoe

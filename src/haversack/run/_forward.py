@@ -7,7 +7,7 @@ new file: `forward` runs the layer, and `ahead`, where there is one, sees the bl
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from haversack.kernels import CacheLayer, Matrix, matmul
 from haversack.kernels import softcap as bounded
 from haversack.models._architecture import Architecture, Attention, Block, Layer, Mixture
+from haversack.models._distance import distance_table
 from haversack.run._products import F32, Scratch, Tap, activations_of, multiply, normalize
 from haversack.run._program import Programs
 from haversack.run._residency import Experts
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from haversack.run.layers.mixture import Choice, Routing
 
 I32 = npt.NDArray[np.int32]
+Tables = Mapping[str, F32]
+"""Matrix that attention is biased by (`DistanceBias.weight`) -> its table by distance."""
 Observer = Callable[["Routing"], None]
 
 ROWS = 256
@@ -53,6 +56,7 @@ class Call:
         "cache_layer",
         "choice",
         "cross",
+        "distances",
         "experts",
         "levels",
         "observer",
@@ -74,7 +78,9 @@ class Call:
         experts: Experts | None = None,
         observer: Observer | None = None,
         levels: Levels | None = None,
+        distances: Tables | None = None,
     ) -> None:
+        self.distances: Tables = distances or {}
         self.block, self.experts, self.observer, self.levels = block, experts, observer, levels
         self.choice: Any = None  # of a mixture whose router reads the block's input
         self.cross = cross
@@ -115,11 +121,21 @@ class Forward:
         self.experts: Experts | None = None
         self.observer: Observer | None = None
         self.levels: Levels | None = None
+        self.distances: Tables = {}
         kinds = {branch.layer.kind for block in architecture.blocks for branch in block.branches}
         modules: dict[str, Any] = {kind: import_module(f"haversack.run.layers.{kind}") for kind in kinds}
         self._layers: dict[str, Any] = {kind: module.forward for kind, module in modules.items()}
         self._ahead: dict[str, Any] = {
             kind: module.ahead for kind, module in modules.items() if hasattr(module, "ahead")
+        }
+
+    def learn_distances(self, weights: Weights) -> None:
+        """Make the tables that attention is biased by, of the matrices among `weights`; before blocks run."""
+        self.distances = {
+            bias.weight: distance_table(
+                embedding_rows(weights[bias.weight], np.arange(bias.buckets, dtype=np.int32)), bias
+            )
+            for bias in self.architecture.distances
         }
 
     def embed(
@@ -227,7 +243,7 @@ class Forward:
     ) -> Call:
         return Call(
             *(step, cache_layer, self.activations, self.attention, self.scratch, tap, cross),
-            *(block.index, self.experts, self.observer, self.levels),
+            *(block.index, self.experts, self.observer, self.levels, self.distances),
         )
 
     def routed(
@@ -271,6 +287,7 @@ class Forward:
         added to anything."""
         step = Step(np.ascontiguousarray(positions, np.int32), 0, None, None, 0)
         call = Call(step, cache_layer, self.activations, self.attention, self.scratch, None)
+        call.distances = self.distances
         return np.array(self._layers[layer.kind](layer, x, weights, call, None), np.float32)
 
     def finish(self, hidden: F32, weights: Weights) -> F32:
@@ -279,6 +296,8 @@ class Forward:
         """
         norm, projection = self.architecture.final_norm, self.architecture.project_out
         normal = hidden.copy() if norm is None else normalize(norm, hidden, weights)
+        if self.architecture.head_scale != 1.0:
+            normal *= np.float32(self.architecture.head_scale)
         if projection is None:
             return normal
         narrow = np.empty((len(normal), projection.outputs), np.float32)
@@ -305,9 +324,11 @@ def _unseen(name: str, x: F32) -> None:
     """
 
 
-def scratch_nbytes(architecture: Architecture, rows: int) -> int:
-    """Bytes of buffers for steps of `rows` tokens: hidden states and what the widest layers need in parts."""
-    width, part = architecture.width, min(rows, ROWS)
+def scratch_nbytes(architecture: Architecture, rows: int, most: int = ROWS) -> int:
+    """Bytes of buffers for steps of `rows` tokens: hidden states and what the widest layers need in parts of
+    at most `most` tokens.
+    """
+    width, part = architecture.width, min(rows, most)
     widest: dict[str, int] = {"hidden": 0, "normal": width, "branch": 0}
     for block in architecture.blocks:
         for branch in block.branches:

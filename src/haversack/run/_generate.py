@@ -123,8 +123,10 @@ class Generation:
         self._prefix = prefix
         most = min(limits.max_tokens, engine.context_length + 1)
         if constraint is not None:  # it has to know how many tokens there really are
-            most = min(most, engine.context_length - len(prompt) + 1)
-        self._session = Session(sampler, prompt, most, constraint)
+            most = min(most, engine.context_length - engine.taken(len(prompt)) + 1)
+        reader = engine.architecture.reader
+        seen = prompt if reader is None else np.asarray([reader.start], np.int32)
+        self._session = Session(sampler, seen, most, constraint)
         self._iterator = self._run()
 
     @property
@@ -146,14 +148,17 @@ class Generation:
     def _run(self) -> Iterator[Token]:
         engine, limits = self.engine, self._limits
         ends = engine.model.end_of_text if limits.end is None else limits.end
-        capacity = min(engine.context_length, self.prompt_tokens + limits.max_tokens)
+        capacity = min(engine.context_length, engine.taken(self.prompt_tokens) + limits.max_tokens)
         if self._prefix is None:
             cache, unread = engine.cache(capacity), self._prompt
         else:
             cache, unread = self._prefix.begin(engine, self._prompt)
         admitted = engine.slots.context.admit([unread], cache)
         logits = engine.slots.prefill.prefill(engine, admitted, cache)
-        stream, stops = self._tokenizer.stream(limits.shown), StopTexts(limits.stop)
+        shown = limits.shown
+        if engine.architecture.reader is not None:  # which spans it fills, a model tells by them
+            shown = (*shown, *self._tokenizer.sentinels())
+        stream, stops = self._tokenizer.stream(shown), StopTexts(limits.stop)
         drawn = engine.slots.decode.tokens(engine, cache, logits, self._session)
         try:
             for token, log_probability in drawn:
@@ -266,5 +271,6 @@ def generate(
             "a stop text would cut a constrained answer short; give one or the other.", field="stop"
         )
     if constraint is not None:
-        constraint.require_room(min(limits.max_tokens, engine.context_length - len(tokens) + 1))
+        room = engine.context_length - engine.taken(len(tokens)) + 1
+        constraint.require_room(min(limits.max_tokens, room))
     return Generation(engine, tokens, limits, sampler or Sampler(), tokenizer, constraint, prefix)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from haversack.core.memory import MIB, MemoryPlan
 from haversack.models._architecture import Architecture
 from haversack.run._forward import ROWS, scratch_nbytes
+from haversack.run._reading import reading_lines
 from haversack.run._residency import Residency
 from haversack.run._window import BACK, Windows, cache_nbytes, windows_of
 
@@ -43,12 +44,17 @@ def run_lines(
     windows: Windows | None = None,
     back: int = BACK,
 ) -> tuple[tuple[str, int], ...]:
-    """Lines of what depends on the text: a cache of `capacity` tokens, buffers for a prompt of `prompt`.
+    """Lines of what depends on the text: a cache of `capacity` tokens, buffers for a prompt of `prompt`, and
+    what an encoder makes of that.
 
     `windows`: what layers keep (default: as dense attention needs it), `back`: see `Cache`.
     """
     windows = windows_of(architecture) if windows is None else windows
+    read: tuple[tuple[str, int], ...] = ()
+    if architecture.reader is not None:
+        read, prompt = reading_lines(architecture, prompt, cache_type), 1
     return (
+        *read,
         (
             f"KV cache, {capacity} tokens",
             cache_nbytes(architecture, windows, capacity, cache_type, back),
@@ -93,7 +99,7 @@ def planned_memory(
         architecture,
         capacity=context,
         cache_type=cache_type,
-        prompt=min(context, prompt or ROWS),
+        prompt=(prompt or ROWS) if architecture.reader is not None else min(context, prompt or ROWS),
         windows=windows,
         back=back,
     )

@@ -95,17 +95,26 @@ class _File(msgspec.Struct, frozen=True):
     width: int
     tokens: int
     layers: tuple[tuple[_Seen, ...], ...]
+    read: int = 0
 
 
 class Profile:
     """A path table with its frequencies. `model` is the identity of the model that it was made of, `tokens`
     how many it saw.
 
-    `frequencies` f64 [layers, experts] sum to 1 in each layer.
+    `frequencies` f64 [layers, experts] sum to 1 in each layer. The first `read` layers are an encoder's, of
+    which nothing is kept: a path begins behind them.
     """
 
     def __init__(
-        self, model: str, experts: int, chosen: int, tokens: int, width: int, tables: list[dict[Before, F64]]
+        self,
+        model: str,
+        experts: int,
+        chosen: int,
+        tokens: int,
+        width: int,
+        tables: list[dict[Before, F64]],
+        read: int = 0,
     ) -> None:
         self.model = model
         self.experts = experts
@@ -113,6 +122,7 @@ class Profile:
         self.tokens = tokens
         self.width = width
         self.tables = tables
+        self.read = read
         self._after: list[dict[Choice, F64]] = []
         rows = []
         for table in tables:
@@ -125,9 +135,9 @@ class Profile:
         self.frequencies: F64 = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
 
     @classmethod
-    def of_routes(cls, routes: I32, experts: int, model: str) -> Self:
-        """The profile of `routes` i32 [tokens, layers, chosen], the best expert first. Raises UserError when
-        there are none.
+    def of_routes(cls, routes: I32, experts: int, model: str, read: int = 0) -> Self:
+        """The profile of `routes` i32 [tokens, layers, chosen], the best expert first, behind the `read`
+        layers of an encoder. Raises UserError when there are none.
         """
         tokens, layers, chosen = routes.shape
         if tokens == 0 or layers == 0:
@@ -137,7 +147,9 @@ class Profile:
                 given=tokens,
             )
         width = key_width(experts, chosen)
-        return cls(model, experts, chosen, tokens, width, count_paths(routes, experts, width))
+        tables: list[dict[Before, F64]] = [{} for _ in range(read)]
+        tables += count_paths(routes, experts, width)
+        return cls(model, experts, chosen, tokens, width, tables, read)
 
     @property
     def layers(self) -> int:
@@ -148,8 +160,9 @@ class Profile:
         """How probable each expert of `layer` is, f64 [experts], after the choices `before` of the layers
         under it, the nearest last (an empty sequence: nothing is known of them).
         """
-        second = choice_of(before[-1], self.width) if before and layer > 0 else ()
-        first = choice_of(before[-2], self.width) if len(before) > 1 and layer > 1 else ()
+        depth = layer - self.read
+        second = choice_of(before[-1], self.width) if before and depth > 0 else ()
+        first = choice_of(before[-2], self.width) if len(before) > 1 and depth > 1 else ()
         counts = self.tables[layer].get((first, second))
         if counts is None:
             counts = self._after[layer].get(second)
@@ -171,7 +184,8 @@ class Profile:
             )
             for table in self.tables
         )
-        record = _File(PROFILE_FORMAT, self.model, self.experts, self.chosen, self.width, self.tokens, layers)
+        said = self.model, self.experts, self.chosen, self.width, self.tokens
+        record = _File(PROFILE_FORMAT, *said, layers, self.read)
         return msgspec.json.encode(record)
 
     def write(self, path: str | os.PathLike[str]) -> None:
@@ -211,12 +225,14 @@ class Profile:
             raise ValueError(f"it says {record.chosen} of {record.experts} experts, {record.tokens} tokens")
         if not 1 <= record.width <= record.chosen:
             raise ValueError(f"its keys hold {record.width} of {record.chosen} experts")
+        if not 0 <= record.read < len(record.layers):
+            raise ValueError(f"it says that {record.read} of {len(record.layers)} layers are an encoder's")
         tables: list[dict[Before, F64]] = []
         for number, layer in enumerate(record.layers):
             table: dict[Before, F64] = {}
             for seen in layer:
                 for choice, depth in ((seen.first, 2), (seen.second, 1)):
-                    there = 0 if number < depth else record.width
+                    there = 0 if number - record.read < depth else record.width
                     if len(choice) != there or not all(0 <= e < record.experts for e in choice):
                         raise ValueError(f"layer {number} has the key {str(choice)[:40]}, which cannot be")
                 counts = np.zeros(record.experts)
@@ -228,11 +244,14 @@ class Profile:
                     raise ValueError(f"layer {number} has the key {seen.first}, {seen.second} twice")
                 table[seen.first, seen.second] = counts
             tables.append(table)
-        return cls(record.model, record.experts, record.chosen, record.tokens, record.width, tables)
+        said = record.model, record.experts, record.chosen, record.tokens, record.width
+        return cls(*said, tables, record.read)
 
-    def require(self, model: str, layers: int, experts: int, path: object = PROFILE_NAME) -> None:
+    def require(
+        self, model: str, layers: int, experts: int, path: object = PROFILE_NAME, read: int = 0
+    ) -> None:
         """Raises UserError when the profile is that of another model than the one of this identity."""
-        if (self.model, self.layers, self.experts) != (model, layers, experts):
+        if (self.model, self.layers, self.experts, self.read) != (model, layers, experts, read):
             raise UserError(
                 f"{path} was made of another model ({self.layers} layers of {self.experts} experts, "
                 f"{self.model}) than this one ({layers} of {experts}, {model}); profile this model.",

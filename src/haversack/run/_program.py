@@ -33,7 +33,7 @@ from haversack.run._weights import Steady, Weights
 # Every field of these records is accounted for below; one that was added later keeps a block out of here.
 _KNOWN = {
     Attention: "heads key_value_heads head_width scale query key value output rope window softcap query_norm "
-    "key_norm",
+    "key_norm distance",
     FeedForward: "width activation gate up down",
     Branch: "layer norm post_norm after_norm",
     Block: "index branches parallel",
@@ -257,6 +257,8 @@ def _understood(block: Block) -> bool:
     if sum(isinstance(branch.layer, Attention) for branch in block.branches) > 1:
         return False
     attention = block.attention
+    if attention is not None and attention.distance is not None:
+        return False
     norms = () if attention is None else (attention.query_norm, attention.key_norm)
     return all(norm is None or (isinstance(norm, Norm) and norm.kind == "rms") for norm in norms)
 

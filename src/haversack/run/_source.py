@@ -21,6 +21,7 @@ from haversack.models._tokenizer import Tokenizer
 from haversack.models.audio import is_speech
 from haversack.models.language import is_encoder, read_architecture
 from haversack.run._forms import forms_of, require_whole
+from haversack.run._weights import refuse_second_head
 
 ADVICE = "give a pack, a checkpoint folder or a bundled model"
 
@@ -115,14 +116,20 @@ def _config(source: TensorSource) -> Mapping[str, Any]:
     return dict(found)
 
 
-def open_model(what: str | os.PathLike[str] | TensorSource) -> Model:
-    """Open a pack, a checkpoint folder, a GGUF file or a bundled model; only headers are read.
+def kind_of(architecture: Architecture) -> tuple[str, ...]:
+    """The traits of a run's methods that follow from what a model is."""
+    return () if architecture.reader is None else ("encoder-decoder",)
+
+
+def open_model(what: str | os.PathLike[str] | TensorSource, *, reader: bool = False) -> Model:
+    """Open a pack, a checkpoint folder, a GGUF file or a bundled model; only headers are read. With `reader`
+    an encoder with a decoder as well.
 
     Raises UserError for what is none of them, DamagedFileError for one that does not hold.
     """
     source: Any = open_source(what)
     if isinstance(source, Pack):
-        return _of_pack(source)
+        return _of_pack(source, reader)
     if isinstance(source, GgufModel):
         source.refuse_blocking()
         kinds = source.quantized()
@@ -131,11 +138,12 @@ def open_model(what: str | os.PathLike[str] | TensorSource) -> Model:
         activations = "int8-dynamic" if kinds else "f32"
         return Model(source, source.architecture, plan, activations, source.architecture.end_of_text)
     config = dict(source.config)
-    architecture = read_architecture(config)
+    architecture = read_architecture(config, reader=reader)
+    refuse_second_head(source, architecture)
     return Model(checkpoint(source, architecture), architecture, {}, "f32", _ends(source.path, architecture))
 
 
-def _of_pack(pack: Pack) -> Model:
+def _of_pack(pack: Pack, reader: bool) -> Model:
     if pack.record.kind != "language":
         raise UserError(
             f"{pack.path} is a {pack.record.kind} pack; this engine runs language packs.",
@@ -144,7 +152,7 @@ def _of_pack(pack: Pack) -> Model:
             nearest="language",
         )
     require_whole(pack)
-    architecture = read_architecture(pack.record.architecture)
+    architecture = read_architecture(pack.record.architecture, reader=reader)
     plan = dict(pack.record.plan)
     activations = str(plan.get("activations") or pack.record.activations)
     return Model(pack, architecture, plan, activations, _ends(pack.path, architecture))

@@ -14,7 +14,10 @@ import numpy.typing as npt
 
 from haversack.kernels import CacheLayer
 from haversack.run._forward import ROWS
+from haversack.run._products import normalize
+from haversack.run._reading import read_block
 from haversack.run._step import Step
+from haversack.run.layers.cross_attention import listen
 
 if TYPE_CHECKING:
     from haversack.run._engine import Engine
@@ -53,6 +56,47 @@ def through_blocks(engine: Engine, texts: Sequence[I32], states: States) -> None
                     positions = np.arange(start, start + len(part), dtype=np.int32)
                     engine.forward.advance(block, part, Step(positions, start), layer, weights)
                 states.write(index, hidden)
+
+
+def read_blocks(engine: Engine, texts: Sequence[I32], states: States) -> None:
+    """Leave in `states` what an encoder makes of each of `texts` i32 [n]."""
+    reader = engine.architecture.reader
+    assert reader is not None
+    for index, ids in enumerate(texts):
+        positions = np.arange(len(ids), dtype=np.int32)
+        states.write(index, engine._embed(ids, positions, reader.embedding))
+    for block in engine.architecture.reading:
+        last = block.index == reader.blocks - 1
+        with engine.held.weights(block.index) as weights:
+            for index, ids in enumerate(texts):
+                hidden = np.array(states.read(index)[: len(ids)], np.float32)
+                read_block(engine.forward, block, hidden, weights)
+                if last:
+                    normalize(reader.norm, hidden, engine.held.top, hidden)
+                states.write(index, hidden)
+
+
+def write_blocks(
+    engine: Engine, read: Sequence[int], states: States, texts: Sequence[I32], after: States
+) -> None:
+    """Leave in `after` what the decoder's last block gives for each of `texts` i32 [n], whose encoder's
+    `states` are of `read` tokens each.
+    """
+    for index, ids in enumerate(texts):
+        after.write(index, engine._embed(ids, np.arange(len(ids), dtype=np.int32)))
+    for block in engine.architecture.writing:
+        attention, crossing = block.attention, block.cross_attention
+        assert attention is not None and crossing is not None
+        heads, width, kind = attention.key_value_heads, attention.head_width, engine.cache_type
+        with engine.held.weights(block.index) as weights:
+            for index, ids in enumerate(texts):
+                hidden = np.array(after.read(index)[: len(ids)], np.float32)
+                held = np.ascontiguousarray(states.read(index)[: read[index]])
+                cross = listen(crossing, held, weights, kind, engine.activations)
+                layer = CacheLayer.empty(heads, len(ids), width, kind)
+                step = Step(np.arange(len(ids), dtype=np.int32), 0)
+                engine.forward.advance(block, hidden, step, layer, weights, None, cross)
+                after.write(index, hidden)
 
 
 def target_bits(engine: Engine, hidden: Callable[[int], F32], targets: Sequence[I32]) -> list[F64]:

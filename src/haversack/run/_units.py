@@ -53,9 +53,12 @@ def copied_nbytes(entry: TensorEntry) -> int:
 
 
 def resident(architecture: Architecture) -> list[str]:
-    """Names of what is small and always resident: norms, biases, projections outside the blocks."""
+    """Names of what is small and always resident: norms, biases, projections outside the blocks, what biases
+    attention by distance.
+    """
     ends = (architecture.project_in, architecture.project_out)
     matrices = {linear.weight for linear in ends if linear is not None}
+    matrices |= {bias.weight for bias in architecture.distances}
     return [name for name, shape in architecture.tensors().items() if len(shape) == 1 or name in matrices]
 
 

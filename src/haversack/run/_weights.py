@@ -87,6 +87,24 @@ def check_tensors(source: TensorSource, architecture: Architecture) -> None:
             )
 
 
+def refuse_second_head(source: TensorSource, architecture: Architecture) -> None:
+    """Raises UserError for an encoder with a decoder that has an output matrix beside the embedding which
+    its config says is both: some configs of T5's kin say so of checkpoints where it is not.
+    """
+    name = "lm_head.weight"
+    if architecture.reader is None or not architecture.tied or name not in source.tensors:
+        return
+    if source.bytes(name) != source.bytes(architecture.embedding):
+        raise UserError(
+            f"{source.path}: there is a tensor {name} that is not the embedding, but config.json says that "
+            "the output matrix is the embedding; set tie_word_embeddings (and scale_decoder_outputs where it "
+            "is there) to false.",
+            field="tie_word_embeddings",
+            given=True,
+            nearest=False,
+        )
+
+
 def require_static(source: TensorSource, architecture: Architecture) -> None:
     """Raises UserError naming the first matrix of a block whose inputs have no static grid."""
     forms = forms_of(source)

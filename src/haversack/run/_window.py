@@ -72,12 +72,13 @@ def cache_nbytes(
     architecture: Architecture, windows: Windows, capacity: int, cache_type: str, back: int = BACK
 ) -> int:
     """Bytes of keys, values and scales of a cache of `capacity` tokens."""
+    written = {block.index for block in architecture.writing}
     return sum(
         block.attention.cache_nbytes(
             capacity if window is None else window.entries(capacity, back), cache_type
         )
         for block, window in zip(architecture.blocks, windows, strict=True)
-        if block.attention is not None
+        if block.attention is not None and block.index in written
     )
 
 

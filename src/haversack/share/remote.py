@@ -63,6 +63,7 @@ class Remote(Method):
     paper = "FlexSpec: Frozen Drafts Meet Evolving Targets in Edge-Cloud Speculative Decoding (2601.00644)"
     summary = "This machine drafts, a server verifies; rounds as long as the channel makes worth it."
     system = 42
+    excludes = frozenset({"encoder-decoder"})
 
     server: str = parameter("", help="address of haversack serve --verify, such as ws://HOST:8000")
     token: str = parameter("", help="what the server was started with; never shown, never sent")

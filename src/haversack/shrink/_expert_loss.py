@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from haversack.kernels import Matrix
 from haversack.models._experts import Expert, Experts, identity
-from haversack.run._forward import Forward, Observer
+from haversack.run._forward import Observer
 from haversack.run._paths import Profile
 from haversack.run.layers.mixture import Routing, by_expert
 from haversack.shrink._expert_bits import BASE, LOWERED, Plan
@@ -34,7 +34,7 @@ class Passes:
         self.texts = texts
         self.walk = walk
         self.architecture = walk.architecture
-        self.forward = Forward(self.architecture)
+        self.forward = walk.forward
         names = {*walk.first, *walk.last, walk.output}
         self.top = {name: _bound(source, name) for name in names}
         self.blocks = [
@@ -49,12 +49,7 @@ class Passes:
         self, block: int, states: list[F32], weights: Mapping[str, Any], tap: Any = None
     ) -> list[F32]:
         """Hidden states after `block` with `weights`."""
-        found = []
-        for hidden in states:
-            positions = np.arange(len(hidden), dtype=np.int32)
-            cache = self.walk.cache(block, len(hidden))
-            found.append(self.forward.block_forward(block, hidden, positions, cache, weights, tap))
-        return found
+        return [self.walk.run(block, hidden, weights, tap) for hidden in states]
 
     def loss(self, states: list[F32]) -> float:
         """Mean next-token loss in nats of the states after the last block."""
@@ -62,10 +57,11 @@ class Passes:
         bias = None if head.bias is None else self.top[head.bias]
         total, count = 0.0, 0
         for hidden, tokens in zip(states, self.texts, strict=True):
-            normal = self.forward.finish(hidden[:-1], self.top)
+            predicting, wanted = self.walk.targets(hidden, tokens)
+            normal = self.forward.finish(predicting, self.top)
             logits = self.forward.head(normal, self.top[head.weight], None, bias).astype(np.float64)
             logits -= logits.max(axis=1, keepdims=True)
-            chosen = np.take_along_axis(logits, tokens[1:, None].astype(np.int64), axis=1)[:, 0]
+            chosen = np.take_along_axis(logits, wanted[:, None].astype(np.int64), axis=1)[:, 0]
             total += float((np.log(np.exp(logits).sum(axis=1)) - chosen).sum())
             count += len(chosen)
         return total / max(1, count)
@@ -110,9 +106,7 @@ class ModelLoss:
             weights, layer = passes.blocks[block], self._layers.get(block)
             for hidden in states if layer is not None else ():
                 assert layer is not None
-                positions = np.arange(len(hidden), dtype=np.int32)
-                cache = passes.walk.cache(block, len(hidden))
-                x, choice = passes.forward.routed(block, hidden, positions, cache, weights)
+                x, choice = passes.walk.routed(block, hidden, weights)
                 for number, rows, places in by_expert(choice.experts):
                     names = self.experts.tensors[layer, number]
                     lowered = {**weights, **{name: self._at(block, name, LOWERED) for name in names}}
@@ -152,13 +146,14 @@ class ModelLoss:
 def profile_of(source: Any, walk: Any, experts: Experts, texts: I32) -> Profile:
     """How `texts` i32 [pieces, length] choose experts: the profile of the model as it came."""
     passes = Passes(source, walk, texts)
-    layers = {block: layer for layer, block in enumerate(experts.blocks)}
-    pieces, length = texts.shape
-    routes = np.zeros((pieces, length, len(experts.blocks), experts.chosen), np.int32)
+    written = {block: layer for layer, block in enumerate(experts.blocks[experts.read :])}
+    pieces, length = texts.shape[0], texts.shape[1] - getattr(walk, "reads", 0)
+    routes = np.zeros((pieces, length, len(written), experts.chosen), np.int32)
 
     def observed(piece: int) -> Observer:
         def observe(routing: Routing) -> None:
-            routes[piece, routing.positions, layers[routing.block]] = routing.experts
+            if routing.block in written:
+                routes[piece, routing.positions, written[routing.block]] = routing.experts
 
         return observe
 
@@ -167,8 +162,9 @@ def profile_of(source: Any, walk: Any, experts: Experts, texts: I32) -> Profile:
         states = [state]
         for block in range(walk.blocks):
             states = passes.through(block, states, passes.blocks[block])
+    passes.forward.observer = None
     flat = routes.reshape(-1, *routes.shape[2:])
-    return Profile.of_routes(flat, experts.count, identity(source, passes.architecture))
+    return Profile.of_routes(flat, experts.count, identity(source, passes.architecture), experts.read)
 
 
 def _bound(source: Any, name: str) -> Any:

@@ -32,10 +32,13 @@ class LanguageWalk:
         self.shapes = architecture.tensors()
         self.first = tuple(architecture.first_tensors())
         self.last = tuple(name for name in architecture.last_tensors() if name != self.output)
+        self.exact: frozenset[str] = frozenset()
+        """Matrices outside the blocks that stay in f32."""
         self._matrices = {linear.weight for linear in architecture.matrices()}
 
     @cached_property
-    def _forward(self) -> Forward:
+    def forward(self) -> Forward:
+        """The model's arithmetic."""
         return Forward(self.architecture)
 
     @cached_property
@@ -71,13 +74,19 @@ class LanguageWalk:
         if learned is not None:
             rows = np.arange(learned.offset, learned.offset + len(tokens), dtype=np.int32)
             places = (weights[learned.weight], rows)
-        return self._forward.embed(tokens, weights[self.embedding], weights, places)
+        return self.forward.embed(tokens, weights[self.embedding], weights, places)
 
     def run(self, block: int, hidden: F32, weights: Mapping[str, Any], tap: Tap | None) -> F32:
         """Hidden states f32 [n, width] after `block`, the n tokens being a text of their own."""
         positions = np.arange(len(hidden), dtype=np.int32)
         cache = self.cache(block, len(hidden))
-        return self._forward.block_forward(block, hidden, positions, cache, weights, tap)
+        return self.forward.block_forward(block, hidden, positions, cache, weights, tap)
+
+    def targets(self, hidden: F32, tokens: I32) -> tuple[F32, I32]:
+        """Of the hidden states f32 [n, width] after the last block: those that predict a token of the text
+        `tokens` i32 [n], and which it is.
+        """
+        return hidden[:-1], tokens[1:]
 
     def routers(self, block: int) -> Sequence[str]:
         """The matrices of `block` that choose experts, which no method rounds."""
@@ -98,13 +107,13 @@ class LanguageWalk:
     def routed(self, block: int, hidden: F32, weights: Mapping[str, Any]) -> tuple[F32, Any]:
         """What the mixture of `block` reads of a text of its own, and what its router chooses."""
         positions = np.arange(len(hidden), dtype=np.int32)
-        return self._forward.routed(block, hidden, positions, self.cache(block, len(hidden)), weights)
+        return self.forward.routed(block, hidden, positions, self.cache(block, len(hidden)), weights)
 
     def expert(
         self, block: int, number: int, x: F32, shares: F32, weights: Mapping[str, Any], tap: Tap | None
     ) -> F32:
         """What expert `number` of `block` makes of x f32 [n, width] at `shares` f32 [n]."""
-        return self._forward.expert_forward(block, number, x, shares, weights, tap)
+        return self.forward.expert_forward(block, number, x, shares, weights, tap)
 
     def pairs(self, block: int) -> Sequence[Pair]:
         """Producers and consumers of `block` between which scales may be folded."""
@@ -117,7 +126,7 @@ class LanguageWalk:
         for branch in self.architecture.blocks[block].branches:
             if branch.norm is not None and branch.norm.weight == pair.producer:
                 cache = self.cache(block, len(x))
-                total += self._forward.layer_forward(branch.layer, x, positions, cache, weights)
+                total += self.forward.layer_forward(branch.layer, x, positions, cache, weights)
         return total
 
     def cache(self, block: int, length: int) -> CacheLayer | None:

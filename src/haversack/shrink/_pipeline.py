@@ -192,7 +192,7 @@ def _kind_outside(walk: Walk, name: str, natural: Stored, policy: Policy) -> Sto
     """How a tensor outside the blocks is stored: vectors in f32; an embedding as the policy says, a
     projection in f16, or both as the blocks where these stay float.
     """
-    if len(walk.shape(name)) != 2:
+    if len(walk.shape(name)) != 2 or name in getattr(walk, "exact", ()):
         return StoredKind("f32")
     if natural.kind in ("f32", "f16", "bf16"):
         return StoredKind(natural.kind)

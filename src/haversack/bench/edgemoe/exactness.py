@@ -133,7 +133,7 @@ def resident(run: Run) -> Outcomes:
         "time",
     ),
     Row(
-        "switch-base-8",
+        "switch-rouge",
         "Rouge-2 of Switch-base-8 on SAMsum with each expert at its own bits",
         "Rouge-2",
         "quality",

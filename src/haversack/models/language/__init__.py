@@ -19,14 +19,24 @@ if TYPE_CHECKING:
     from haversack.models.language._encoder import EncoderArchitecture
 
 ENCODERS = {"bert": "bert", "roberta": "roberta", "xlm-roberta": "xlm_roberta"}
-"""`model_type` of an encoder -> its file; all other families are decoders."""
+"""`model_type` of an encoder -> its file."""
+TEXT_TO_TEXT = ("mt5", "switch_transformers", "t5")
+"""`model_type` of an encoder with a decoder, which reads a text and writes another; all other families are
+decoders."""
 
 
 def families() -> tuple[str, ...]:
     """The names of the decoders' families, which are the `model_type`s of their configs."""
     files = (file.stem for file in Path(__file__).parent.glob("*.py"))
     named = (name for name in files if not name.startswith("_") and not name.endswith("_torch"))
-    return tuple(sorted(set(named) - set(ENCODERS.values())))
+    return tuple(sorted(set(named) - set(ENCODERS.values()) - set(TEXT_TO_TEXT)))
+
+
+def is_text_to_text(config: Mapping[str, Any]) -> bool:
+    """True when a hub config describes an encoder with a decoder, which `read_architecture` gives where it
+    is asked for with `reader`."""
+    family = config.get("model_type")
+    return isinstance(family, str) and family in TEXT_TO_TEXT
 
 
 def is_encoder(config: Mapping[str, Any]) -> bool:
@@ -43,8 +53,8 @@ def read_encoder(config: Mapping[str, Any]) -> EncoderArchitecture:
     return architecture
 
 
-def read_architecture(config: Mapping[str, Any]) -> Architecture:
-    """The architecture that a hub config describes.
+def read_architecture(config: Mapping[str, Any], *, reader: bool = False) -> Architecture:
+    """The architecture that a hub config describes; with `reader` that of an encoder with a decoder, too.
 
     Raises UserError for a family we do not have (naming the nearest three and what differs), for every field
     that cannot be, and for one that asks for what we do not compute.
@@ -57,6 +67,17 @@ def read_architecture(config: Mapping[str, Any]) -> Architecture:
             field="model_type",
             given=family,
         )
+    if is_text_to_text(config):
+        if not reader:
+            raise UserError(
+                f"config.json: {family} is an encoder with a decoder, which reads a text and writes another; "
+                "this needs a decoder alone.",
+                field="model_type",
+                given=family,
+            )
+        refuse_features(config, str(family))
+        text_to_text: Architecture = import_module(f"{__name__}.{family}").read(config)
+        return text_to_text
     if is_speech(config):
         raise UserError(
             f"config.json: {family} is a speech model, which hears sound (haversack run --audio); this needs "

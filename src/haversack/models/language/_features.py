@@ -47,7 +47,16 @@ MARKS: dict[str, tuple[str, ...]] = {
 }
 """What a config has -> the fields that tell; a dot leads into a table."""
 OWN = {
-    "a mixture of experts": ("mixtral", "olmoe", "qwen2_moe", "qwen3_moe", "smallthinker"),
+    "a mixture of experts": (
+        "mixtral",
+        "olmoe",
+        "qwen2_moe",
+        "qwen3_moe",
+        "smallthinker",
+        "switch_transformers",
+    ),
+    "an encoder beside the decoder": ("mt5", "switch_transformers", "t5"),
+    "attention biased by distance": ("mt5", "switch_transformers", "t5"),
 }
 """What a config has -> the families that compute it."""
 LEFT_OVER = (

@@ -3,7 +3,9 @@
 The steps are SentencePiece's own, in its order: characters are replaced by the model's table, spaces squeezed
 where it says so, a space put before the text, spaces written as U+2581; pieces that the user defined stand
 alone; what no piece covers becomes bytes or the unknown token. BPE joins the pair whose piece has the best
-score. The Llama, Gemma and XLM-R kinds differ in numbering and in what goes around a text.
+score. The Llama, Gemma, XLM-R and T5 kinds differ in numbering and in what goes around a text. T5 numbers
+its sentinels backwards behind the pieces and, as the hub's tokenizer does, reads words and not the spaces
+between them.
 
 Limits: a piece that two pairs of the same length could join overlapping (`aba` of `ab a` and `a ba`) may be
 joined elsewhere than SentencePiece would; texts that spell a byte token (`<0x41>`) are not told apart.
@@ -32,6 +34,9 @@ SPACE = "\u2581"
 LLAMA = ("LlamaTokenizer", "CodeLlamaTokenizer")
 GEMMA = ("GemmaTokenizer",)
 XLM_ROBERTA = ("XLMRobertaTokenizer",)
+T5 = ("T5Tokenizer",)
+KINDS = (*LLAMA, *GEMMA, *XLM_ROBERTA, *T5)
+SENTINELS, MOST_SENTINELS = 100, 1 << 16
 _OF_MODEL_TYPE = {
     "llama": "LlamaTokenizer",
     "mistral": "LlamaTokenizer",
@@ -41,17 +46,22 @@ _OF_MODEL_TYPE = {
     "gemma3": "GemmaTokenizer",
     "gemma3_text": "GemmaTokenizer",
     "xlm-roberta": "XLMRobertaTokenizer",
+    "t5": "T5Tokenizer",
+    "mt5": "T5Tokenizer",
+    "switch_transformers": "T5Tokenizer",
 }
+
+_METASPACE = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "always", "split": True}
 
 
 def convert(path: Path, settings: Settings) -> bytes:
     """The tokenizer.json of the model `path`. Raises UserError for other classes and kinds of model,
     DamagedFileError for files that do not hold."""
     kind = settings.kind or _OF_MODEL_TYPE.get(settings.model_type, "")
-    if kind not in (*LLAMA, *GEMMA, *XLM_ROBERTA):
-        raise settings.refuse((*LLAMA, *GEMMA, *XLM_ROBERTA))
+    if kind not in KINDS:
+        raise settings.refuse(KINDS)
     model = SentencePieceModel.open(path)
-    if model.kind not in ("unigram", "bpe") or model.suffix:
+    if model.kind not in ("unigram", "bpe") or model.suffix or (kind in T5 and model.kind != "unigram"):
         what = "has spaces after words" if model.suffix else f"is a {model.kind} model"
         raise UserError(
             f"{path} {what}, which is not converted (allowed unigram, bpe with spaces before words); run: "
@@ -63,6 +73,8 @@ def convert(path: Path, settings: Settings) -> bytes:
     pieces, unknown = list(model.pieces), model.unknown
     if kind in XLM_ROBERTA:
         pieces, unknown = _shifted(pieces), 3
+    if kind in T5:
+        pieces += [Piece(text, 0.0, "control") for text in sentinels(settings)]
     repeated = len(pieces) - len({piece.text for piece in pieces})
     if repeated:
         raise DamagedFileError(path, f"{repeated} of its pieces occur twice", field="tokenizer")
@@ -89,10 +101,21 @@ def build(
     defaults = {"bos_token": Added("<s>"), "eos_token": Added("</s>"), "unk_token": Added("<unk>")}
     if kind in XLM_ROBERTA:
         defaults |= {"pad_token": Added("<pad>"), "mask_token": Added("<mask>", left=True)}
+    if kind in T5:
+        defaults = {"eos_token": Added("</s>"), "unk_token": Added("<unk>"), "pad_token": Added("<pad>")}
     if kind in GEMMA:
         defaults |= {"bos_token": Added("<bos>"), "eos_token": Added("<eos>"), "pad_token": Added("<pad>")}
     added = settings.added(vocabulary, defaults)
     numbers = vocabulary | {one["content"]: one["id"] for one in added}
+    if kind in T5:
+        return document(
+            _unigram(pieces, unknown, model.byte_fallback),
+            added,
+            normalizer=_characters(model),
+            pre_tokenizer={"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, _METASPACE]},
+            post_processor=_around(kind, settings, defaults, numbers),
+            decoder=_METASPACE,
+        )
     user = [piece.text for piece in pieces if piece.kind == "user-defined" and model.kind == "bpe"]
     first = kind not in XLM_ROBERTA and not settings.flag("legacy", True)
     prefix = settings.flag("add_prefix_space", model.dummy_prefix) and model.dummy_prefix
@@ -106,6 +129,19 @@ def build(
         post_processor=_around(kind, settings, defaults, numbers),
         decoder=_decoder(prefix),
     )
+
+
+def sentinels(settings: Settings) -> list[str]:
+    """The tokens that stand for spans, as they follow the pieces: as many as `extra_ids` says, the last
+    first. Raises DamagedFileError for a number that cannot be.
+    """
+    count = settings.values.get("extra_ids")
+    count = SENTINELS if count is None else count
+    if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= MOST_SENTINELS:
+        raise DamagedFileError(
+            settings.folder / "tokenizer_config.json", f"extra_ids={str(count)[:40]} is no number of tokens"
+        )
+    return [f"<extra_id_{number}>" for number in range(count - 1, -1, -1)]
 
 
 def _shifted(pieces: list[Piece]) -> list[Piece]:
@@ -160,11 +196,19 @@ def merges(pieces: list[Piece]) -> list[tuple[str, str]]:
     return [(left, right) for *_, left, right in ranked]
 
 
+def _characters(model: SentencePieceModel) -> dict[str, Any] | None:
+    """The model's own table of characters, where it has one."""
+    if not model.characters:
+        return None
+    return {
+        "type": "Precompiled",
+        "precompiled_charsmap": base64.b64encode(model.characters).decode(),
+    }
+
+
 def _normalizer(model: SentencePieceModel, prefix: bool) -> dict[str, Any] | None:
-    steps: list[dict[str, Any]] = []
-    if model.characters:
-        table = base64.b64encode(model.characters).decode()
-        steps.append({"type": "Precompiled", "precompiled_charsmap": table})
+    characters = _characters(model)
+    steps: list[dict[str, Any]] = [] if characters is None else [characters]
     if model.squeeze:
         steps.append({"type": "Replace", "pattern": {"Regex": r"\A +| +\z"}, "content": ""})
         steps.append({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "})
@@ -214,6 +258,9 @@ def _around(
         start, end = (token("bos_token"), 0), (token("eos_token"), 0)
         single = [start, ("$A", 0), end]
         return template(single, [*single, end, ("$B", 0), end], numbers)
+    if kind in T5:
+        end = (token("eos_token"), 0)
+        return template([("$A", 0), end], [("$A", 0), end, ("$B", 0), end], numbers)
     before = [token("bos_token")] if settings.flag("add_bos_token", True) else []
     after = [token("eos_token")] if settings.flag("add_eos_token", False) else []
     return plain_template(before, after, numbers)

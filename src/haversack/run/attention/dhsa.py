@@ -88,7 +88,7 @@ class DHSA(Method):
     summary = "A prompt's queries see a budget of keys, in chunks whose borders a small network finds."
     system = 9
     provides = frozenset({"tree-mask"})
-    excludes = frozenset({"static-shapes"})
+    excludes = frozenset({"static-shapes", "encoder-decoder"})
 
     mode: str = parameter(
         "dhsa",

@@ -31,6 +31,7 @@ class Sliding(Method):
     paper = "Beltagy et al., Longformer (2020); Xiao et al., attention sinks (2024)"
     summary = "Every token sees a window of the last tokens, and the first few if asked."
     provides = frozenset({"tree-mask"})
+    excludes = frozenset({"encoder-decoder"})
 
     window: int = parameter(1024, help="tokens that a token sees, itself included")
     sink: int = parameter(0, help="first tokens of the text that stay visible")

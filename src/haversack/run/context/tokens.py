@@ -32,7 +32,7 @@ class Tokens(Method):
         """
         tokens = np.concatenate(segments) if segments else np.empty(0, np.int32)
         room = cache.capacity - cache.length
-        if len(tokens) > room:
+        if len(tokens) > room and not cache.apart:
             raise UserError(
                 f"the prompt has {len(tokens)} tokens and the context {room}; shorten it or raise the "
                 "context.",

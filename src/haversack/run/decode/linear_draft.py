@@ -42,6 +42,7 @@ class LinearDraft(Method):
     paper = "Leviathan et al. (2023); Chen et al. (2023)"
     summary = "A small model drafts a few tokens, the model verifies them in one step."
     requires = frozenset({"draft-model"})
+    excludes = frozenset({"encoder-decoder"})
 
     draft: str = parameter("", help="bundled name or folder of the draft model")
     length: int = parameter(4, allowed=(1, 2, 3, 4, 5, 6, 7, 8, 12, 16), help="tokens drafted at once")

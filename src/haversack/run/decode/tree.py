@@ -100,6 +100,7 @@ class Tree(Method):
     summary = "A small model drafts a tree of likely continuations, the model verifies it in one pass."
     system = 5
     requires = frozenset({"draft-model", "tree-mask"})
+    excludes = frozenset({"encoder-decoder"})
 
     draft: str = parameter("", help="bundled name or folder of the draft model")
     branch_threshold: float = parameter(0.3, help="probability above which a token opens a branch")

@@ -8,12 +8,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from haversack.kernels import Distances, Visible, attention
 from haversack.models._architecture import Norm
 from haversack.run._products import F32, multiply, multiply_add, normalize_heads
 
 if TYPE_CHECKING:
+    from haversack.kernels import CacheLayer
     from haversack.models._architecture import Attention, HeadNorm
-    from haversack.run._forward import Call
+    from haversack.models._distance import DistanceBias
+    from haversack.run._forward import Call, Tables
+    from haversack.run._step import Step
 
 
 def forward(layer: Attention, x: F32, weights: Any, call: Call, hidden: F32 | None) -> F32 | None:
@@ -54,13 +60,31 @@ def forward(layer: Attention, x: F32, weights: Any, call: Call, hidden: F32 | No
         eps=0.0 if one is None else one.eps,
         offset=0.0 if one is None else one.offset,
     )
-    seen = call.attention.attend(queries, cache, step, layer).reshape(n, layer.output.inputs)
+    if layer.distance is None:
+        seen = call.attention.attend(queries, cache, step, layer)
+    else:
+        seen = by_distance(layer.distance, queries, cache, step, layer.scale, call.distances)
+    seen = seen.reshape(n, layer.output.inputs)
     if hidden is not None:
         multiply_add(seen, layer.output, weights, hidden, call.activations, call.tap)
         return None
     out = scratch.get("branch", n, layer.output.outputs)
     multiply(seen, (layer.output,), weights, (out,), call.activations, call.tap)
     return out
+
+
+def by_distance(
+    bias: DistanceBias, queries: F32, cache: CacheLayer, step: Step, scale: float, tables: Tables
+) -> F32:
+    """Attention with scores biased by distance, f32 [n, heads, head width]: to the whole text where the bias
+    goes both ways, else to what each token sees.
+    """
+    n, start = len(queries), step.start
+    seen = step.visible(None)
+    if bias.both_ways:
+        seen = Visible(start + n, None, np.empty((n, 0), np.bool_))
+    places = np.arange(start, start + n, dtype=np.int64)
+    return attention(queries, cache, seen, scale, distances=Distances(tables[bias.weight], places))
 
 
 def fused_norm(norm: HeadNorm | None, width: int) -> Norm | None:

@@ -3,8 +3,9 @@
 The record is `models.Mixture`. The router's numbers become a choice and shares (kernels/routing.py); what the
 chosen experts make of the token, times their shares, is added to it in the order of their numbers, and what
 the shared expert makes last. So a token's bits follow from the token alone: many tokens at once equal them
-one by one, whichever experts the others chose. The share multiplies the input of an expert's down matrix,
-which then adds to the token without a copy, and which calibration sees so.
+one by one, whichever experts the others chose. Of a text that is read as a whole, a token that comes too late
+for an expert's capacity has a share of 0. The share multiplies the input of an expert's down matrix, which
+then adds to the token without a copy, and which calibration sees so.
 
 Where an expert's weights live is asked of `Call.experts` (run/_residency.py), one expert after the other, in
 the order of their numbers; where that is None they are the block's own, and one token takes all its experts
@@ -73,6 +74,14 @@ def by_expert(experts: I32) -> Iterator[tuple[int, I64, I64]]:
         yield number, places // top, places % top
 
 
+def beyond(experts: I32, capacity: int) -> npt.NDArray[np.bool_]:
+    """bool [n, top]: where a choice i32 [n, top] comes after `capacity` earlier tokens had made the same."""
+    found = np.zeros(experts.shape, np.bool_)
+    for _, rows, places in by_expert(experts):
+        found[rows[capacity:], places[capacity:]] = True
+    return found
+
+
 def choose(layer: Mixture, x: F32, weights: Any, call: Call) -> Choice:
     """The experts of x f32 [n, width], announced to the residency and told to the observer."""
     logits = call.scratch.get("logits", len(x), len(layer.experts))
@@ -80,6 +89,8 @@ def choose(layer: Mixture, x: F32, weights: Any, call: Call) -> Choice:
     experts, shares = route(
         logits, layer.top, layer.scoring, chosen=layer.scored == "chosen", normalized=layer.normalized
     )
+    if layer.capacity is not None:
+        shares[beyond(experts, layer.capacity)] = 0
     levels = None if call.levels is None else call.levels(call.block, x, experts)
     routing = Routing(call.block, call.step.positions, experts, shares, x, levels)
     if call.experts is not None:
@@ -159,6 +170,8 @@ def _one_token(layer: Mixture, x: F32, choice: Choice, weights: Any, call: Call,
 
 def _many_tokens(layer: Mixture, x: F32, choice: Choice, weights: Any, call: Call, to: F32) -> None:
     for number, rows, places in by_expert(choice.experts):
+        if layer.capacity is not None:
+            rows, places = rows[: layer.capacity], places[: layer.capacity]
         read = call.scratch.get("read", len(rows), x.shape[1])
         sums = call.scratch.get("sums", len(rows), x.shape[1])
         np.take(x, rows, axis=0, out=read, mode="clip")

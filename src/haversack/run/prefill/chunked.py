@@ -33,6 +33,7 @@ class Chunked(Method):
     slot = "prefill"
     paper = "Agrawal et al., Sarathi-Serve (2024)"
     summary = "The prompt passes the model in chunks, in bounded memory."
+    excludes = frozenset({"encoder-decoder"})
 
     tokens: int = parameter(256, help="tokens in one chunk")
 

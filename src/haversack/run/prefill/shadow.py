@@ -100,6 +100,7 @@ class ChunkedShadow(Method):
     system = 36
     provides = frozenset({"static-shapes"})
     requires = frozenset({"shadow-outliers", "blocks-at-hand"})
+    excludes = frozenset({"encoder-decoder"})
 
     tokens: int = parameter(64, allowed=(8, 16, 32, 64, 128, 256), help="tokens in one chunk")
     policy: str = parameter(

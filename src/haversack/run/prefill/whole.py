@@ -40,6 +40,4 @@ class Whole(Method):
         """Read `tokens` i32 [n]; returns the logits f32 [1, vocabulary] after the last."""
         cache.horizon = max(cache.horizon, cache.length + len(tokens))
         cache.sparse_from = max(cache.sparse_from, cache.length + len(tokens))
-        logits, _ = engine.step(tokens, None, None, cache, want="last")
-        assert logits is not None
-        return logits
+        return engine.read(tokens, cache)

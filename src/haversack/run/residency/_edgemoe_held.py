@@ -198,6 +198,7 @@ class ExpertsHeld(StoreHeld):
                 len(experts.blocks),
                 experts.count,
                 None if self.profile is None else self.profile.frequencies,
+                experts.read,
             ),
             keeps=method.eviction != "none",
         )
@@ -222,9 +223,8 @@ class ExpertsHeld(StoreHeld):
             return None
         path = source.path / PROFILE_NAME
         profile = Profile.of_bytes(source.read_file(PROFILE_NAME), path)
-        profile.require(
-            identity(source, self.fitted.architecture), len(self.experts.blocks), self.experts.count, path
-        )
+        told = identity(source, self.fitted.architecture)
+        profile.require(told, len(self.experts.blocks), self.experts.count, path, self.experts.read)
         return profile
 
     def _guesser(self) -> tuple[str, Predictor]:
@@ -286,7 +286,11 @@ class ExpertsHeld(StoreHeld):
             self.buffer.guess(keys)
             return
         self.buffer.need(layer, keys)
-        following = (layer + 1) % len(self.experts.blocks)
+        following = layer + 1
+        if following == len(self.experts.blocks):
+            following = self.experts.read % following
+        elif following == self.experts.read:
+            return  # what the encoder read says nothing of what is written first
         likely = self._predictor.likely(following)[: self._ahead]
         self.buffer.guess([(following, expert) for expert in likely])
 

@@ -204,7 +204,7 @@ class D2Moe(Method):
     summary = "Experts' bits are read plane by plane, those that most texts of a step need first."
     system = 27
     requires = frozenset({"expert-store:experts", "weight-type:nested"})
-    excludes = frozenset({"mapped-weights", "sealed-weights"})
+    excludes = frozenset({"mapped-weights", "sealed-weights", "encoder-decoder"})
     checks: ClassVar[tuple[str, ...]] = (STORE_NAME,)
     """Files whose every read is checked, so that they are not summed before."""
 

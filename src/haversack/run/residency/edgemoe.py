@@ -15,7 +15,8 @@ is made only where it is worth that (run/_expert_buffer.py, `Worth`), so that gu
 storage has no time to spare. The paper prints the distance as (layers - layer + running) mod layers, which is
 large for the layer that runs next and contradicts its text; `eviction=intent` counts the layers until an
 expert's layer runs, `printed` is the printed one [inferred]. eps keeps experts of frequency 0 in the same
-order [inferred].
+order [inferred]. An encoder's experts share the buffer with the decoder's, count as never chosen, as in the
+paper, and are as far as all layers once the text is read; guesses follow the decoder's layers alone.
 Cost: a pass of the reading thread's processor time for checksums, about 1 GB a second.
 Limits: decoding one text; a long prompt needs nearly every expert of every layer. Experts of 2 bits become 4
 bits in memory.
@@ -36,14 +37,23 @@ from haversack.run._shelf import Key
 EPS = 1e-6
 
 
-def layers_ahead(layer: int, running: int, layers: int) -> int:
+def layers_ahead(layer: int, running: int, layers: int, first: int = 0) -> int:
     """How many of `layers` layers until `layer` runs while `running` does; the running one has been used, so
-    it is the farthest."""
+    it is the farthest. The `first` layers, an encoder's, run before the others and then not again.
+    """
+    if first and running >= first:
+        if layer < first:
+            return layers
+        layers -= first
     return (layer - running) % layers or layers
 
 
-def layers_as_printed(layer: int, running: int, layers: int) -> int:
-    """The paper's denominator, (S - l + I) mod S, with S for 0: how long ago `layer` ran."""
+def layers_as_printed(layer: int, running: int, layers: int, first: int = 0) -> int:
+    """The paper's denominator, (S - l + I) mod S, with S for 0: how long ago `layer` ran. S counts the
+    decoder's layers where there is an encoder.
+    """
+    if first and running >= first and layer >= first:
+        layers -= first
     return (layers - layer + running) % layers or layers
 
 
@@ -51,6 +61,7 @@ class Shares(Protocol):
     """How often each expert is chosen."""
 
     layers: int
+    first: int
 
     def __getitem__(self, key: Key) -> float: ...
 
@@ -72,7 +83,8 @@ class Intent:
 
     def keep(self, key: Key, layer: int) -> float:
         """See Eviction."""
-        return (self.frequencies[key] + EPS) / layers_ahead(key[0], layer, self.frequencies.layers)
+        shares = self.frequencies
+        return (shares[key] + EPS) / layers_ahead(key[0], layer, shares.layers, shares.first)
 
 
 class Printed(Intent):
@@ -80,7 +92,8 @@ class Printed(Intent):
 
     def keep(self, key: Key, layer: int) -> float:
         """See Eviction."""
-        return (self.frequencies[key] + EPS) / layers_as_printed(key[0], layer, self.frequencies.layers)
+        shares = self.frequencies
+        return (shares[key] + EPS) / layers_as_printed(key[0], layer, shares.layers, shares.first)
 
 
 @dataclass(frozen=True)

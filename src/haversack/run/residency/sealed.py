@@ -106,7 +106,7 @@ class Sealed(Method):
     summary = "Encrypted weights, decrypted by a process of their own while the blocks before compute."
     system = 29
     requires = frozenset({"sealed-weights"})
-    excludes = frozenset({"mapped-weights"})
+    excludes = frozenset({"mapped-weights", "encoder-decoder"})
 
     key: str = parameter("", help="file of the owner's key; --key KEYFILE says the same")
     keep: int = parameter(-1, help="blocks that stay in memory; -1: all, or as many as the budget allows")

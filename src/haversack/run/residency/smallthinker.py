@@ -66,7 +66,7 @@ class SmallThinker(Method):
     )
     system = 49
     requires = frozenset({"expert-store:matrices"})
-    excludes = frozenset({"mapped-weights", "sealed-weights", "weight-type:nested"})
+    excludes = frozenset({"mapped-weights", "sealed-weights", "weight-type:nested", "encoder-decoder"})
     checks: ClassVar[tuple[str, ...]] = (STORE_NAME,)
     """Files whose every read is checked, so that they are not summed before."""
     eviction: ClassVar[str] = "lru"

@@ -144,6 +144,7 @@ class StreamedHeld:
         self._took = [0.0] * len(units)
         self._began = 0.0
         self._streamed = [i for i in range(len(self._units)) if i not in self._kept]
+        self._turns = [self._streamed, [i for i in self._streamed if i >= len(architecture.reading)]]
         self._reader = Reader(name="haversack-stream")
         self._free = [_Slot(self._units) for _ in range(2)] if self._streamed else []
         self._filling: dict[int, _Slot] = {}
@@ -243,6 +244,10 @@ class StreamedHeld:
     def weights(self, block: int, names: Sequence[str] = ()) -> Any:
         """See Held."""
         return self._block(block)
+
+    def turn(self, everything: bool) -> None:
+        """From now on all blocks follow one another, or those that write alone (see `_reading`)."""
+        self._streamed = self._turns[0 if everything else 1]
 
     def want(self, block: int, ids: Sequence[int] = (), priority: int = 0) -> None:
         """Nothing to do: blocks are read in order."""

@@ -234,14 +234,16 @@ class ForModel:
         """Choose the experts' bits on `texts` i32 [pieces, length], and note how they choose experts."""
         from haversack.shrink._expert_loss import ModelLoss, profile_of
 
-        profile = profile_of(source, walk, self.experts, texts)
+        profile = b""
+        if self.experts.read < len(self.experts.blocks):  # what is written passes experts
+            profile = profile_of(source, walk, self.experts, texts).to_bytes()
         if self.method.bits:
-            return replace(self, profile=profile.to_bytes())
+            return replace(self, profile=profile)
         loss = ModelLoss(source, walk, self.experts, texts)
         keys: Sequence[Expert] = list(self.experts.tensors)
         errors = loss.errors() if self.method.importance == "error" else None
         plan = plan_bits(loss, keys, loss.reference, self.method.max_loss, widths=WIDTHS, importance=errors)
-        return replace(self, plan=plan, profile=profile.to_bytes())
+        return replace(self, plan=plan, profile=profile)
 
     def files(self) -> dict[str, bytes]:
         """What the pack holds beside the tensors."""
