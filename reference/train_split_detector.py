@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=1 python reference/train_split_detector.py --work DIR [--out DIR]
 
-About a quarter of an hour of computing on one core. Pictures are made (models/vision/_scenes.py) from photographs of
-scikit-image and the digits of scikit-learn; the card's figures are of pictures that training did not see. A
-killed run goes on from the teacher and the student that DIR holds, to the same numbers."""
+About a quarter of an hour of computing on one core. Pictures are made (models/vision/_scenes.py) from
+photographs of scikit-image and the digits of scikit-learn; the card's figures are of pictures that training
+did not see. A killed run goes on from the teacher and the student that DIR holds, to the same numbers."""
 
 from __future__ import annotations
 
