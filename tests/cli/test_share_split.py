@@ -85,6 +85,29 @@ def test_a_device_s_half_and_its_times(capsys: Any, tmp_path: Path) -> None:
     assert "device's half" in told["error"]
 
 
+def test_controllers_are_played_over_a_public_trace(capsys: Any, tmp_path: Path) -> None:
+    frame = {"deadline": 300, "encoder_time": 70.0, "transfer_time": 100.0, "bw": 200.0, "map": 30.0}
+    lines = [
+        frame | {"mode": 10 * (1 + at % 2) + 3, "e2e": 400 if at % 4 == 3 else 250, "kbs": 20_000}
+        for at in range(40)
+    ]
+    trace = tmp_path / "device.jsonl"
+    trace.write_text("\n".join(json.dumps(line) for line in lines))
+    record = said(
+        capsys, "share", "split", "play", PACK, "--link", trace, "--seconds", 20, schema="share-split-play"
+    )
+    assert record["deadline_ms"] == 300 and record["encode_ms"]["1"] == record["encode_ms"]["2"] == 70
+    assert record["encode_ms"]["4"] == 140, "of the nearest number of members, in proportion"
+    assert record["traced"] == {"frames": 40, "hit_share": 0.75, "mean_map": 22.5}
+    played = {one["controller"]: one for one in record["controllers"]}
+    assert list(played)[:2] == ["adaptive", "published"] and list(played)[3] == "oracle"
+    assert played["oracle"]["mean_quality"] >= max(one["mean_quality"] for one in played.values()) - 1e-9
+    assert played["adaptive"]["hit_share"] > 0.9
+    again = said(capsys, "share", "split", "play", PACK, "--link", trace, "--seconds", 20)
+    assert again == record
+    assert refused(capsys, "share", "split", "play", PACK, "--link", "walk")["field"] == "profile"
+
+
 def test_a_damaged_pack_is_found(capsys: Any, tmp_path: Path) -> None:
     half = tmp_path / "device.pack"
     said(capsys, "share", "split", "halve", PACK, "-o", half)

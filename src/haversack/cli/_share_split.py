@@ -42,7 +42,11 @@ def train(
     ] = 96,
     teacher: Annotated[
         str | None,
-        typer.Option(help="take the teacher of this split pack instead of training one", metavar="PACK"),
+        typer.Option(
+            help="a teacher that is there: a split pack's, or a published detector (its checkpoint, or the "
+            "folder of it)",
+            metavar="PACK|FILE",
+        ),
     ] = None,
     keep: Annotated[
         Path | None,
@@ -144,8 +148,11 @@ def serve(
 ) -> None:
     """Serve the other half until it is interrupted; the page at / shows every device's modes and hits."""
     from haversack.share._split_halves import SplitServer
+    from haversack.share._split_memory import serving_plan
+    from haversack.share._split_pack import open_split
     from haversack.share._split_serve import split_service
 
+    plan = serving_plan(*open_split(pack))
     server = SplitServer(pack, threads, least)
     service, _ = split_service(server, host, port, token)
     record: dict[str, Any] = {
@@ -153,12 +160,15 @@ def serve(
         "model": server.record.model,
         "task": server.record.task,
         "classes": server.record.classes,
+        "planned_mib": round(plan.total_mib, 1),
     }
     if json:
         print_json(record)
     else:
         print(
-            f"serving {pack} (model {server.record.model[:12]}) at {service.url}; its page is {service.url}/",
+            f"serving {pack} (model {server.record.model[:12]}) at {service.url}; "
+            f"its page is {service.url}/\n"
+            f"memory planned: {plan.total_mib:.0f} MiB",
             flush=True,
         )
     import sys
@@ -247,6 +257,53 @@ def run(
     )
     rows = [(one["mode"], one["frames"]) for one in record["modes"]]
     table(("mode", "frames"), rows, right=("mode", "frames"))
+    show_memory()
+
+
+@split.command("play")
+def play(
+    pack: PackName,
+    link: Annotated[
+        str,
+        typer.Option(help="square, walk, a name (lte, 3g, ...), a .csv or a public .jsonl trace"),
+    ],
+    deadline_ms: Annotated[
+        float | None, typer.Option(help="from the picture to the answer (default: the trace's, or 300)")
+    ] = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option(
+            help="what bench-device wrote: encode times (default: the trace's)", metavar="FILE.json"
+        ),
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="of the link", min=1, max=86_400)] = 120.0,
+    seed: Annotated[int, typer.Option(help="of emulated links", min=0)] = 0,
+    json: Json = False,
+) -> None:
+    """Play the controllers over a link in virtual time: who answers in time, and with which modes."""
+    from haversack.cli._share_split_play import run_play
+
+    record = run_play(pack, link, deadline_ms=deadline_ms, profile=profile, seconds=seconds, seed=seed)
+    if json:
+        print_json(record)
+        return
+    heads = ("controller", "frames", "in time %", record["metric"])
+    rows = [
+        (
+            one["controller"],
+            one["frames"],
+            f"{100 * one['hit_share']:.1f}",
+            f"{100 * one['mean_quality']:.1f}",
+        )
+        for one in record["controllers"]
+    ]
+    table(heads, rows, right=heads[1:], title=f"{record['deadline_ms']:g} ms over {link}")
+    if record["traced"] is not None:
+        traced = record["traced"]
+        print(
+            f"the trace's own device: {traced['frames']} frames, {100 * traced['hit_share']:.1f} % in time, "
+            f"mAP {traced['mean_map']:.1f}"
+        )
     show_memory()
 
 

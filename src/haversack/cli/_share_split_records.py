@@ -71,12 +71,13 @@ class SplitBenchDeviceOutput(_Record):
 
 
 class SplitServeOutput(_Record):
-    """`haversack share split serve`, printed when it listens."""
+    """`haversack share split serve`, printed when it listens. `planned_mib`: memory that it will hold."""
 
     url: str
     model: str
     task: str
     classes: list[str]
+    planned_mib: float
 
 
 class SplitModeCount(_Record):
@@ -130,6 +131,37 @@ class SplitRunOutput(_Record):
     ram_mib: SplitMemory
 
 
+class SplitPlayed(_Record):
+    """One controller over the link; `mean_quality`: of the modes of frames in time, others as 0."""
+
+    controller: str
+    frames: int
+    hit_share: Share
+    mean_quality: Share
+    modes: list[SplitModeCount]
+
+
+class SplitTraced(_Record):
+    """What a public trace's own device came to; `mean_map`: as the trace has it, late frames as 0."""
+
+    frames: int
+    hit_share: Share
+    mean_map: float
+
+
+class SplitPlayOutput(_Record):
+    """`haversack share split play`. `encode_ms`: by k; `traced`: null where the link is no public trace."""
+
+    pack: str
+    link: str
+    deadline_ms: float
+    seconds: float
+    metric: str
+    encode_ms: dict[str, float]
+    controllers: list[SplitPlayed]
+    traced: SplitTraced | None
+
+
 class SplitJudged(_Record):
     """One mode (0: a file of results): the metric of the pack, and COCO's mAP (a classifier's accuracy)."""
 
@@ -154,5 +186,6 @@ SHARE_SPLIT_OUTPUTS: dict[str, type[msgspec.Struct]] = {
     "share-split-bench-device": SplitBenchDeviceOutput,
     "share-split-serve": SplitServeOutput,
     "share-split-run": SplitRunOutput,
+    "share-split-play": SplitPlayOutput,
     "share-split-evaluate": SplitEvaluateOutput,
 }

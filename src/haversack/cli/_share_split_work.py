@@ -47,6 +47,7 @@ def run_train(
     from haversack.models.vision._slim_record import TASKS
     from haversack.share._split_data import MADE, MADE_HELD, digits, made, read_data
     from haversack.share._split_pack import write_split
+    from haversack.share._split_teachers import JUDGED, is_checkpoint, read_checkpoint
     from haversack.share.slimmable import Slimmable
 
     method = index.create("share", "cut", cut)
@@ -73,6 +74,10 @@ def run_train(
 
     learn = training()
     began = time.monotonic()
+    published = None
+    if teacher is not None and is_checkpoint(teacher):
+        published = read_checkpoint(teacher)
+        published.check_side(side)
     with progress("reading pictures") as bar:
         if data is not None:
             known, held = read_data(data, annotations, side).divided(method.seed)
@@ -87,7 +92,13 @@ def run_train(
                     nearest=96,
                 )
             known, held = made(MADE, 1 + 2 * method.seed), made(MADE_HELD, 2 + 2 * method.seed)
-        taken = None if teacher is None else learn.teacher_of_pack(teacher, known)
+        taken = None
+        if published is not None:
+            taken = learn.teacher_of_checkpoint(published, known)
+        elif teacher is not None:
+            taken = learn.teacher_of_pack(teacher, known)
+        if taken is not None and taken.net.detector is not None:
+            held = held.part(np.arange(min(len(held), JUDGED)))
         trained = learn.train_split(known, held, method, keep, lambda text: bar.advance(label=text), taken)
     record = write_split(
         output,
@@ -372,7 +383,6 @@ def run_evaluate(
 ) -> dict[str, Any]:
     """Qualities of every mode, by the two halves as they ship."""
     from haversack.models.vision._average_precision import mean_average_precision
-    from haversack.models.vision._spots import detections
     from haversack.share._split_data import digits, made, read_data
     from haversack.share._split_halves import SlimEncoder, SplitServer
 
@@ -398,11 +408,11 @@ def run_evaluate(
     with progress("modes", total=len(record.table)) as bar:
         for k, b in record.table:
             encoder.set_mode(k, b)
-            logits = np.stack([server.logits(*encoder.cells(picture), k, b) for picture in shown.pictures])
             if shown.labels is not None:
+                logits = np.stack([server.logits(*encoder.cells(one), k, b) for one in shown.pictures])
                 exact = strict = float((logits.argmax(1) == shown.labels).mean())
             else:
-                found = [detections(each, len(record.classes)) for each in logits]
+                found = [server.found(*encoder.cells(picture), k, b) for picture in shown.pictures]
                 exact = mean_average_precision(found, shown.truth, len(record.classes), [0.5])
                 strict = mean_average_precision(found, shown.truth, len(record.classes))
             rows.append({"mode": 10 * k + b, "quality": exact, "coco": strict})

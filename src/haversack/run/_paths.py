@@ -102,7 +102,7 @@ class Profile:
     """A path table with its frequencies. `model` is the identity of the model that it was made of, `tokens`
     how many it saw.
 
-    `frequencies` f64 [layers, experts] sum to 1 in each layer. The first `read` layers are an encoder's, of
+    `frequencies` f64 [layers, experts] sum to 1 in each layer. The `first` layers are an encoder's, of
     which nothing is kept: a path begins behind them.
     """
 
@@ -114,7 +114,7 @@ class Profile:
         tokens: int,
         width: int,
         tables: list[dict[Before, F64]],
-        read: int = 0,
+        first: int = 0,
     ) -> None:
         self.model = model
         self.experts = experts
@@ -122,7 +122,7 @@ class Profile:
         self.tokens = tokens
         self.width = width
         self.tables = tables
-        self.read = read
+        self.first = first
         self._after: list[dict[Choice, F64]] = []
         rows = []
         for table in tables:
@@ -135,8 +135,8 @@ class Profile:
         self.frequencies: F64 = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
 
     @classmethod
-    def of_routes(cls, routes: I32, experts: int, model: str, read: int = 0) -> Self:
-        """The profile of `routes` i32 [tokens, layers, chosen], the best expert first, behind the `read`
+    def of_routes(cls, routes: I32, experts: int, model: str, first: int = 0) -> Self:
+        """The profile of `routes` i32 [tokens, layers, chosen], the best expert first, behind the `first`
         layers of an encoder. Raises UserError when there are none.
         """
         tokens, layers, chosen = routes.shape
@@ -147,9 +147,9 @@ class Profile:
                 given=tokens,
             )
         width = key_width(experts, chosen)
-        tables: list[dict[Before, F64]] = [{} for _ in range(read)]
+        tables: list[dict[Before, F64]] = [{} for _ in range(first)]
         tables += count_paths(routes, experts, width)
-        return cls(model, experts, chosen, tokens, width, tables, read)
+        return cls(model, experts, chosen, tokens, width, tables, first)
 
     @property
     def layers(self) -> int:
@@ -160,7 +160,7 @@ class Profile:
         """How probable each expert of `layer` is, f64 [experts], after the choices `before` of the layers
         under it, the nearest last (an empty sequence: nothing is known of them).
         """
-        depth = layer - self.read
+        depth = layer - self.first
         second = choice_of(before[-1], self.width) if before and depth > 0 else ()
         first = choice_of(before[-2], self.width) if len(before) > 1 and depth > 1 else ()
         counts = self.tables[layer].get((first, second))
@@ -185,7 +185,7 @@ class Profile:
             for table in self.tables
         )
         said = self.model, self.experts, self.chosen, self.width, self.tokens
-        record = _File(PROFILE_FORMAT, *said, layers, self.read)
+        record = _File(PROFILE_FORMAT, *said, layers, self.first)
         return msgspec.json.encode(record)
 
     def write(self, path: str | os.PathLike[str]) -> None:
@@ -248,10 +248,10 @@ class Profile:
         return cls(*said, tables, record.read)
 
     def require(
-        self, model: str, layers: int, experts: int, path: object = PROFILE_NAME, read: int = 0
+        self, model: str, layers: int, experts: int, path: object = PROFILE_NAME, first: int = 0
     ) -> None:
         """Raises UserError when the profile is that of another model than the one of this identity."""
-        if (self.model, self.layers, self.experts, self.read) != (model, layers, experts, read):
+        if (self.model, self.layers, self.experts, self.first) != (model, layers, experts, first):
             raise UserError(
                 f"{path} was made of another model ({self.layers} layers of {self.experts} experts, "
                 f"{self.model}) than this one ({layers} of {experts}, {model}); profile this model.",

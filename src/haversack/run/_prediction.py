@@ -51,7 +51,7 @@ class Paths:
 
     def chose(self, layer: int, experts: Sequence[int], x: F32 | None = None) -> None:
         """See Predictor."""
-        if layer == self.profile.read:
+        if layer == self.profile.first:
             self._before = []
         self._before = [*self._before[-1:], experts]
 

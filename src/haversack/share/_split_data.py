@@ -20,13 +20,14 @@ HELD_SHARE = 0.15
 @dataclass(frozen=True)
 class SplitData:
     """Pictures u8 [n, side, side, 3]. Of a detector `truth` says what is on each; of a classifier `labels`
-    [n]."""
+    [n]. `categories`: the number of each class in COCO's annotations."""
 
     task: str
     classes: tuple[str, ...]
     pictures: U8
     truth: tuple[Truth, ...] = ()
     labels: NDArray[np.int64] | None = None
+    categories: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -35,7 +36,7 @@ class SplitData:
         """These rows alone."""
         truth = tuple(self.truth[at] for at in rows) if self.truth else ()
         labels = None if self.labels is None else self.labels[rows]
-        return SplitData(self.task, self.classes, self.pictures[rows], truth, labels)
+        return SplitData(self.task, self.classes, self.pictures[rows], truth, labels, self.categories)
 
     def divided(self, seed: int, share: float = HELD_SHARE) -> tuple[SplitData, SplitData]:
         """(what is learned from, what is held out). Raises UserError for fewer than 20 pictures."""
@@ -92,7 +93,7 @@ def read_data(folder: Path, annotations: Path | None, side: int) -> SplitData:
         picture, scale = boxed(folder / image.file, side)
         shown.append(picture)
         truth.append(Truth(image.boxes * np.float32(scale), image.labels, image.crowd))
-    return SplitData("detect", held.classes, np.stack(shown), tuple(truth))
+    return SplitData("detect", held.classes, np.stack(shown), tuple(truth), None, held.categories)
 
 
 def boxed(path: Path, side: int) -> tuple[U8, float]:

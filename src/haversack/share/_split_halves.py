@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from haversack.core.errors import DamagedFileError, MissingExtraError, UserError, not_allowed
 from haversack.core.pack import Pack
 from haversack.formats.coco import Detections
-from haversack.models.vision._slim_record import BITS
+from haversack.models.vision._slim_record import BITS, SplitNet
 from haversack.models.vision._spots import detections
 from haversack.models.vision.slimmable import (
     Ensemble,
@@ -29,7 +29,7 @@ from haversack.models.vision.slimmable import (
     quantize,
 )
 from haversack.share._split_frame import Fares, Frame, decode_frame, encode_frame
-from haversack.share._split_pack import SERVER, SplitRecord, member_name, open_split, read_tensors
+from haversack.share._split_pack import LOOK, SERVER, SplitRecord, member_name, open_split, read_tensors
 
 U8 = NDArray[np.uint8]
 BACKENDS = ("onnxruntime", "numpy")
@@ -109,6 +109,44 @@ class SlimEncoder:
         return encode_frame(frame, self.record.key)
 
 
+class ServerHalf:
+    """Decoder and frozen rest of a network at work: its graphs on ONNX Runtime. `graph`: the server's, or
+    the whole teacher's; `look`: the regions', of a detector that has one."""
+
+    def __init__(self, net: SplitNet, graph: bytes, look: bytes | None, threads: int, place: str) -> None:
+        self.net = net
+        self._session = session(graph, threads, place)
+        self._names = [each.name for each in self._session.get_outputs()]
+        self._look = None if look is None else session(look, threads, place)
+
+    def run(self, fed: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
+        """The graph's outputs by name."""
+        return dict(zip(self._names, self._session.run(None, dict(fed)), strict=True))
+
+    def found(self, said: Mapping[str, NDArray[np.float32]], least: float | None = None) -> Detections:
+        """The detections in a detector's outputs; `least` score (None: as few as mAP is counted from)."""
+        detector, own = self.net.detector, {} if least is None else {"least": least}
+        if detector is None:
+            return detections(said["logits"], len(self.net.classes), **own)
+        made: Detections = detector.module.found(said, detector.columns, self.net.side, self._looked, **own)
+        return made
+
+    def _looked(self, fed: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
+        assert self._look is not None
+        names = [each.name for each in self._look.get_outputs()]
+        return dict(zip(names, self._look.run(None, dict(fed)), strict=True))
+
+
+def fed_with(cells: U8, low: float, step: float, k: int, b: int) -> dict[str, Any]:
+    """What the server's graph takes."""
+    return {
+        "cells": cells,
+        "low": np.array(low, np.float32),
+        "step": np.array(step, np.float32),
+        "mode": np.array((k - 1) * BITS + b - 1, np.int64),
+    }
+
+
 class SplitServer:
     """The server half of a whole split pack. Raises UserError for a device's half."""
 
@@ -121,34 +159,34 @@ class SplitServer:
                 given=str(pack),
             )
         self.least = least
-        self._session = session(opened.read_file(SERVER), threads, str(opened.path / SERVER))
+        look = opened.read_file(LOOK) if LOOK in opened.record.files else None
+        place = str(opened.path / SERVER)
+        self.half = ServerHalf(self.record.net, opened.read_file(SERVER), look, threads, place)
 
     def logits(self, cells: U8, low: float, step: float, k: int, b: int) -> NDArray[np.float32]:
-        """What the network says of cells."""
-        fed = {
-            "cells": cells,
-            "low": np.array(low, np.float32),
-            "step": np.array(step, np.float32),
-            "mode": np.array((k - 1) * BITS + b - 1, np.int64),
-        }
-        made: NDArray[np.float32] = self._session.run(None, fed)[0]
-        return made
+        """What the network says of cells, where the teacher is our own."""
+        return self.half.run(fed_with(cells, low, step, k, b))["logits"]
+
+    def found(
+        self, cells: U8, low: float, step: float, k: int, b: int, least: float | None = None
+    ) -> Detections:
+        """What a detector finds in cells."""
+        return self.half.found(self.half.run(fed_with(cells, low, step, k, b)), least)
 
     def decode(self, data: bytes) -> tuple[Frame, dict[str, Any]]:
         """A frame's answer: {seq, decoder_time_ms, detections} or {.., label, score}. Raises UserError for
         bytes that are no frame of this model."""
         began = time.perf_counter()
         frame, cells = decode_frame(data, self.record.key, self.record.net.shape, self.record.members)
-        logits = self.logits(cells, frame.low, frame.step, frame.k, frame.b)
+        sent = (cells, frame.low, frame.step, frame.k, frame.b)
         answer: dict[str, Any] = {"seq": frame.seq}
         if self.record.task == "classify":
+            logits = self.logits(*sent)
             shares = np.exp(logits - logits.max())
             at = int(logits.argmax())
             answer |= {"label": self.record.classes[at], "score": round(float(shares[at] / shares.sum()), 4)}
         else:
-            answer["detections"] = told(
-                detections(logits, len(self.record.classes), least=self.least), self.record.classes
-            )
+            answer["detections"] = told(self.found(*sent, self.least), self.record.classes)
         return frame, answer | {"decoder_time_ms": round(1000 * (time.perf_counter() - began), 3)}
 
 

@@ -1,6 +1,7 @@
 """A split network as a pack (kind `split`): tensors, both halves as ONNX, and what each mode is worth.
 
-`whole` holds both halves, `device` what a device needs. `model` of the record is a hash over all tensors,
+`whole` holds both halves, `device` what a device needs; a detector that looks at regions has a graph for them
+beside the server's. `model` of the record is a hash over all tensors,
 the teacher's included; both halves carry it, and every frame.
 """
 
@@ -20,20 +21,23 @@ from numpy.typing import NDArray
 
 from haversack.core.errors import DamagedFileError, UserError
 from haversack.core.pack import Finding, Pack, PackWriter, is_pack
-from haversack.models.vision._slim_onnx import device_onnx, member_onnx, server_onnx
+from haversack.models.vision._detector_maps import MisfitError
+from haversack.models.vision._detector_record import Detector
+from haversack.models.vision._slim_onnx import device_onnx, look_onnx, member_onnx, server_onnx
 from haversack.models.vision._slim_record import BITS, MEMBERS, TASKS, SplitNet
 from haversack.models.vision.slimmable import device_tensors, tensor_shapes
 from haversack.share.slimmable import Mode
 
 F32 = NDArray[np.float32]
-DEVICE, SERVER = "device.onnx", "server.onnx"
+DEVICE, SERVER, LOOK = "device.onnx", "server.onnx", "regions.onnx"
 _DTYPES = {"f16": "<f2", "f32": "<f4"}
 SIDE_MOST = 1024
 
 
-class SplitRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class SplitRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """What `architecture` of such a pack holds. `half`: whole or device; `quality`: of each mode, k first,
-    from 0 to 1, and of the teacher, measured as `metric` says."""
+    from 0 to 1, and of the teacher, measured as `metric` says; `detector`: the published detector whose
+    rest the server runs (none: our own teacher)."""
 
     half: str
     task: str
@@ -45,10 +49,11 @@ class SplitRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     metric: str
     quality: tuple[tuple[float, ...], ...]
     teacher: float
+    detector: Detector | None = None
 
     @property
     def net(self) -> SplitNet:
-        return SplitNet(self.task, self.classes, self.side, self.members)
+        return SplitNet(self.task, self.classes, self.side, self.members, self.detector)
 
     @property
     def table(self) -> dict[Mode, float]:
@@ -78,6 +83,8 @@ def model_hash(net: SplitNet, tensors: Mapping[str, F32]) -> str:
     """SHA-256 over sizes and tensors."""
     said = json.dumps([net.task, net.classes, net.side, net.members])
     total = hashlib.sha256(said.encode())
+    if net.detector is not None:
+        total.update(msgspec.json.encode(net.detector))
     for name in tensor_shapes(net):
         total.update(name.encode() + np.ascontiguousarray(tensors[name], "<f4").tobytes())
     return total.hexdigest()
@@ -107,6 +114,7 @@ def write_split(
         metric=metric,
         quality=rows,
         teacher=round(teacher, 5),
+        detector=net.detector,
     )
     _write(path, record, tensors, provenance)
     return record
@@ -114,7 +122,7 @@ def write_split(
 
 def write_device_half(pack: Pack, path: Path) -> SplitRecord:
     """Write what a device needs of a whole pack."""
-    record = msgspec.structs.replace(read_record(pack), half="device")
+    record = msgspec.structs.replace(read_record(pack), half="device", detector=None)
     _write(path, record, read_tensors(pack), pack.record.provenance)
     return record
 
@@ -132,6 +140,9 @@ def _write(
             writer.add_file(member_name(at), member_onnx(record.net, tensors, at))
         if record.half == "whole":
             writer.add_file(SERVER, server_onnx(record.net, tensors))
+            look = look_onnx(record.net, tensors)
+            if look is not None:
+                writer.add_file(LOOK, look)
         writer.finish(
             {
                 "architecture": msgspec.to_builtins(record),
@@ -216,6 +227,13 @@ def _impossible(record: SplitRecord) -> str:
         return f"it cannot have {record.members} members with {len(record.gains)} gains"
     if not 16 <= record.side <= SIDE_MOST or record.side % 16 or not 1 <= len(record.classes) <= 10_000:
         return f"pictures of {record.side} pixels with {len(record.classes)} classes are not possible"
+    if record.detector is not None:
+        try:
+            record.detector.check(record.side)
+        except MisfitError as error:
+            return f"its detector does not hold: {error}"
+        if record.task != "detect" or len(record.detector.columns) != len(record.classes):
+            return "its detector has not an output for each class"
     if len(record.quality) != record.members or any(len(row) != BITS for row in record.quality):
         return "its table of qualities has not a number for each mode"
     numbers = [*record.gains, record.teacher, *(value for row in record.quality for value in row)]
@@ -248,6 +266,7 @@ def split_findings(path: str | os.PathLike[str]) -> list[Finding]:
         return [Finding("pack.json", error.what)]
     wanted = [DEVICE, *map(member_name, range(record.members))]
     wanted += [SERVER] if record.half == "whole" else []
+    wanted += [LOOK] if record.detector is not None and hasattr(record.detector.module, "regions") else []
     found = [Finding(name, "it is missing") for name in wanted if name not in pack.record.files]
     if record.half == "whole" and model_hash(record.net, tensors) != record.model:
         found.append(Finding("weights.safetensors", "its tensors are not those that the record's hash is of"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,16 +18,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from haversack.core.errors import UserError
+from haversack.formats.coco import Detections
 from haversack.models.vision._average_precision import mean_average_precision
 from haversack.models.vision._slim_record import SplitNet
 from haversack.models.vision._slim_student_torch import Slim, measures, normed, sum_of
-from haversack.models.vision._slim_teacher_torch import Teacher
+from haversack.models.vision._slim_teacher_torch import Frozen, Teacher
 from haversack.models.vision._spots import detections
 from haversack.models.vision._spots_torch import Teaching, teach
-from haversack.models.vision.slimmable import gains
-from haversack.models.vision.slimmable_torch import Distilling, Student, distil, modules_of, tensors_of
+from haversack.models.vision.slimmable import gains, learned_range, levels_of, quantize
+from haversack.models.vision.slimmable_torch import (
+    Distilling,
+    Student,
+    begin_at,
+    distil,
+    teacher_of,
+    tensors_of,
+)
 from haversack.share._split_data import SplitData, boxes_of
-from haversack.share._split_pack import open_split, read_tensors
+from haversack.share._split_pack import open_split, read_tensors, rounded
+from haversack.share._split_teachers import Published
 from haversack.share.slimmable import Mode, Slimmable
 
 F32 = NDArray[np.float32]
@@ -40,7 +49,7 @@ class Trained:
     """A trained split network with what it is worth on pictures that it did not learn from."""
 
     net: SplitNet
-    teacher: Teacher
+    teacher: Frozen
     student: Student
     table: dict[Mode, float]
     teacher_quality: float
@@ -56,22 +65,28 @@ def train_split(
     how: Slimmable,
     keep: Path | None = None,
     say: Say = lambda text: None,
-    teacher: Teacher | None = None,
+    teacher: Frozen | None = None,
 ) -> Trained:
     """Teacher, student and table; `held` is what the table is measured on. `teacher`: one that was trained
     before."""
     net = SplitNet(data.task, data.classes, data.pictures.shape[1], how.members)
     if teacher is None:
         teacher = kept_teacher(net, data, how, keep, say)
+    net = replace(net, detector=teacher.net.detector)
     torch.manual_seed(how.seed + 1)
     student = Student(net, gains(how.members, how.gain))
+    if net.detector is not None:
+        begin_at(teacher, student, data.pictures, how.seed)
     distil(teacher, student, data.pictures, distilling(how), say, _kept_student(teacher, data, how, keep))
     say("what each mode is worth")
-    table = qualities(teacher, student, held)
-    return Trained(net, teacher, student, table, quality(teacher_answers(teacher, held), held))
+    if isinstance(teacher, Teacher):
+        table = qualities(teacher, student, held)
+        return Trained(net, teacher, student, table, quality(teacher_answers(teacher, held), held))
+    table, whole = precisions(net, rounded(tensors_of(teacher, student)), student, held, say)
+    return Trained(net, teacher, student, table, whole)
 
 
-def _kept_student(teacher: Teacher, data: SplitData, how: Slimmable, keep: Path | None) -> Path | None:
+def _kept_student(teacher: Frozen, data: SplitData, how: Slimmable, keep: Path | None) -> Path | None:
     """Where a student on its way is kept: by its teacher, pictures, and all of `how` but the steps."""
     if keep is None:
         return None
@@ -83,7 +98,14 @@ def _kept_student(teacher: Teacher, data: SplitData, how: Slimmable, keep: Path 
     return keep / f"student-{total.hexdigest()[:16]}.pt"
 
 
-def teacher_of_pack(path: str, data: SplitData) -> Teacher:
+def teacher_of_checkpoint(found: Published, data: SplitData) -> Frozen:
+    """The frozen teacher that a published detector is for the classes of `data`. Raises UserError where
+    they do not fit."""
+    net = SplitNet("detect", data.classes, data.pictures.shape[1], detector=found.detector(data))
+    return teacher_of(net, found.rounded())
+
+
+def teacher_of_pack(path: str, data: SplitData) -> Frozen:
     """The teacher of a split pack. Raises UserError where it is for other classes or another size."""
     pack, record = open_split(path)
     if record.half != "whole":
@@ -96,7 +118,8 @@ def teacher_of_pack(path: str, data: SplitData) -> Teacher:
             field="teacher",
             given=path,
         )
-    return modules_of(record.net, read_tensors(pack))[0]
+    teacher = teacher_of(record.net, read_tensors(pack))
+    return teacher.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]
 
 
 def distilling(how: Slimmable) -> Distilling:
@@ -136,9 +159,10 @@ def teacher_answers(teacher: Teacher, data: SplitData) -> F32:
 
 
 def qualities(
-    teacher: Teacher, student: Slim, data: SplitData, modes: Sequence[Mode] | None = None, rows: int = 50
+    teacher: Frozen, student: Slim, data: SplitData, modes: Sequence[Mode] | None = None, rows: int = 50
 ) -> dict[Mode, float]:
-    """What each mode is worth (None: all); parts are computed once for all modes."""
+    """What each mode is worth with our own teacher (None: all); parts are computed once for all modes."""
+    assert isinstance(teacher, Teacher)
     measures(student, False)
     wanted = student.modes if modes is None else modes
     most = max(k for k, _ in wanted)
@@ -150,6 +174,42 @@ def qualities(
                 split = student.decode(student.sent(sum_of(parts[: mode[0]]), mode[1]), mode)
                 found[mode].append(teacher.answer(teacher.rest(split)[-1]).numpy())
     return {mode: quality(np.concatenate(answers), data) for mode, answers in found.items()}
+
+
+def precisions(
+    net: SplitNet, tensors: Mapping[str, F32], student: Slim, data: SplitData, say: Say = lambda text: None
+) -> tuple[dict[Mode, float], float]:
+    """mAP@0.5 of every mode and of the whole teacher, a published detector: by the graphs that the server
+    runs, picture by picture."""
+    from haversack.models.vision._slim_onnx import look_onnx, server_onnx, teacher_onnx
+    from haversack.share._split_halves import ServerHalf, fed_with
+
+    measures(student, False)
+    look = look_onnx(net, tensors)
+    threads = torch.get_num_threads()
+    server = ServerHalf(net, server_onnx(net, tensors), look, threads, "the server's half")
+    clips = levels_of(tensors)
+    found: dict[Mode, list[Detections]] = {mode: [] for mode in student.modes}
+    for at, picture in enumerate(data.pictures):
+        with torch.no_grad():
+            parts = [each[0].numpy() for each in student.outputs(normed(picture[None]), student.most)]
+        for k, b in student.modes:
+            y = np.asarray(np.sum(parts[:k], 0), np.float32)
+            low, step = learned_range(y, b, clips[b - 1])
+            said = server.run(fed_with(quantize(y, b, low, step), low, step, k, b))
+            found[k, b].append(server.found(said))
+        say(f"picture {at + 1} of {len(data)} in every mode")
+    del server
+    whole = ServerHalf(net, teacher_onnx(net, tensors), look, threads, "the teacher")
+    seen = [whole.found(whole.run({"picture": picture})) for picture in data.pictures]
+    table = {mode: _precision(each, data) for mode, each in found.items()}
+    return table, _precision(seen, data)
+
+
+def _precision(found: Sequence[Detections], data: SplitData) -> float:
+    """mAP@0.5; 0 where nothing is to be found."""
+    made = mean_average_precision(found, data.truth, len(data.classes), [0.5])
+    return 0.0 if np.isnan(made) else made
 
 
 def _answers(network: Callable[[Tensor], Tensor], pictures: NDArray[np.uint8], rows: int = 50) -> F32:

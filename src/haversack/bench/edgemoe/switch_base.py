@@ -23,7 +23,8 @@ from haversack.bench._rows import MIN_PAIRS, Bar, Outcome, Outcomes, Row, Unavai
 from haversack.bench._streaming import fast_storage, process_over_budget
 from haversack.bench.edgemoe._bench import bench
 
-F32, I32 = NDArray[np.float32], NDArray[np.int32]
+F32 = NDArray[np.float32]
+I32 = NDArray[np.int32]
 CONFIG: dict[str, Any] = {
     "model_type": "switch_transformers",
     "vocab_size": 32_128,

@@ -23,6 +23,10 @@ NETWORK = ("models/vision/*slim*.py", "models/vision/_s*.py", "reference_models/
 FILES = (
     *NETWORK,
     "models/vision/_average_precision.py",
+    "models/vision/_detector_*.py",
+    "models/vision/_boxes.py",
+    "models/vision/faster_rcnn.py",
+    "models/vision/efficientdet.py",
     "bench/slimmable_split_encoders/*.py",
     "share/slimmable.py",
     "share/_split_*.py",

@@ -17,7 +17,7 @@ from haversack.bench._store import content_hash
 from haversack.bench.slimmable_split_encoders._bench import NETWORK, pack, pictures
 from haversack.core import index
 from haversack.models.vision._slim_student_torch import Slim
-from haversack.models.vision._slim_teacher_torch import Teacher
+from haversack.models.vision._slim_teacher_torch import Frozen
 from haversack.models.vision.slimmable import gains
 from haversack.models.vision.slimmable_torch import Distilling, Student, distil, modules_of, recalibrate
 from haversack.models.vision.width_slimmable_torch import WidthStudent
@@ -117,13 +117,13 @@ def _taught(
     return _worth(run, teacher, found, modes)
 
 
-def _worth(run: Run, teacher: Teacher, student: Slim, modes: Sequence[Mode]) -> dict[Mode, float]:
+def _worth(run: Run, teacher: Frozen, student: Slim, modes: Sequence[Mode]) -> dict[Mode, float]:
     return {
         mode: 100 * value for mode, value in qualities(teacher, student, pictures(run), tuple(modes)).items()
     }
 
 
-def _digest(teacher: Teacher) -> str:
+def _digest(teacher: Frozen) -> str:
     total = hashlib.sha256()
     for name, tensor in teacher.state_dict().items():
         total.update(name.encode() + tensor.contiguous().numpy().tobytes())

@@ -1,11 +1,12 @@
 """The two halves as ONNX graphs, written node by node: the mode is an input of both.
 
-`member`: one member alone. A runtime lays constants out anew for speed, but not inside branches, so a device
-that can run several graphs is faster with a graph a member; `device` is one file for phones.
-`device`: picture u8 [side, side, 3], k and b i64 -> cells u8 [6, side / 4, side / 4], low and step f32. Each
-member after the first lies in a branch of its own, which runs only where k asks for it. `server`: cells, low,
-step, mode i64 (0 for k = 1, b = 1) -> logits. Norms are folded into their convolutions, the decoder's into
-a scale and a shift for each mode. Needs the package onnx to write, any runtime of ONNX to run.
+`member`: one member alone. A runtime lays constants out anew for speed, but not inside branches, so a
+device that can run several graphs is faster with a graph a member; `device` is one file for phones.
+`device`: picture u8 [side, side, 3], k and b i64 -> cells u8 [6, side / 4, side / 4], low and step f32.
+Each member after the first lies in a branch of its own, which runs only where k asks for it. `server`:
+cells, low, step, mode i64 (0 for k = 1, b = 1) -> logits, or what a published detector says
+(_detector_onnx.py). Norms are folded into their convolutions, the decoder's into a scale and a shift for
+each mode. Needs the package onnx to write, any runtime of ONNX to run.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from haversack.core.errors import MissingExtraError
 from haversack.models.vision import _slim_record as record
+from haversack.models.vision._detector_onnx import front_of, regions_onnx, rest_of
 from haversack.models.vision._record import Block, Squeeze, Unit
 from haversack.models.vision._slim_record import BITS, SplitNet
 from haversack.models.vision.slimmable import folded
@@ -191,8 +193,7 @@ def server_onnx(net: SplitNet, tensors: Tensors) -> bytes:
     x = graph.add("Add", graph.add("Cast", "cells", to=1), graph.constant(0.5))
     x = graph.add("Add", graph.add("Mul", x, "step"), "low")
     x = graph.add("Reshape", x, graph.constant([1, *net.shape], np.int64))
-    first, body = record.decoder()
-    for unit in (first, *body):
+    for unit in net.decoder():
         at = f"decoder.{unit.name}"
         x = graph.convolution(x, np.asarray(tensors[f"{at}.conv.weight"], np.float32), None, 1, 1)
         scale = tensors[f"{at}.norm.weight"] / np.sqrt(tensors[f"{at}.norm.variances"] + record.EPS)
@@ -200,8 +201,9 @@ def server_onnx(net: SplitNet, tensors: Tensors) -> bytes:
         modes = (len(scale), unit.outputs, 1, 1)
         factor = graph.add("Gather", graph.constant(scale.reshape(modes)), "mode")
         moved = graph.add("Gather", graph.constant(shift.reshape(modes)), "mode")
-        x = graph.add("Relu", graph.add("Add", graph.add("Mul", x, factor), moved))
-    _rest(graph, net, tensors, x)
+        x = graph.add("Add", graph.add("Mul", x, factor), moved)
+        x = x if unit.activation is None else graph.add("Relu", x)
+    outputs = _rest(graph, net, tensors, x)
     return graph.finish(
         "server",
         {
@@ -210,16 +212,28 @@ def server_onnx(net: SplitNet, tensors: Tensors) -> bytes:
             "step": ("float32", []),
             "mode": ("int64", []),
         },
-        _answer(net),
+        outputs,
     )
 
 
+def look_onnx(net: SplitNet, tensors: Tensors) -> bytes | None:
+    """The graph that looks at regions, of a detector that does. Raises MissingExtraError without onnx."""
+    if net.detector is None:
+        return None
+    return regions_onnx(_Graph(_onnx()), net.detector, tensors, net.side)
+
+
 def teacher_onnx(net: SplitNet, tensors: Tensors) -> bytes:
-    """The whole teacher, picture in, logits out. Raises MissingExtraError without onnx."""
+    """The whole teacher, picture in, logits or a detector's answers out. Raises MissingExtraError without
+    onnx."""
     graph = _Graph(_onnx())
-    x = graph.chain(graph.normed(net), net.teacher()["head"], tensors)
-    _rest(graph, net, tensors, x)
-    return graph.finish("teacher", {"picture": ("uint8", [net.side, net.side, 3])}, _answer(net))
+    x = graph.normed(net)
+    if net.detector is None:
+        x = graph.chain(x, net.teacher()["head"], tensors)
+    else:
+        x = front_of(graph, net.detector, tensors, x, net.side)
+    outputs = _rest(graph, net, tensors, x)
+    return graph.finish("teacher", {"picture": ("uint8", [net.side, net.side, 3])}, outputs)
 
 
 def _answer(net: SplitNet) -> dict[str, Any]:
@@ -227,8 +241,10 @@ def _answer(net: SplitNet) -> dict[str, Any]:
     return {"logits": ("float32", [net.outputs, *cells])}
 
 
-def _rest(graph: _Graph, net: SplitNet, tensors: Tensors, x: str) -> None:
-    """The stages behind the split and the last layer."""
+def _rest(graph: _Graph, net: SplitNet, tensors: Tensors, x: str) -> dict[str, Any]:
+    """The stages behind the split and the last layer; the outputs' types and shapes by name."""
+    if net.detector is not None:
+        return rest_of(graph, net.detector, tensors, x, net.side)
     stages = net.teacher()
     mid = graph.chain(x, stages["mid"], tensors)
     last = graph.chain(mid, stages["low"], tensors)
@@ -249,5 +265,6 @@ def _rest(graph: _Graph, net: SplitNet, tensors: Tensors, x: str) -> None:
     else:
         last = graph.add("GlobalAveragePool", last)
     y = graph.convolution(last, tensors["final.weight"], tensors["final.bias"], 1, 1)
-    shape = _answer(net)["logits"][1]
-    graph.add("Reshape", y, graph.constant(shape, np.int64), name="logits")
+    outputs = _answer(net)
+    graph.add("Reshape", y, graph.constant(outputs["logits"][1], np.int64), name="logits")
+    return outputs

@@ -1,9 +1,10 @@
 """What the slimmable split is made of: members of the encoder, the decoder, and the teacher it is cut out of.
 
-Layers are those of `_record.py`. A member is EfficientNet-B2's first stages at a quarter of their width, with
-the hard swish and hard sigmoid of MobileNetV3 in place of their soft forms. The teacher is a small residual
-network whose `head` ends where the split lies; `mid` and `low` follow it, and `neck` joins them for the
-detector.
+Layers are those of `_record.py`. A member is EfficientNet-B2's first stages at a quarter of their width,
+with the hard swish and hard sigmoid of MobileNetV3 in place of their soft forms. The teacher is a small
+residual network whose `head` ends where the split lies; `mid` and `low` follow it, and `neck` joins them
+for the detector. In its place a published detector can stand (_detector_record.py), cut behind its quarter
+resolution.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from haversack.models.vision._detector_maps import Map, Sizes
+from haversack.models.vision._detector_record import Detector
 from haversack.models.vision._record import Block, Linear, Squeeze, Stage, Unit, inverted_residual
 
 MEMBERS = BITS = 4
@@ -21,6 +24,8 @@ EPS, MOMENTUM = 1e-3, 0.01
 FEATURES = 6
 STRIDE = 4
 SPLIT, MID, LOW = 40, 64, 96
+WIDEST_INNER = 64
+"""Channels between the decoder's layers, at most."""
 TASKS = ("detect", "classify")
 
 
@@ -56,12 +61,14 @@ Layer = Unit | Block | Residual
 
 @dataclass(frozen=True)
 class SplitNet:
-    """The sizes that tell one split network from another: the task, its classes, and the picture's side."""
+    """The sizes that tell one split network from another: the task, its classes, and the picture's side.
+    `detector`: the published detector that is its teacher (None: our own)."""
 
     task: str
     classes: tuple[str, ...]
     side: int = 96
     members: int = MEMBERS
+    detector: Detector | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -73,8 +80,17 @@ class SplitNet:
         """Of the head: a score a class, for a detector also the four sides of the box."""
         return len(self.classes) + (4 if self.task == "detect" else 0)
 
+    def decoder(self) -> tuple[Unit, ...]:
+        """The decoder's layers, whose norms have statistics for every mode: to as many channels as the
+        teacher has at the split, with a ReLU last where the teacher has one there."""
+        outputs = SPLIT if self.detector is None else self.detector.split
+        rectified = self.detector is None or self.detector.module.RECTIFIED
+        inner = min(outputs, WIDEST_INNER)
+        first = Unit("first", FEATURES, inner, "relu", 3)
+        return first, Unit("body.0", inner, outputs, "relu" if rectified else None, 3)
+
     def teacher(self) -> dict[str, tuple[Layer, ...]]:
-        """The teacher's stages, in the order of use."""
+        """The stages of our own teacher, in the order of use."""
         return {
             "head": (
                 Unit("head.0", 3, 24, "relu", 3, 2),
@@ -106,12 +122,6 @@ def member() -> tuple[Layer, ...]:
     return tuple(made)
 
 
-def decoder() -> tuple[Unit, tuple[Unit, ...]]:
-    """The decoder's first convolution and what follows it; their norms have statistics for every mode."""
-    first = Unit("first", FEATURES, SPLIT, "relu", 3)
-    return first, (Unit("body.0", SPLIT, SPLIT, "relu", 3),)
-
-
 def parts(layer: Layer) -> Iterator[Unit | Squeeze]:
     """The layers that hold tensors."""
     if isinstance(layer, Unit):
@@ -134,10 +144,14 @@ def products(layers: tuple[Layer, ...], side: int) -> tuple[int, int]:
 
 
 def costs(net: SplitNet) -> dict[str, Any]:
-    """Multiplications of one member, the decoder, the teacher's head and the whole teacher."""
+    """Multiplications of one member, the decoder, the teacher's head and the whole teacher (one region of a
+    detector that looks at regions)."""
     one, _ = products(member(), net.side)
-    first, rest = decoder()
-    decoding, _ = products((first, *rest), net.side // STRIDE)
+    decoding, _ = products(net.decoder(), net.side // STRIDE)
+    if net.detector is not None:
+        sizes, head = net.detector.check(net.side), Sizes(net.detector.shapes)
+        net.detector.module.front(head, Map(3, net.side))
+        return {"member": one, "decoder": decoding, "head": head.products, "teacher": sizes.products}
     found, side = {}, net.side
     for name, stage in net.teacher().items():
         if name == "neck":

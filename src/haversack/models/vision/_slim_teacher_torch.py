@@ -1,4 +1,4 @@
-"""The teacher of a split network as a PyTorch module, built from its record."""
+"""The teacher of a split network as a PyTorch module, built from its record: what a student learns from."""
 
 from __future__ import annotations
 
@@ -36,7 +36,25 @@ def module_of(layer: record.Layer, momentum: float) -> nn.Module:
     return ResidualModule(layer, momentum)
 
 
-class Teacher(nn.Module):
+class Frozen(nn.Module):
+    """What training asks of a teacher."""
+
+    net: SplitNet
+
+    def head_of(self, x: Tensor) -> Tensor:
+        """The feature at the split of normed pictures."""
+        raise NotImplementedError
+
+    def stages(self, split: Tensor) -> list[Tensor]:
+        """What the student learns to give back, the feature at the split first."""
+        raise NotImplementedError
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its tensors by the names of a pack."""
+        raise NotImplementedError
+
+
+class Teacher(Frozen):
     """See _slim_record.SplitNet.teacher; logits [n, outputs, h/8, w/8] of a detector, [n, outputs] of a
     classifier."""
 
@@ -55,6 +73,10 @@ class Teacher(nn.Module):
             self.final.bias.zero_()  # type: ignore[union-attr]
             if net.task == "detect":
                 self.final.bias[: len(net.classes)] = -3.0  # type: ignore[index]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its tensors by the names of a pack."""
+        return {name: each for name, each in self.state_dict().items() if "num_batches" not in name}
 
     def head_of(self, x: Tensor) -> Tensor:
         """The feature at the split [n, SPLIT, h/4, w/4] of normed pictures."""

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from haversack.core.errors import UserError, not_allowed
+from haversack.models.vision._detector_record import PREFIX
 from haversack.models.vision._record import Block, Squeeze, Unit
 from haversack.models.vision._slim_record import (
     BITS,
@@ -32,7 +33,6 @@ from haversack.models.vision._slim_record import (
     STRIDE,
     Layer,
     SplitNet,
-    decoder,
     member,
     parts,
 )
@@ -223,13 +223,14 @@ def member_shapes(members: int = MEMBERS) -> dict[str, tuple[int, ...]]:
 def tensor_shapes(net: SplitNet) -> dict[str, tuple[int, ...]]:
     """Every tensor of a split network with its shape: members, decoder, clips and teacher."""
     found = member_shapes(net.members)
-    first, body = decoder()
-    for unit in (first, *body):
+    for unit in net.decoder():
         at, wide = f"decoder.{unit.name}", (unit.outputs,)
         found[f"{at}.conv.weight"] = (unit.outputs, unit.inputs, unit.kernel, unit.kernel)
         found |= {f"{at}.norm.weight": wide, f"{at}.norm.bias": wide}
         found |= {f"{at}.norm.{part}": (net.members * BITS, *wide) for part in ("means", "variances")}
     found["clips"] = (BITS,)
+    if net.detector is not None:
+        return found | {PREFIX + name: shape for name, shape in net.detector.shapes.items()}
     for name, layers in net.teacher().items():
         if name != "neck" or net.task == "detect":
             found |= {

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from haversack.models._train_loop_torch import keep_freed_memory
 from haversack.models.vision import _slim_record as record
+from haversack.models.vision._detector_torch import DetectorTeacher
 from haversack.models.vision._lean_torch import Norm
 from haversack.models.vision._slim_joint_torch import joint
 from haversack.models.vision._slim_record import BITS, SplitNet
@@ -41,7 +42,7 @@ from haversack.models.vision._slim_student_torch import (
     sum_of,
     through_cells,
 )
-from haversack.models.vision._slim_teacher_torch import Teacher, module_of
+from haversack.models.vision._slim_teacher_torch import Frozen, Teacher, module_of
 from haversack.models.vision.slimmable import CLIPS, gains
 
 SYSTEM = 13
@@ -66,13 +67,12 @@ class Student(Slim):
             nn.Sequential(*(module_of(layer, record.MOMENTUM) for layer in record.member()))
             for _ in range(net.members)
         )
-        first, body = record.decoder()
-        modes = 1 if shared else net.members * BITS
+        layers, modes = net.decoder(), 1 if shared else net.members * BITS
         self.convs = nn.ModuleList(
-            nn.Conv2d(each.inputs, each.outputs, each.kernel, padding=1, bias=False)
-            for each in (first, *body)
+            nn.Conv2d(each.inputs, each.outputs, each.kernel, padding=1, bias=False) for each in layers
         )
-        self.norms = nn.ModuleList(ModeNorm(each.outputs, modes, 0.1) for each in (first, *body))
+        self.norms = nn.ModuleList(ModeNorm(each.outputs, modes, 0.1) for each in layers)
+        self.rectified = [each.activation is not None for each in layers]
         self.log_clips = nn.Parameter(torch.tensor(CLIPS).log())
 
     def outputs(self, x: Tensor, k: int) -> list[Tensor]:
@@ -99,8 +99,9 @@ class Student(Slim):
     def decode(self, sent: Tensor, mode: Mode) -> Tensor:
         """The teacher's feature at the split, restored."""
         at = 0 if self.shared else mode_number(mode)
-        for conv, norm in zip(self.convs, self.norms, strict=True):
-            sent = functional.relu(norm(conv(sent), at))
+        for conv, norm, rectified in zip(self.convs, self.norms, self.rectified, strict=True):
+            sent = norm(conv(sent), at)
+            sent = functional.relu(sent) if rectified else sent
         return sent
 
 
@@ -149,7 +150,7 @@ class Distilling:
 
 
 def distil(
-    teacher: Teacher,
+    teacher: Frozen,
     student: Slim,
     pictures: Pictures,
     how: Distilling,
@@ -198,6 +199,20 @@ def distil(
     recalibrate(student, pictures, how)
 
 
+def begin_at(teacher: Frozen, student: Slim, pictures: Pictures, seed: int) -> None:
+    """Let the decoder's last norm begin with the mean and deviation that each channel of the teacher's
+    feature has: those of a published detector are not near one, and Adam's even steps would take long to
+    get there."""
+    draw = np.random.default_rng([seed, 3])
+    rows = draw.integers(0, len(pictures), recalibrated_rows(pictures.shape[1]))
+    last = student.norms[-1]
+    assert isinstance(last, ModeNorm)
+    with torch.no_grad():
+        feature = teacher.head_of(normed(pictures[rows]))
+        last.weight.copy_(feature.std((0, 2, 3)).clamp(min=1e-3))
+        last.bias.copy_(feature.mean((0, 2, 3)))
+
+
 def _keep(
     student: Slim, optimizer: torch.optim.Optimizer, step: int, how: Distilling, keep: Path | None
 ) -> None:
@@ -236,11 +251,20 @@ def lit(x: Tensor, draw: np.random.Generator) -> Tensor:
     return (x * contrast + moved).clamp(-2, 2).contiguous(memory_format=torch.channels_last)
 
 
+def recalibrated_rows(side: int) -> int:
+    """Pictures of a batch that statistics are taken over: as many as take the memory of 64 small ones.
+
+    >>> [recalibrated_rows(side) for side in (48, 96, 192, 384)]
+    [64, 64, 16, 4]
+    """
+    return max(1, min(64, 64 * 96 * 96 // (side * side)))
+
+
 def recalibrate(student: Slim, pictures: Pictures, how: Distilling) -> None:
     """Statistics of all norms anew: plain means over batches, of the decoder's for each mode."""
     draw = np.random.default_rng([how.seed, 2])
-    count = how.recalibration
-    batches = [normed(pictures[draw.integers(0, len(pictures), 64)]) for _ in range(count)]
+    count, rows = how.recalibration, recalibrated_rows(pictures.shape[1])
+    batches = [normed(pictures[draw.integers(0, len(pictures), rows)]) for _ in range(count)]
     measures(student, True)
     for each in student.modules():
         if isinstance(each, Norm):
@@ -249,7 +273,8 @@ def recalibrate(student: Slim, pictures: Pictures, how: Distilling) -> None:
     for number, x in enumerate(batches):
         for own in members:
             own.momentum = 1 / (number + 1)
-        student.outputs(x, student.most)
+        with torch.no_grad():
+            student.outputs(x, student.most)
     measures(student, False)
     decoders = [each for each in student.norms if isinstance(each, ModeNorm)]
     every = [how.static] if how.static is not None else student.modes
@@ -269,9 +294,9 @@ def recalibrate(student: Slim, pictures: Pictures, how: Distilling) -> None:
     measures(student, False)
 
 
-def tensors_of(teacher: Teacher, student: Student) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
+def tensors_of(teacher: Frozen, student: Student) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
     """Every tensor of a split network by the names of its pack, f32."""
-    found = {name: tensor for name, tensor in teacher.state_dict().items() if "num_batches" not in name}
+    found = teacher.tensors()
     for at, members in enumerate(student.members):
         for number, layer in enumerate(record.member()):
             held = members[number].state_dict()
@@ -280,8 +305,7 @@ def tensors_of(teacher: Teacher, student: Student) -> dict[str, np.ndarray[Any, 
                 for name, tensor in held.items()
                 if "num_batches" not in name
             }
-    first, body = record.decoder()
-    for unit, conv, norm in zip((first, *body), student.convs, student.norms, strict=True):
+    for unit, conv, norm in zip(student.net.decoder(), student.convs, student.norms, strict=True):
         assert isinstance(conv, nn.Conv2d) and isinstance(norm, ModeNorm)
         at_ = f"decoder.{unit.name}"
         found |= {f"{at_}.conv.weight": conv.weight, f"{at_}.norm.weight": norm.weight}
@@ -293,21 +317,17 @@ def tensors_of(teacher: Teacher, student: Student) -> dict[str, np.ndarray[Any, 
 
 def modules_of(
     net: SplitNet, tensors: Mapping[str, np.ndarray[Any, np.dtype[np.float32]]], **how: Any
-) -> tuple[Teacher, Student]:
+) -> tuple[Frozen, Student]:
     """Teacher and student with the tensors of a pack; `how` goes to `Student`. With one set of statistics for
     all modes these are the first mode's, until they are taken anew."""
-    teacher, student = Teacher(net), Student(net, **how)
-    own = {name: tensor for name, tensor in teacher.state_dict().items() if "num_batches" not in name}
+    teacher, student = teacher_of(net, tensors), Student(net, **how)
     with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(_tensor(tensors[name]))
         for at, members in enumerate(student.members):
             for number, layer in enumerate(record.member()):
                 for name, tensor in members[number].state_dict().items():
                     if "num_batches" not in name:
                         tensor.copy_(_tensor(tensors[f"members.{at}.{layer.name}.{name}"]))
-        first, body = record.decoder()
-        for unit, conv, norm in zip((first, *body), student.convs, student.norms, strict=True):
+        for unit, conv, norm in zip(net.decoder(), student.convs, student.norms, strict=True):
             assert isinstance(conv, nn.Conv2d) and isinstance(norm, ModeNorm)
             at_ = f"decoder.{unit.name}"
             conv.weight.copy_(_tensor(tensors[f"{at_}.conv.weight"]))
@@ -319,6 +339,17 @@ def modules_of(
     measures(student, False)
     student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return teacher.to(memory_format=torch.channels_last).eval(), student  # type: ignore[call-overload]
+
+
+def teacher_of(net: SplitNet, tensors: Mapping[str, np.ndarray[Any, np.dtype[np.float32]]]) -> Frozen:
+    """The frozen teacher with the tensors of a pack: our own, or a published detector."""
+    if net.detector is not None:
+        return DetectorTeacher(net, tensors)
+    teacher = Teacher(net)
+    with torch.no_grad():
+        for name, tensor in teacher.tensors().items():
+            tensor.copy_(_tensor(tensors[name]))
+    return teacher
 
 
 def _tensor(array: np.ndarray[Any, np.dtype[np.float32]]) -> Tensor:

@@ -84,7 +84,8 @@ def by_distance(
     if bias.both_ways:
         seen = Visible(start + n, None, np.empty((n, 0), np.bool_))
     places = np.arange(start, start + n, dtype=np.int64)
-    return attention(queries, cache, seen, scale, distances=Distances(tables[bias.weight], places))
+    found: F32 = attention(queries, cache, seen, scale, distances=Distances(tables[bias.weight], places))
+    return found
 
 
 def fused_norm(norm: HeadNorm | None, width: int) -> Norm | None:
