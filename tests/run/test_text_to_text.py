@@ -245,7 +245,7 @@ def test_an_output_matrix_of_its_own_is_not_passed_over(tmp_path: Path, monkeypa
 def test_paths_begin_behind_the_encoder() -> None:
     routes = np.array([[[0], [1], [0]], [[1], [0], [1]]] * 4, np.int32)
     profile = Profile.of_bytes(Profile.of_routes(routes, 2, "m", first=2).to_bytes())
-    assert (profile.layers, profile.read) == (5, 2)
+    assert (profile.layers, profile.first) == (5, 2)
     assert profile.frequencies.tolist() == [[0, 0], [0, 0], [0.5, 0.5], [0.5, 0.5], [0.5, 0.5]]
     paths = Paths(profile)
     paths.chose(1, [0])

@@ -255,7 +255,7 @@ WINDOWS = (None, Window(7), Window(40, 3))
 def bare(back: int) -> Cache:
     attention = SimpleNamespace(key_value_heads=HEADS, head_width=WIDTH)
     blocks = [SimpleNamespace(index=index, attention=attention) for index in range(len(WINDOWS))]
-    architecture: Any = SimpleNamespace(blocks=blocks, changes_at=None)
+    architecture: Any = SimpleNamespace(blocks=blocks, writing=blocks, reader=None, changes_at=None)
     return Cache(architecture, CAPACITY, "f32", windows=WINDOWS, back=back)
 
 

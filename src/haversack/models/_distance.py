@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
-F32 = npt.NDArray[np.float32]
-I64 = npt.NDArray[np.int64]
+    F32 = npt.NDArray[np.float32]
+    I64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,12 @@ class DistanceBias:
 def bucket_of(distances: I64, buckets: int, reach: int, both_ways: bool) -> I64:
     """The bucket of each of `distances` i64 [n], an entry's position less that of its query.
 
+    >>> import numpy as np
     >>> bucket_of(np.array([0, -1, -40, 3]), 32, 128, True).tolist()
     [0, 1, 12, 19]
     """
+    import numpy as np
+
     side = np.zeros_like(distances)
     if both_ways:
         buckets //= 2
@@ -56,5 +61,7 @@ def distance_table(rows: F32, bias: DistanceBias) -> F32:
     """f32 [heads, 2 * reach + 1]: what the distances -reach to reach add to scores, of the matrix `rows` f32
     [buckets, heads].
     """
+    import numpy as np
+
     distances = np.arange(-bias.reach, bias.reach + 1)
     return np.ascontiguousarray(rows[bucket_of(distances, bias.buckets, bias.reach, bias.both_ways)].T)

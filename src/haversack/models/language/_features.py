@@ -103,9 +103,9 @@ def refuse_features(config: Mapping[str, Any], family: str) -> None:
     for what, field in marks_of(own).items():
         if family in OWN.get(what, ()):
             continue
+        said = " ".join(str(_field(config, field)).split())[:80]
         raise UserError(
-            f"config.json: {field}={str(_field(config, field))[:80]} says that the model has {what}, which "
-            f"{family} here has not.",
+            f"config.json: {field}={said} says that the model has {what}, which {family} here has not.",
             field=field,
             given=_field(config, field),
         )

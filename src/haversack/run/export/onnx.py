@@ -72,6 +72,12 @@ _WRITTEN: dict[type, str] = {
     Norm: "weight width eps kind offset bias",
     Rope: "width theta scaling factor original_context low high truncate attention_factor style short long",
 }
+# What only an encoder with a decoder has, which is refused as a whole.
+_REFUSED: dict[type, str] = {
+    Architecture: "reader head_scale",
+    Attention: "distance",
+    Mixture: "capacity",
+}
 
 
 def planned(model: Model, weights: str) -> MemoryPlan:
