@@ -143,3 +143,20 @@ class Config:
 
 def _shown(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def refuse_others(config: Config, classes: Sequence[str]) -> None:
+    """Raises UserError for classes of an encoder-decoder family that do not write text, for half a model and
+    for quantized checkpoints."""
+    if config.has("quantization_config"):
+        raise UserError(
+            "config.json: quantization_config says that the weights are quantized in a format that is not "
+            "read; give the unquantized checkpoint and let `haversack pack` quantize it.",
+            field="quantization_config",
+        )
+    if not config.flag("is_encoder_decoder", True):
+        raise config.wrong("is_encoder_decoder", "leaves the decoder out, which writes (allowed true)", True)
+    listed = config.values.get("architectures")
+    named = listed[0] if isinstance(listed, list) and listed else listed
+    if named is not None and named not in classes:
+        raise unknown_name("config.json: architectures", str(named)[:80], classes, field="architectures")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from haversack.core.errors import UserError, unknown_name
 from haversack.models._config import Config
 
 ACTIVATIONS = {
@@ -15,22 +12,6 @@ ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
 }
-
-
-def refuse_others(config: Config, classes: Sequence[str]) -> None:
-    """Raises UserError for classes of the family that do not write text, and for quantized checkpoints."""
-    if config.has("quantization_config"):
-        raise UserError(
-            "config.json: quantization_config says that the weights are quantized in a format that is not "
-            "read; give the unquantized checkpoint and let `haversack pack` quantize it.",
-            field="quantization_config",
-        )
-    if not config.flag("is_encoder_decoder", True):
-        raise config.wrong("is_encoder_decoder", "leaves one half of a speech model out (allowed true)", True)
-    listed = config.values.get("architectures")
-    named = listed[0] if isinstance(listed, list) and listed else listed
-    if named is not None and named not in classes:
-        raise unknown_name("config.json: architectures", str(named)[:80], classes, field="architectures")
 
 
 def heads_of(config: Config, name: str, of: str, width: int) -> int:

@@ -25,10 +25,10 @@ from haversack.models._architecture import (
     Part,
     parts_of,
 )
-from haversack.models._config import Config
+from haversack.models._config import Config, refuse_others
 from haversack.models._rope import Rope
 from haversack.models._rope_config import read_rope
-from haversack.models.audio._fields import ACTIVATIONS, heads_of, refuse_others
+from haversack.models.audio._fields import ACTIVATIONS, heads_of
 from haversack.models.audio._record import Convolution, Encoder, SpeechArchitecture
 
 SYSTEM = 16

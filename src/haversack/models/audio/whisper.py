@@ -21,8 +21,8 @@ from haversack.models._architecture import (
     Norm,
     Positions,
 )
-from haversack.models._config import Config
-from haversack.models.audio._fields import ACTIVATIONS, heads_of, refuse_others
+from haversack.models._config import Config, refuse_others
+from haversack.models.audio._fields import ACTIVATIONS, heads_of
 from haversack.models.audio._record import Convolution, Encoder, SpeechArchitecture
 
 SYSTEM = 16

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from haversack.core.errors import UserError, unknown_name
 from haversack.models._architecture import (
     Architecture,
     Attention,
@@ -24,7 +23,7 @@ from haversack.models._architecture import (
     Norm,
     Reader,
 )
-from haversack.models._config import Config
+from haversack.models._config import Config, refuse_others
 from haversack.models._distance import DistanceBias
 
 CONTEXT = 512
@@ -53,18 +52,7 @@ def read_sizes(config: Config, classes: tuple[str, ...]) -> Sizes:
     """The sizes of a config. Raises UserError for one of another class than `classes`, for quantized weights
     and for half a model.
     """
-    if config.has("quantization_config"):
-        raise UserError(
-            "config.json: quantization_config says that the weights are quantized in a format that is not "
-            "read; give the unquantized checkpoint and let `haversack pack` quantize it.",
-            field="quantization_config",
-        )
-    if not config.flag("is_encoder_decoder", True):
-        raise config.wrong("is_encoder_decoder", "leaves the decoder out, which writes (allowed true)", True)
-    listed = config.values.get("architectures")
-    named = listed[0] if isinstance(listed, list) and listed else listed
-    if named is not None and named not in classes:
-        raise unknown_name("config.json: architectures", str(named)[:80], classes, field="architectures")
+    refuse_others(config, classes)
     layers = config.whole("num_layers", most=4096)
     return Sizes(
         vocabulary=config.whole("vocab_size"),
