@@ -109,4 +109,4 @@ def test_an_encoder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str
     folder = write_encoder(tmp_path / "encoder", "bert")
     line = (folder, "-o", tmp_path / "e.pack", "--device", "raspberry-pi-5", "--attention", "dhsa")
     error = said(capsys, "pack", *line, code=2)
-    assert error["field"] == "attention" and "token by token" in error["error"]
+    assert error["field"] == "attention" and "decoder language models" in error["error"]

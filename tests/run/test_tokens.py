@@ -14,8 +14,8 @@ from haversack.run.context.tokens import Tokens
 class Room:
     """What `admit` reads of a cache."""
 
-    def __init__(self, length: int, capacity: int) -> None:
-        self.length, self.capacity = length, capacity
+    def __init__(self, length: int, capacity: int, apart: bool = False) -> None:
+        self.length, self.capacity, self.apart = length, capacity, apart
 
 
 @given(
@@ -37,3 +37,8 @@ def test_all_tokens_in_order_or_both_lengths(segments: list[list[int]], length: 
         admitted = Tokens().admit(arrays, room)  # type: ignore[arg-type]
         assert admitted.dtype == np.int32
         assert admitted.tolist() == given_tokens
+
+
+def test_a_prompt_that_an_encoder_reads_takes_no_room() -> None:
+    read = Tokens().admit([np.arange(9, dtype=np.int32)], Room(1, 4, apart=True))  # type: ignore[arg-type]
+    assert read.tolist() == list(range(9))
