@@ -4,6 +4,7 @@ wrong."""
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from haversack.models.streams._folder import PHOTOS, bundled, read_photos
 from haversack.models.streams._model import FAST, SLOW, StreamsModel
 from haversack.sense import Config, PipelinedSession, Policy
 from haversack.sense._pipeline_clock import FrameClock, SampleClock, check_skew
-from haversack.sense._pipeline_policy import decide, moved
+from haversack.sense._pipeline_policy import F64, FIRST_OVERRUN, decide, margin, moved
 from haversack.sense._pipeline_profile import (
     StageProfile,
     TableProfile,
@@ -170,32 +171,65 @@ def test_a_latency_is_its_stages(profile: StageProfile, space: Space) -> None:
     assert profile.of(Config("large", 30, "small", 400), 2.0) == pytest.approx(late + 2 + 1 + 0.25)
 
 
-def test_the_policy_steps_down_under_load(profile: StageProfile, space: Space, model: StreamsModel) -> None:
-    policy = Policy(profile, 40.0)
-    accuracy = np.array([{"small": 0.5, "medium": 0.6, "large": 0.7}[each.slow] for each in space.configs])
+@pytest.fixture
+def accuracy(space: Space) -> F64:
+    """The larger the encoder of frames, the better."""
+    return np.array([{"small": 0.5, "medium": 0.6, "large": 0.7}[each.slow] for each in space.configs])
+
+
+def settled(policy: Policy, accuracy: F64, slower: Sequence[float]) -> Policy:
+    """After windows whose computing took `slower` times as long as profiled."""
+    for scale in slower:
+        policy.learn(float(policy.latencies(scale)[policy.choose(accuracy)]))
+    return policy
+
+
+def test_the_policy_steps_down_under_load(profile: StageProfile, space: Space, accuracy: F64) -> None:
+    policy = settled(Policy(profile, 40.0), accuracy, [1.0] * 30)
     assert space.configs[policy.choose(accuracy)].slow == "large"
     assert policy.predicted_ms <= 40
     assert space.configs[policy.choose(accuracy, share=0.45)].slow == "medium"
-    for _ in range(30):  # answers that take three times as long as foretold
-        policy.choose(accuracy)
-        policy.learn(3 * policy.predicted_ms / policy.factor)
+    settled(policy, accuracy, [3.0] * 30)
     assert policy.factor > 2 and space.configs[policy.choose(accuracy)].slow != "large"
 
 
-def test_the_policy_leaves_room_where_answers_are_unsteady(
-    profile: StageProfile, space: Space, model: StreamsModel
+def test_a_small_encoder_tells_how_slow_a_large_one_would_be(
+    profile: StageProfile, space: Space, accuracy: F64
 ) -> None:
-    steady, unsteady = Policy(profile, 40.0), Policy(profile, 40.0)
-    accuracy = np.array([{"small": 0.5, "medium": 0.6, "large": 0.7}[each.slow] for each in space.configs])
-    for window in range(40):  # as foretold on the mean, both
-        for policy, swing in ((steady, 0.0), (unsteady, 0.4)):
-            policy.choose(accuracy)
-            policy.learn((1 + swing * (-1) ** window) * policy.predicted_ms / policy.factor)
-    assert steady.deviation == pytest.approx(0, abs=1e-9)
-    assert unsteady.deviation == pytest.approx(0.4, abs=0.1)
-    assert space.configs[steady.decided(accuracy, 1.0)].slow == "large"
-    at = unsteady.decided(accuracy, 1.0)
-    assert (1 + 4 * unsteady.deviation) * unsteady.latencies(1.0)[at] <= 40
+    """Twice the computing: hardly a longer latency of the small one, and the large one far behind."""
+    policy = settled(Policy(profile, 40.0), -accuracy, [2.0] * 40)
+    assert space.configs[policy.choose(-accuracy)].slow == "small"
+    assert policy.factor == pytest.approx(2.0, rel=0.02)
+    large = space.configs.index(Config("large", 30, "small", 400))
+    wanted = profile.latency_ms(2.0)
+    assert np.allclose(policy.latencies(policy.factor), wanted, rtol=0.1) and wanted[large] > 10 * 40
+    for chosen in (0, large):
+        assert policy.scale_of(chosen, wanted[chosen]) == pytest.approx(2.0, rel=0.05)
+
+
+def test_the_policy_leaves_room_where_answers_are_unsteady(
+    profile: StageProfile, space: Space, accuracy: F64
+) -> None:
+    steady = settled(Policy(profile, 40.0), accuracy, [1.0] * 40)
+    assert margin(steady.overruns) == pytest.approx(1.0, abs=0.02)
+    unsteady = settled(Policy(profile, 40.0), accuracy, [1.0, 1.0, 1.0, 1.9] * 10)
+    room = margin(unsteady.overruns)
+    assert 1.3 < room < 1.95
+    at = unsteady.choose(accuracy)
+    assert space.configs[at].slow != "large"
+    assert profile.latency_ms(1.9)[at] <= 40  # the slow windows are answered in time too
+
+
+def test_the_margin_is_the_quantile_of_conformal_prediction() -> None:
+    assert margin([]) == margin([1.0] * 5) == FIRST_OVERRUN  # nothing is known yet
+    assert margin([0.8] * 30) == 1.0  # never sooner than foretold
+    draw = np.random.default_rng(3)
+    missed = []
+    for _ in range(1000):
+        seen = np.exp(draw.normal(0, 0.4, 151))
+        missed.append(seen[-1] > margin(list(seen[:-1]), 0.9))
+        assert margin(list(seen[:-1]), 0.9) == max(1.0, np.sort(seen[:-1])[135])  # ceil(151 * 0.9) = 136
+    assert 0.06 < np.mean(missed) <= 0.12  # at most one in ten, but for chance
 
 
 def test_a_deadline_shorter_than_fusing_is_refused(profile: StageProfile) -> None:

@@ -2,15 +2,23 @@
 
 Paper: MMEdge (arXiv 2510.25327): arg max of the predicted accuracy over configurations whose profiled
 latency is at most the deadline. Where none is, the one with the least latency [inferred]. Load: a factor
-follows measured over predicted latency (moving average), and, ours, the share of a core that a short spin
-got right before: the factor alone learns of a load only after it has spoilt an answer, and a small encoder
-hardly notices what would slow a large one down. Latencies are reckoned longer by four times the mean
-deviation of what was foretold, as TCP reckons its timeouts [inferred]: a deadline is met by the slow windows,
-not by the mean of all."""
+follows measured over predicted (moving average). Ours:
+
+- The factor is of computing time, not of latency: it is what the profile must be slowed down by to foretell
+  what was measured. A pipeline that falls behind its sensor loses time at every unit, so twice the computing
+  is far more than twice the latency of a large encoder, and hardly any of a small one.
+- A short spin before the window measures the share of a core that a thread gets: the factor alone learns of
+  a load only after it has spoilt an answer.
+- A deadline is met by the slow windows, not by the mean of all: computing is reckoned as much longer than
+  foretold as it was in all but one in a hundred of the latest windows (the quantile of conformal prediction;
+  the longest, while fewer are known). A policy that knows few windows reckons with FIRST_OVERRUN at least."""
 
 from __future__ import annotations
 
+import math
 import time
+from collections import deque
+from collections.abc import Collection
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +27,14 @@ from haversack.core.errors import UserError
 from haversack.sense._pipeline_profile import Profile
 
 F64 = NDArray[np.float64]
-SCALES = np.geomspace(1.0, 12.0, 25)
+SCALES = np.geomspace(0.25, 24.0, 49)
 EMA = 0.2
-FACTORS = (0.7, 3.0)
+FACTORS = (0.5, 3.0)
 SPIN_MS = 12.0
-DEVIATIONS = 4.0
-MOST_DEVIATION = 0.5
+IN_TIME, RECENT = 0.99, 200
+"""The share of windows that shall meet the deadline; the latest windows that say how."""
+FIRST_OVERRUN, FEW = 1.5, 20
+MOST_OVERRUN = 3.0
 
 
 def decide(accuracy: F64, latency_ms: F64, deadline_ms: float) -> int:
@@ -42,6 +52,16 @@ def moved(factor: float, measured: float, predicted: float, weight: float = EMA)
     """The factor after one more window, within FACTORS."""
     ratio = measured / max(predicted, 1e-9)
     return float(np.clip((1 - weight) * factor + weight * ratio, *FACTORS))
+
+
+def margin(overruns: Collection[float], in_time: float = IN_TIME) -> float:
+    """How many times longer than foretold a next window takes at most, with probability `in_time`, where it
+    is as likely as any of those seen to be the longest: the ceil((n + 1) in_time)-th of their n `overruns`,
+    the longest where there are too few. At least 1; at least FIRST_OVERRUN where they are FEW."""
+    count = len(overruns)
+    least = FIRST_OVERRUN if count < FEW else 1.0
+    rank = min(math.ceil((count + 1) * in_time), count)
+    return max(least, sorted(overruns)[rank - 1]) if count else least
 
 
 def processor_share(spin_ms: float = SPIN_MS) -> float:
@@ -68,28 +88,36 @@ class Policy:
         self.deadline_ms = deadline_ms
         self._table = np.stack([profile.latency_ms(float(scale)) for scale in SCALES])
         self.factor = 1.0
-        self.deviation = 0.0
+        self.overruns: deque[float] = deque(maxlen=RECENT)
         self.predicted_ms = 0.0
+        self._chosen, self._share = 0, 1.0
 
-    def latencies(self, share: float) -> F64:
-        """Latency of every configuration in ms where a thread gets `share` of a core."""
-        at = min(int(np.searchsorted(SCALES, 1 / max(share, 1e-3) - 1e-9)), len(SCALES) - 1)
-        return np.asarray(self.factor * self._table[at])
+    def latencies(self, scale: float) -> F64:
+        """Latency of every configuration in ms where computing takes `scale` times as long as profiled."""
+        at = float(np.interp(np.log(scale), np.log(SCALES), np.arange(len(SCALES))))
+        low, high = math.floor(at), math.ceil(at)
+        return np.asarray(self._table[low] + (at - low) * (self._table[high] - self._table[low]))
 
-    def decided(self, accuracy: F64, share: float) -> int:
-        """The configuration for accuracies [n] expected of a window."""
-        margin = 1 + DEVIATIONS * self.deviation
-        return decide(accuracy, margin * self.latencies(share), self.deadline_ms)
+    def scale_of(self, chosen: int, latency_ms: float) -> float:
+        """By how much computing was slower than profiled, where a configuration took `latency_ms`."""
+        found = np.interp(latency_ms, np.maximum.accumulate(self._table[:, chosen]), np.log(SCALES))
+        return float(np.exp(found))
+
+    def decided(self, accuracy: F64, share: float, factor: float, room: float) -> int:
+        """The configuration for accuracies [n] expected of a window, where a thread gets `share` of a core,
+        computing is slower by `factor`, and `room` times longer than that is reckoned with."""
+        return decide(accuracy, self.latencies(room * factor / max(share, 1e-3)), self.deadline_ms)
 
     def choose(self, accuracy: F64, share: float = 1.0) -> int:
         """The configuration for accuracies [n] expected of this window."""
-        chosen = self.decided(accuracy, share)
-        self.predicted_ms = float(self.latencies(share)[chosen])
-        return chosen
+        self._share = max(share, 1e-3)
+        self._chosen = self.decided(accuracy, share, self.factor, margin(self.overruns))
+        self.predicted_ms = float(self.latencies(self.factor / self._share)[self._chosen])
+        return self._chosen
 
     def learn(self, measured_ms: float) -> None:
         """Take what the last choice really took into account."""
         if self.predicted_ms > 0:
-            off = min(abs(measured_ms / self.predicted_ms - 1), MOST_DEVIATION)
-            self.deviation += EMA * (off - self.deviation)
-            self.factor = moved(self.factor, measured_ms * self.factor, self.predicted_ms)
+            factor = self.scale_of(self._chosen, measured_ms) * self._share
+            self.overruns.append(min(factor / self.factor, MOST_OVERRUN))
+            self.factor = moved(self.factor, factor, 1.0)

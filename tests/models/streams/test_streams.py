@@ -194,6 +194,21 @@ def test_a_folder_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert all((again[2][name] == array).all() for name, array in tensors.items())
 
 
+def test_at_the_usual_evidence_the_table_stands(folder: Path) -> None:
+    model = StreamsModel.open(folder)
+    choices = np.argwhere(np.ones(model.table.shape[:4]))
+    usual = model.shape.usual_evidence
+    assert usual is not None
+    assert np.allclose(model.accuracies(usual, choices), model.table.mean(-1).reshape(-1), atol=1e-6)
+    path = folder / "pipeline.json"
+    raw = json.loads(path.read_text())
+    del raw["usual_evidence"]  # a model without: the predictor by itself
+    path.write_text(json.dumps(raw))
+    plain = StreamsModel.open(folder)
+    far = plain.accuracies(-0.4, choices) - plain.accuracies(usual, choices)
+    assert np.allclose(model.accuracies(-0.4, choices) - model.accuracies(usual, choices), far, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("change", "wanted"),
     [
@@ -205,6 +220,7 @@ def test_a_folder_is_read_as_it_was_written(tmp_path: Path) -> None:
         (lambda raw: raw["accuracy"][0][0][0][0].__setitem__(0, 7), "share"),
         (lambda raw: raw["accuracy"][0].pop(), "number|shape"),
         (lambda raw: raw.update(extra=1, gate_cut="high"), "gate_cut"),
+        (lambda raw: raw.update(usual_evidence=2.0), "evidence is no cosine"),
     ],
 )
 def test_a_record_that_does_not_hold_is_refused(folder: Path, change: object, wanted: str) -> None:

@@ -6,7 +6,9 @@ takes six tenths of a frame's period (the largest cannot keep up at full rate), 
 does. The deadline is 1.4 times what the profile foretells, on an idle machine, for the largest
 configuration that keeps up; in the first part it is longer where the smallest configuration would miss it
 under the load (a machine whose own speed goes up and down): one that no choice meets tells nothing. The load
-is a spinning process on every core but one, on and off every six windows."""
+is a spinning process on every core but one, on and off every six windows. Before anything is counted the
+fixed configuration is tried on `TRIALS` windows under the load, and the optimizer answers as many, half of
+them under it."""
 
 from __future__ import annotations
 
@@ -37,7 +39,7 @@ from haversack.bench.mmedge._bench import (
 )
 from haversack.bench.mmedge.latency import best_batch, windows
 from haversack.models.streams._events import Recordings
-from haversack.sense._pipeline_policy import Policy, decide
+from haversack.sense._pipeline_policy import Policy, decide, margin
 from haversack.sense._pipeline_profile import StageProfile
 from haversack.sense._pipeline_run import Pipeline
 from haversack.sense._pipeline_space import Config
@@ -88,14 +90,36 @@ def slower(size: str) -> int:
     return max(1, round(PERIOD_SHARE * period / profile.encode[0][size, LARGEST.rate]))
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What the optimizer knew before a window: the share of a core, by how much computing is slower, and how
+    much longer than that it reckons with."""
+
+    share: float
+    factor: float
+    room: float
+
+    def chosen(self, policy: Policy, s: float, choices: NDArray[np.int64]) -> int:
+        """The configuration for a recording of evidence `s`."""
+        accuracy = model().accuracies(s, choices).astype(np.float64)
+        return policy.decided(accuracy, self.share, self.factor, self.room)
+
+
+def adapted(pipeline: Pipeline, policy: Policy, data: Recordings, at: int) -> tuple[Result, Seen]:
+    """A window whose configuration the optimizer chooses, and what it knew."""
+    pipeline.config, pipeline.policy = None, policy
+    factor, room = policy.factor, margin(policy.overruns)
+    result = pipeline.answer(units_of(data, at))
+    return result, Seen(result.share, factor, room)
+
+
 @dataclass
 class Trace:
-    """What happened to the windows of a run. `state`: share of a core, factor and deviation of latencies, as
-    the optimizer saw them."""
+    """What happened to the windows of a run. `state`: what the optimizer saw."""
 
     adaptive: list[Result] = field(default_factory=list)
     fixed: list[Result] = field(default_factory=list)
-    state: list[tuple[float, float, float]] = field(default_factory=list)
+    state: list[Seen] = field(default_factory=list)
     loaded: list[bool] = field(default_factory=list)
     paces: list[float] = field(default_factory=list)
     """Processor time of a fixed loop before each window without load, in s."""
@@ -146,15 +170,18 @@ def toggled(run: Run, count: int) -> tuple[Trace, Config, float, Pipeline]:
         pipeline.use(idle)
         policy = pipeline.policy
         assert policy is not None
+        for start in range(0, TRIALS, EVERY):
+            with load() if start // EVERY % 2 else contextlib.nullcontext():
+                for at in range(start, min(start + EVERY, TRIALS)):
+                    adapted(pipeline, policy, data, at)
         for start in range(0, count, EVERY):
             busy_now = start // EVERY % 2 == 1
             with load() if busy_now else contextlib.nullcontext():
                 for at in range(start, min(start + EVERY, count)):
-                    seen = policy.factor, policy.deviation
                     trace.paces += [] if busy_now else [pace()]
-                    pipeline.config, pipeline.policy = None, policy
-                    trace.adaptive.append(pipeline.answer(units_of(data, at)))
-                    trace.state.append((trace.adaptive[-1].share, *seen))
+                    result, seen = adapted(pipeline, policy, data, at)
+                    trace.adaptive.append(result)
+                    trace.state.append(seen)
                     pipeline.config, pipeline.policy = fixed, None
                     trace.fixed.append(pipeline.answer(units_of(data, at)))
                     trace.loaded.append(busy_now)
@@ -171,9 +198,7 @@ def replayed(found: Answers, trace: Trace, pipeline: Pipeline) -> float:
     right: list[bool] = []
     answered: dict[int, NDArray[np.bool_]] = {}
     for at, each in enumerate(s):
-        share, policy.factor, policy.deviation = trace.state[at % len(trace.state)]
-        accuracy = model().accuracies(float(each), choices).astype(np.float64)
-        chosen = policy.decided(accuracy, share)
+        chosen = trace.state[at % len(trace.state)].chosen(policy, float(each), choices)
         if chosen not in answered:
             answered[chosen] = found.right(pipeline.space.configs[chosen])
         right.append(bool(answered[chosen][at]))
@@ -286,11 +311,10 @@ def total(run: Run) -> Outcomes:
         batch = best_batch(blocking)
         for at in range(count):
             other.append(blocking(batch, at).latency_ms)
-            pipeline.config, pipeline.policy, pipeline.blocking, pipeline.skip = None, policy, 0, True
-            seen = policy.factor, policy.deviation
-            result = pipeline.answer(units_of(data, at))
+            pipeline.blocking, pipeline.skip = 0, True
+            result, seen = adapted(pipeline, policy, data, at)
             ours.append(result.latency_ms)
-            state.append((result.share, *seen))
+            state.append(seen)
     found = test_answers(run)
     accuracy, frames = skipped(found, state, pipeline, policy)
     largest = float(found.right(LARGEST).mean())
@@ -306,16 +330,12 @@ def total(run: Run) -> Outcomes:
     }
 
 
-def skipped(
-    found: Answers, state: list[tuple[float, float, float]], pipeline: Pipeline, policy: Policy
-) -> tuple[float, float]:
+def skipped(found: Answers, state: list[Seen], pipeline: Pipeline, policy: Policy) -> tuple[float, float]:
     """(accuracy, share of the largest's frames) of optimizer and gate over all recordings of the test."""
     choices = pipeline.space.choices
     right, frames = [], []
     for at, s in enumerate(found.evidence()):
-        share, policy.factor, policy.deviation = state[at % len(state)]
-        accuracy = model().accuracies(float(s), choices).astype(np.float64)
-        config = pipeline.space.configs[policy.decided(accuracy, share)]
+        config = pipeline.space.configs[state[at % len(state)].chosen(policy, float(s), choices)]
         place = next((p for p in range(3) if found.stop(config, p)[at] >= model().shape.gate_cut), 3)
         right.append(bool(found.right(config, place)[at]))
         frames.append(found.places(config.rate)[place])

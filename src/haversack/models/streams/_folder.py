@@ -75,6 +75,8 @@ def _check(path: Path, shape: Shape) -> None:
     fine = shape.slow.kind == "frames" and shape.fast.kind == "samples" and 2 <= len(shape.labels) <= 1000
     if not fine or not 0 < len(shape.sizes) <= 8 or not 0 <= shape.gate_cut <= 1:
         raise DamagedFileError(path, "its senses, labels or sizes are impossible")
+    if shape.usual_evidence is not None and not -1 <= shape.usual_evidence <= 1:
+        raise DamagedFileError(path, "its usual evidence is no cosine")
 
 
 def _table(path: Path, table: Any, shape: Shape) -> F32:

@@ -64,7 +64,20 @@ class StreamsModel:
         return fusion.similarity(slow, fast)
 
     def accuracies(self, s: float, choices: NDArray[np.int64]) -> F32:
-        """The accuracy expected of configurations [n, 4] at evidence s."""
+        """The accuracy expected of configurations [n, 4] at evidence s.
+
+        Ours: the predictor says by how much it differs from that at the usual evidence, where the table's
+        measured mean stands. The published one answers by itself; a small network that interpolates 81
+        configurations is off by a point or two at each, which is more than the evidence ever tells.
+        """
+        expected = self._predicted(s, choices)
+        usual = self.shape.usual_evidence
+        if usual is None:
+            return expected
+        measured = self.table.mean(-1)[tuple(choices.T)]
+        return np.asarray(measured + expected - self._predicted(usual, choices), np.float32)
+
+    def _predicted(self, s: float, choices: NDArray[np.int64]) -> F32:
         most = np.array(self.table.shape[:4]) - 1
         return fusion.predict_accuracy(fusion.predictor_input(s, choices, most), self.tensors)
 

@@ -46,13 +46,15 @@ class Sense:
 @dataclass(frozen=True)
 class Shape:
     """A model's record: the slow sense (frames), the fast one (samples), the words for its classes, the sizes
-    of its encoders in the order of the accuracy table, the gate's cut."""
+    of its encoders in the order of the accuracy table, the gate's cut, the usual evidence (the median of s
+    over the table's recordings; None: the predictor's answers are taken as they are)."""
 
     slow: Sense
     fast: Sense
     labels: tuple[str, ...]
     sizes: tuple[str, ...] = SIZES
     gate_cut: float = 0.5
+    usual_evidence: float | None = None
 
     @property
     def senses(self) -> tuple[Sense, Sense]:
