@@ -44,7 +44,7 @@ FILES = (
 )
 STEPS, VERSION_STEPS, AGAIN_STEPS = 360, 50, 80
 """Of the drafts; of each version; of a draft distilled again from a version, beginning as it was before."""
-ROWS, LENGTH, SEED, COMPUTE = 4, 256, 0, "bf16"
+ROWS, LENGTH, SEED = 4, 256, 0
 TEMPERATURE, MSE = 0.8, 0.1
 MATRIX_RATES = {"bridge": 0.02, "independent": 0.02, "again": 0.01}
 VERSION_RATE = 0.00075
@@ -70,11 +70,20 @@ class Accepted:
         return sum(accepted for _, accepted in pairs) / max(1, sum(drafted for drafted, _ in pairs))
 
 
+def compute() -> str:
+    """What matrix products are taken in: bf16, or f32 on a processor that would only emulate it."""
+    import torch
+
+    from haversack.models._train_loop_torch import compute_type
+
+    return "bf16" if compute_type(torch.device("cpu")) == torch.bfloat16 else "f32"
+
+
 def learning(steps: int, matrix_rate: float = 0.02, rate: float = 0.003) -> Any:
     """The settings that all trainings share."""
     from haversack.train._training import Learning
 
-    return Learning(steps, ROWS, LENGTH, matrix_rate, rate, seed=SEED, compute=COMPUTE, threads=2)
+    return Learning(steps, ROWS, LENGTH, matrix_rate, rate, seed=SEED, compute=compute(), threads=2)
 
 
 class Models:
@@ -89,7 +98,7 @@ class Models:
         self._common: dict[str, Any] = {
             "program": content_hash(FILES),
             "model": [(path.name, path.stat().st_size) for path in sorted(self.base.iterdir())],
-            "settings": [STEPS, VERSION_STEPS, AGAIN_STEPS, ROWS, LENGTH, SEED, COMPUTE, TEMPERATURE, MSE],
+            "settings": [STEPS, VERSION_STEPS, AGAIN_STEPS, ROWS, LENGTH, SEED, compute(), TEMPERATURE, MSE],
             "rates": {**MATRIX_RATES, "version": VERSION_RATE},
             "texts": {name: len(corpus.learned) for name, corpus in self.texts.items()},
         }
@@ -452,7 +461,7 @@ def settings() -> str:
     step = ROWS * LENGTH
     return (
         f"drafts {STEPS} steps of {step:,} tokens, versions {VERSION_STEPS}, drafts again {AGAIN_STEPS}; "
-        f"products in {COMPUTE}"
+        f"products in {compute()}"
     )
 
 
