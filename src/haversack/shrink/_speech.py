@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from haversack.core.errors import UserError
 from haversack.core.pack import TensorSource
 from haversack.kernels import CacheLayer
-from haversack.models._architecture import Block, CrossAttention
+from haversack.models._architecture import Block, Layer
 from haversack.models.audio._record import RATE, SpeechArchitecture
 from haversack.run._hear import SpeechForward
-from haversack.run._products import multiply
 from haversack.run._speech import WINDOW_S
 from haversack.run._step import Step
 from haversack.run.layers.cross_attention import listen
+from haversack.shrink._listening import side_by_side
 from haversack.shrink._pipeline import Tap
 from haversack.shrink._reconstruction import View
 from haversack.shrink._rounding import F32
@@ -181,22 +181,12 @@ class SpeechWalk:
         return pairs_of(self.block(block))
 
     def inspect(self, block: int, pair: Pair, x: F32, weights: Mapping[str, Any]) -> F32:
-        """What the layers behind the norm of `pair` make of x f32 [n, width], side by side: f32 [n, columns].
+        """See `side_by_side`."""
 
-        Of cross-attention it is the queries, since keys and values come from elsewhere.
-        """
-        found = []
-        for branch in self.block(block).branches:
-            if branch.norm is None or branch.norm.weight != pair.producer:
-                continue
-            if isinstance(branch.layer, CrossAttention):
-                query = np.empty((len(x), branch.layer.query.outputs), np.float32)
-                multiply(x, (branch.layer.query,), weights, (query,), "f32")
-                found.append(query)
-            else:
-                cache = self._cache(block, len(x))
-                found.append(self._forward.layer(block, branch.layer, x, cache, weights))
-        return np.concatenate(found, axis=1)
+        def made(layer: Layer) -> F32:
+            return self._forward.layer(block, layer, x, self._cache(block, len(x)), weights)
+
+        return side_by_side(self.block(block), pair, x, weights, made)
 
     def _cache(self, block: int, length: int) -> CacheLayer:
         attention = self.block(block).attention

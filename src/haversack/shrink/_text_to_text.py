@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from haversack.models._architecture import Architecture, CrossAttention
-from haversack.run._products import multiply, normalize
+from haversack.models._architecture import Architecture, Layer
+from haversack.run._products import normalize
 from haversack.run._reading import read_block
 from haversack.run._step import Step
 from haversack.run._weights import embedding_rows
 from haversack.run.layers.cross_attention import listen
 from haversack.shrink._language import LanguageWalk
+from haversack.shrink._listening import side_by_side
 from haversack.shrink._pipeline import Tap
 from haversack.shrink._rounding import F32
 from haversack.shrink._transforms import Pair
@@ -108,22 +109,13 @@ class TextToTextWalk(LanguageWalk):
         return x, choice
 
     def inspect(self, block: int, pair: Pair, x: F32, weights: Mapping[str, Any]) -> F32:
-        """What the layers behind the norm of `pair` make of x f32 [n, width], side by side: f32 [n, columns].
+        """See `side_by_side`."""
+        positions = np.arange(len(x), dtype=np.int32)
 
-        Of cross-attention it is the queries, since keys and values come from elsewhere.
-        """
-        found, positions = [], np.arange(len(x), dtype=np.int32)
-        for branch in self.record(block).branches:
-            if branch.norm is None or branch.norm.weight != pair.producer:
-                continue
-            if isinstance(branch.layer, CrossAttention):
-                query = np.empty((len(x), branch.layer.query.outputs), np.float32)
-                multiply(x, (branch.layer.query,), weights, (query,), "f32")
-                found.append(query)
-            else:
-                cache = self.cache(block, len(x))
-                found.append(self.forward.layer_forward(branch.layer, x, positions, cache, weights))
-        return np.concatenate(found, axis=1)
+        def made(layer: Layer) -> F32:
+            return self.forward.layer_forward(layer, x, positions, self.cache(block, len(x)), weights)
+
+        return side_by_side(self.record(block), pair, x, weights, made)
 
 
 class _Chosen:

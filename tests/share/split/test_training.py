@@ -92,6 +92,26 @@ def test_statistics_are_plain_means_over_the_batches() -> None:
         assert torch.allclose(
             student.norms[0].mean[mode_number(mode)], torch.stack(values).mean(0), atol=1e-3
         )
+    assert all(each.requires_grad for each in student.parameters())
+    for member in student.members:  # its first norm reads the picture, its last what the others have normed
+        with torch.no_grad():
+            seen = torch.stack([member[0].conv(x).mean((0, 2, 3)) for x in batches]).mean(0)
+        assert torch.allclose(member[0].norm.running_mean, seen, atol=1e-4)
+
+
+def test_what_ships_says_what_learned() -> None:
+    """With the statistics taken anew an encoder gives what it gave with those of its batches."""
+    data = pictures(64)
+    torch.manual_seed(0)
+    student = Student(SplitNet("detect", data.classes, 32))
+    distil(Teacher(student.net), student, data.pictures, Distilling(steps=3, rows=8, recalibration=4))
+    x = normed(data.pictures)
+    with torch.no_grad():
+        found = student.outputs(x, 4)
+        measures(student, True)
+        wanted = student.learning(x, 4)
+    for one, other in zip(found, wanted, strict=True):
+        assert float((one - other).std() / other.std()) < 0.15
 
 
 def test_members_side_by_side_are_the_members_one_by_one() -> None:
