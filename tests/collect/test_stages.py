@@ -244,7 +244,7 @@ def test_a_captioner_that_answers_nonsense_or_never_is_asked_twice_and_no_more(m
 
 GOOD = {
     **{"seconds": 6.0, "brightness": 110.0, "motion": 0.05, "sharpness": 600.0, "visible": 0.9, "lost": 0.0},
-    **{"rms_px": 0.5, "metric": 1.0, "busy": 0.6, "agreement": 0.9, "q": 0.9},
+    **{"rms_px": 0.5, "metric": 1.0, "busy": 0.6, "agreement": 0.9, "q": 0.9, "blur": 0.25},
 }
 
 
@@ -256,6 +256,7 @@ GOOD = {
         ({"brightness": 12.0}, "dark"),
         ({"motion": 0.0005}, "static"),
         ({"sharpness": 20.0}, "blurred"),
+        ({"blur": 0.42}, "blurred"),
         ({"visible": 0.3}, "no-hands"),
         ({"lost": 0.3}, "lost"),
         ({"rms_px": 4.0}, "rms"),
@@ -270,6 +271,51 @@ def test_each_rule_drops_what_it_is_for(change, why):
     assert (q > 0.8) == (why is None) or why in ("short", "static", "scale")
 
 
+def test_the_blur_effect_is_of_the_focus_and_not_of_what_is_shown():
+    """Boxes before boxes: sharp below the threshold, smoothed above, in any contrast; one hard edge
+    as the formula says."""
+    rng = np.random.default_rng(4)
+    boxes = np.full((90, 160), 90.0)
+    for _ in range(150):
+        (y, x), (h, w) = rng.integers(0, (80, 150)), rng.integers(4, 30, 2)
+        boxes[y : y + h, x : x + w] = rng.uniform(0, 255)
+    limit = c7.THRESHOLDS["blur"]
+    for picture in (boxes, 0.2 * boxes + 80):
+        sharp = picture.astype(np.float32)
+        soft = sharp
+        for axis in (0, 1):
+            soft = np.mean([np.roll(soft, by, axis) for by in range(-3, 4)], 0).astype(np.float32)
+        assert c7.blur_effect(sharp) < limit < c7.blur_effect(soft), picture[0, :3]
+    edge = np.zeros((90, 160), np.float32)
+    edge[:, 80:] = 110.0
+    assert c7.blur_effect(edge) == pytest.approx(1 / 11, abs=1e-6)  # 10 of eleven steps of 10 are new
+
+
+def test_a_clip_compressed_again_is_alike_and_another_action_in_the_same_place_is_not():
+    """A room with a thing that moves: the same in coarser steps, and the same room with another path."""
+    rng = np.random.default_rng(5)
+    room = rng.integers(0, 200, (18, 32, 3)).repeat(10, 0).repeat(10, 1)
+
+    def film(path, step=1):
+        found = []
+        for x, y in path:
+            picture = room.copy()
+            picture[y : y + 60, x : x + 60] = (230, 160, 130)
+            found.append((picture // step * step).astype(np.uint8))
+        return found
+
+    def vector(pictures):
+        grids = [c8.cells(picture) for picture in pictures]
+        parts = [np.stack(grids[::4]).ravel(), c8.directions(pictures[::4]), c8.changes(grids)]
+        return c8.vector(parts)
+
+    there = [(20 * at, 100) for at in range(c8.SHOTS)]
+    back = [(240 - 20 * at, 10 * at) for at in range(c8.SHOTS)]
+    one, again, other = vector(film(there)), vector(film(there, 8)), vector(film(back))
+    assert len(one) == 1600
+    assert one @ again > 0.95 > 0.9 > one @ other
+
+
 def test_agreement_counts_moments_of_work_with_a_verb_of_the_same_kind():
     seen = [
         {"t0": 0.0, "t1": 2.0, "hand": "left", "verb": "transport"},
@@ -282,7 +328,7 @@ def test_agreement_counts_moments_of_work_with_a_verb_of_the_same_kind():
 
 def test_of_clips_that_are_alike_one_stays_and_comes_back_when_its_twin_is_gone():
     rng = np.random.default_rng(0)
-    base = [[rng.normal(size=n) for n in c8.PARTS] for _ in range(6)]
+    base = [[rng.normal(size=n) for n in (768, 64, 768)] for _ in range(6)]
     twin = [part + 0.05 * rng.normal(size=len(part)) for part in base[2]]
     vectors = np.stack([c8.vector(parts) for parts in [*base, twin]])
     assert np.linalg.norm(vectors, axis=1) == pytest.approx(1)

@@ -123,13 +123,13 @@ def without_sandwich(run: Run) -> Outcomes:
         "quality",
         Bar(">=", 0.95),
     ),
-    seconds=450,
+    seconds=180,
 )
 def classifier(run: Run) -> Outcomes:
     from haversack.share._split_train_torch import train_split
 
     known, held = digits(48)
-    trained = train_split(known, held, Slimmable(teacher_steps=200, steps=1500, rows=16), say=run.say)
+    trained = train_split(known, held, Slimmable(teacher_steps=200, steps=300, rows=16), say=run.say)
     share = {mode: 100 * value for mode, value in trained.table.items()}
     note = f"{told(share)}; 48 x 48, {len(held)} digits held out"
     ours, whole = trained.table[4, 4], trained.teacher_quality

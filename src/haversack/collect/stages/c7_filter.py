@@ -5,7 +5,9 @@ filter.
 
 Hard rules, in this order, each the reason it drops with: `short` (below 2 s), `dark` (mean brightness outside
 25 to 230), `static` (points move by less than 0.00098 of the picture's height in half a second), `blurred`
-(mean variance of the Laplacian at 160 x 90 below 40), `no-hands` (visible in fewer than 40 % of the frames),
+(at 160 x 90 the mean variance of the Laplacian below 40, which depends on what is shown, or the mean blur
+effect above 0.35, which hardly does: what is left of the steps between neighbours when the picture is
+smoothed once more, Crete and others 2007 [recalled]), `no-hands` (visible in fewer than 40 % of the frames),
 `lost` (tracking lost for more than 20 %), `rms` (reprojection above 2.5 px), `scale` (lengths are not
 metres), `caption` (fewer than 0.57 of the moments in which C5 sees a hand at work are captioned with a verb
 of the same kind).
@@ -47,7 +49,8 @@ AGREEMENT = 0.57
 """Set on rendered clips that no bench has: few right captions lie below, those of other clips more often."""
 THRESHOLDS: dict[str, float] = {
     **{"seconds": 2.0, "darkest": 25.0, "brightest": 230.0, "motion": 0.00098, "sharpness": 40.0},
-    **{"visible": 0.4, "lost": 0.2, "rms_px": 2.5, "agreement": AGREEMENT, "metric": 1.0, "least": 0.0},
+    **{"blur": 0.35, "visible": 0.4, "lost": 0.2, "rms_px": 2.5, "agreement": AGREEMENT, "metric": 1.0},
+    "least": 0.0,
 }
 KINDS = {
     **{"reach": "empty", "idle": "still", "hold": "still", "grasp": "close", "release": "open"},
@@ -68,6 +71,22 @@ def motion(tracks: Tracks, height: int, fps: float) -> float:
         if len(one) >= 8:
             found.append(float(np.linalg.norm(one - two, axis=1).mean()))
     return float(np.mean(found)) / height if found else 1.0
+
+
+def blur_effect(grey: npt.NDArray[np.float32], size: int = 11) -> float:
+    """From 0 (sharp) to 1 of a grey picture [h, w]: the share of the absolute steps between neighbours that
+    stays when the picture is smoothed over `size` pixels along them; the larger of both directions. 1 where
+    nothing is shown."""
+    found = []
+    for picture in (grey, grey.T):
+        wide = np.pad(picture.astype(np.float64), ((0, 0), (size // 2 + 1, size // 2)), mode="edge")
+        sums = np.cumsum(wide, 1)
+        smooth = (sums[:, size:] - sums[:, :-size]) / size
+        steps, left = np.abs(np.diff(picture, axis=1)), np.abs(np.diff(smooth, axis=1))
+        total = float(steps.sum())
+        if total > 0:
+            found.append(1 - float(np.maximum(steps - left, 0).sum()) / total)
+    return max(found, default=1.0)
 
 
 def agreement(actions: list[dict[str, Any]], caption: list[dict[str, Any]], seconds: float) -> float:
@@ -101,7 +120,7 @@ def score(measures: Mapping[str, float]) -> dict[str, float]:
     """The sub-scores; their product is q."""
     dark = min(measures["brightness"] - 25, 230 - measures["brightness"])
     return {
-        "sharp": logistic(measures["sharpness"], 40, 15),
+        "sharp": logistic(measures["sharpness"], 40, 15) * logistic(0.35 - measures["blur"], 0, 0.02),
         "exposure": logistic(dark, 5, 5),
         "hands": logistic(measures["visible"], 0.4, 0.08),
         "track": logistic(0.2 - measures["lost"], 0, 0.04) * logistic(2.5 - measures["rms_px"], 0, 0.3),
@@ -116,7 +135,7 @@ def reason(m: Mapping[str, float], limits: Mapping[str, float]) -> str | None:
         ("short", m["seconds"] < limits["seconds"]),
         ("dark", not limits["darkest"] <= m["brightness"] <= limits["brightest"]),
         ("static", m["motion"] < limits["motion"]),
-        ("blurred", m["sharpness"] < limits["sharpness"]),
+        ("blurred", m["sharpness"] < limits["sharpness"] or m["blur"] > limits["blur"]),
         ("no-hands", m["visible"] < limits["visible"]),
         ("lost", m["lost"] > limits["lost"]),
         ("rms", m["rms_px"] > limits["rms_px"]),
@@ -150,6 +169,7 @@ def run(clip: Clip, out: Path) -> Outcome:
         **{"seconds": seconds, "brightness": float(np.mean([image.mean() for image in small]))},
         **{"motion": motion(tracks, data.working[1], (len(data.t_ns) - 1) / max(seconds, 1e-9))},
         **{"sharpness": float(np.mean([sharpness(image) for image in small])), "visible": visible},
+        **{"blur": float(np.mean([blur_effect(image) for image in small]))},
         **{"lost": float(tracked["lost"]), "rms_px": float(tracked["rms_px"])},
         **{"metric": float(tracked["scale_source"] != "none"), "busy": busy / max(2 * seconds, 1e-9)},
         "agreement": agreement(actions, caption["actions"], seconds),
@@ -162,4 +182,4 @@ def run(clip: Clip, out: Path) -> Outcome:
     return Outcome({**{name: round(value, 5) for name, value in measures.items()}}, why)
 
 
-STAGE = Stage("c7-filter", "1", run)
+STAGE = Stage("c7-filter", "2", run)
