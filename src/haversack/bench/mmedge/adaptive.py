@@ -145,8 +145,8 @@ def fixed_for(pipeline: Pipeline, busy: StageProfile, data: Recordings, deadline
     until the choice holds."""
     accuracy = model().table.mean(-1).reshape(-1).astype(np.float64)
     config, tried = None, set()
-    for margin in MARGINS:
-        config = busy.space.configs[decide(accuracy, margin * busy.latency_ms(1.0), deadline_ms)]
+    for longer in MARGINS:
+        config = busy.space.configs[decide(accuracy, longer * busy.latency_ms(1.0), deadline_ms)]
         if config in tried:
             continue
         tried.add(config)

@@ -30,7 +30,7 @@ from haversack.share._split_train_torch import distilling, qualities
 from haversack.share.slimmable import Mode, Slimmable
 
 TRAINING = ("models/vision/*slim*_torch.py", "models/vision/_slim_record.py", "models/vision/_scenes.py")
-STEPS, ROWS, RATE = 200, 8, 1e-3
+STEPS, ROWS, RATE = 120, 8, 1e-3
 """Of every student here but the predecessor; none is compared with the shipped network itself."""
 
 

@@ -58,7 +58,7 @@ def without_mode_norms(run: Run) -> Outcomes:
         Bar("<=", 1.0),
         judged="ours",
     ),
-    seconds=800,
+    seconds=450,
 )
 def statics(run: Run) -> Outcomes:
     from haversack.bench.slimmable_split_encoders._students_torch import STEPS, ensemble, static
@@ -101,7 +101,7 @@ def over_predecessor(run: Run) -> Outcomes:
 
 @bench.measure(
     _row("gains", "mAP@0.5 lost with equal gains in place of 1, 2, 1, 0.5"),
-    seconds=160,
+    seconds=100,
 )
 def without_gains(run: Run) -> Outcomes:
     return {"without-gains": _ablation(run, "gains")}
@@ -109,7 +109,7 @@ def without_gains(run: Run) -> Outcomes:
 
 @bench.measure(
     _row("sandwich", "mAP@0.5 lost when every step draws all of its modes"),
-    seconds=160,
+    seconds=100,
 )
 def without_sandwich(run: Run) -> Outcomes:
     return {"without-sandwich": _ablation(run, "sandwich")}
