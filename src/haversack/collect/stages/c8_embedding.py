@@ -63,7 +63,7 @@ def directions(pictures: Sequence[U8]) -> F64:
 
 def changes(grids: Sequence[F64]) -> F64:
     """What is added to mean brightnesses from each of n grids [8, 8, 3] to the next [64 (n - 1)]."""
-    return np.diff(np.stack(grids).mean(3), axis=0).ravel()
+    return np.asarray(np.diff(np.stack(grids).mean(3), axis=0).ravel(), np.float64)
 
 
 def vector(parts: Sequence[F64]) -> F64:

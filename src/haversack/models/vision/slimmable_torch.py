@@ -270,16 +270,16 @@ def recalibrate(student: Slim, pictures: Pictures, how: Distilling) -> None:
         if isinstance(each, Norm):
             each.reset_running_stats()
     members = [each for each in student.members.modules() if isinstance(each, Norm)]
-    learning = [each for each in student.parameters() if each.requires_grad]
-    for each in learning:  # norms measure where gradients pass; of what does not learn none is kept
-        each.requires_grad_(False)
+    learning = [tensor for tensor in student.parameters() if tensor.requires_grad]
+    for tensor in learning:  # norms measure where gradients pass; of what does not learn none is kept
+        tensor.requires_grad_(False)
     with torch.enable_grad():
         for number, x in enumerate(batches):
             for own in members:
                 own.momentum = 1 / (number + 1)
             student.outputs(x, student.most)
-    for each in learning:
-        each.requires_grad_(True)
+    for tensor in learning:
+        tensor.requires_grad_(True)
     measures(student, False)
     decoders = [each for each in student.norms if isinstance(each, ModeNorm)]
     every = [how.static] if how.static is not None else student.modes
