@@ -1,9 +1,8 @@
-"""Two processors as two threads: each takes what the schedule gives it, until a prompt is read; and the
-trace.
+"""Two processors: each takes what the schedule gives it, until a prompt is read; and the trace.
 
-One thread runs what is integers, the other what is floats. `cores="shared"`: a kernel call uses all threads
-of the kernels as long as the other thread has none under way, and shares them with it otherwise (the pool of
-native/base/pool.h sees to that), so that no core waits for the other's; `apart`: each has one core.
+One runs what is integers, the other what is floats. `cores="apart"`: each is a thread and has one core.
+`shared`: both are the same cores, so they take turns on one thread, and a kernel call has all threads of the
+kernels; a second thread could only take from the first.
 """
 
 from __future__ import annotations
@@ -62,6 +61,8 @@ class Executor:
         try:
             if self.policy == "serial":
                 self._in_turn(len(times), run)
+            elif self.cores == "shared":
+                self._by_turns(times, run)
             else:
                 self._side_by_side(times, run)
         finally:
@@ -74,6 +75,20 @@ class Executor:
                 start = time.perf_counter() - origin
                 run(chunk, index)
                 self.spans.append(Span(chunk, index, shape.processor, start, time.perf_counter() - origin))
+
+    def _by_turns(self, times: Times, run: Run) -> None:
+        """The next of the one processor, then of the other, as each has something to do."""
+        progress, origin = Progress(self.sequence, len(times)), time.perf_counter()
+        while not progress.finished:
+            for processor in (INTEGERS, FLOATS):
+                place = choose(progress, processor, self.policy, times)
+                if place is None:
+                    continue
+                progress.start(place)
+                start = time.perf_counter() - origin
+                run(*place)
+                self.spans.append(Span(*place, processor, start, time.perf_counter() - origin))
+                progress.finish(place)
 
     def _side_by_side(self, times: Times, run: Run) -> None:
         progress, changed = Progress(self.sequence, len(times)), Condition()

@@ -5,9 +5,10 @@ arXiv 2407.05858, 2024).
 What is here: a prompt is cut into chunks of `tokens` tokens, the last one filled up; blocks are subgraphs of
 that one shape (_graphs.py), built once and shared by all chunks, and attention, which is made for each place
 that a chunk begins at. Products run in static int8; what their grids miss is added in floats where the pack
-keeps that (`shadow`: pruned), everywhere (all) or nowhere (none). Two threads stand for the two processors
-(_executors.py) and take subgraphs by `policy` (_schedule.py). Only the last chunk's last token meets the
-output matrix. `trace` names a file for what ran when. Packs of --precision mllm-npu have what this needs.
+keeps that (`shadow`: pruned), everywhere (all) or nowhere (none). The two processors are played by this
+machine's cores (_executors.py) and take subgraphs by `policy` (_schedule.py). Only the last chunk's last
+token meets the output matrix. `trace` names a file for what ran when. Packs of --precision mllm-npu have what
+this needs.
 What we changed: a prompt that fills its chunks gets no chunk more, where the published code adds one. Rows
 that fill a chunk up are computed by the integer processor alone, and never reach the cache. The times that
 the schedule believes are counted from the shapes, where the paper profiles them.
