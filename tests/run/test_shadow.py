@@ -7,6 +7,7 @@ import json
 import sys
 from itertools import pairwise
 from pathlib import Path
+from threading import Barrier, get_ident
 from typing import Any
 
 import msgspec
@@ -161,6 +162,37 @@ def test_the_trace_is_what_ran(policy: str, packed: Path, tmp_path: Path) -> Non
     ends = {(one["args"]["chunk"], one["args"]["subgraph"]): one["ts"] + one["dur"] for one in events}
     starts = {(one["args"]["chunk"], one["args"]["subgraph"]): one["ts"] for one in events}
     assert all(ends[chunk, index - 1] <= start + 1 for (chunk, index), start in starts.items() if index)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_processors_that_share_cores_take_turns(policy: str) -> None:
+    """On one thread, one subgraph at a time, each once, in an order that every chunk allows; apart: two."""
+    shapes = [Subgraph(FLOATS), Subgraph(INTEGERS), Subgraph(FLOATS, True), Subgraph(INTEGERS)]
+    ran: list[tuple[int, int]] = []
+    on: set[int] = set()
+    both = Barrier(2)
+
+    def run(chunk: int, index: int) -> None:
+        on.add(get_ident())
+        assert all((chunk, before) in ran for before in range(index))
+        assert not shapes[index].attention or all((one, index - 1) in ran for one in range(chunk))
+        ran.append((chunk, index))
+
+    executor = Executor(shapes, policy, "shared")
+    executor.execute([[1.0] * 4] * 3, run)
+    assert on == {get_ident()} and sorted(ran) == [(chunk, index) for chunk in range(3) for index in range(4)]
+    assert [(span.chunk, span.index) for span in executor.spans] == ran
+    assert all(one.end <= other.start for one, other in pairwise(executor.spans))
+    if policy == "out-of-order":  # both at once, or the barrier breaks
+        pair = [Subgraph(INTEGERS), Subgraph(FLOATS)]
+        met: list[int] = []
+
+        def meet(chunk: int, index: int) -> None:
+            if (chunk, index) in ((1, 0), (0, 1)):
+                met.append(both.wait(10))
+
+        Executor(pair, policy, "apart").execute([[1.0] * 2] * 2, meet)
+        assert sorted(met) == [0, 1]
 
 
 def test_what_a_subgraph_raises_is_raised_and_leaves_the_cache(packed: Path) -> None:

@@ -1,8 +1,8 @@
-"""Schedules of two processors on two threads: `code` with outliers reads 1024 held-out tokens in static int8.
+"""Schedules of two processors: `code` with outliers reads 1024 held-out tokens in static int8.
 
 Either each processor has a core of its own, and serial runs one subgraph at a time on the core that it
-belongs to; or both share all cores and take turns, and serial uses all too.
-Sides take turns; graphs are built before.
+belongs to; or both are all cores, which take turns on one thread, and serial uses all too. Sides are
+interleaved; graphs are built before.
 The integer processor is this machine's int8 kernel, so its products are not as far ahead of the float
 processor's work as a phone's are: see phone.py for those.
 """
