@@ -1,7 +1,7 @@
 """Write the trigger's test vectors, which an app in another language replays: streams of evidence, the
 average after each sample, and the clips.
 
-`python tools/trigger_vectors.py` writes src/haversack/collect/trigger_vectors.json; `--check` compares.
+`python tools/trigger_vectors.py` writes tests/collect/trigger_vectors.json; `--check` compares.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from haversack.collect.trigger import SECOND, Thresholds, replay
 
-PATH = Path(__file__).resolve().parents[1] / "src" / "haversack" / "collect" / "trigger_vectors.json"
+PATH = Path(__file__).resolve().parents[1] / "tests" / "collect" / "trigger_vectors.json"
 
 
 def streams() -> dict[str, list[tuple[int, float]]]:

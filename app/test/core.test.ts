@@ -18,7 +18,7 @@ import { deviceNames } from "../src/device/spool.ts";
 import { checksum, crc32c } from "../src/media/crc32c.ts";
 import { mp4, ticks } from "../src/media/mp4.ts";
 
-const vectors = JSON.parse(readFileSync(process.env.TRIGGER_VECTORS ?? "../src/haversack/collect/trigger_vectors.json", "utf8")) as {
+const vectors = JSON.parse(readFileSync(process.env.TRIGGER_VECTORS ?? "../tests/collect/trigger_vectors.json", "utf8")) as {
   thresholds: Thresholds; tolerance: number;
   vectors: { name: string; samples: [number, number][]; a: number[]; clips: [number, number][] }[];
 };

@@ -6,7 +6,7 @@ import itertools
 import json
 import subprocess
 import sys
-from importlib.resources import files
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -18,7 +18,7 @@ from haversack.core.errors import UserError
 from haversack.core.index import source_root
 
 FIFTH = SECOND // 5
-VECTORS = json.loads(files("haversack.collect").joinpath("trigger_vectors.json").read_text(encoding="utf-8"))
+VECTORS = json.loads(Path(__file__).with_name("trigger_vectors.json").read_text(encoding="utf-8"))
 
 
 def test_the_specification_s_numbers():

@@ -1,5 +1,5 @@
 // From the evidence of hands at work to the clips that are kept: collect/trigger.py in another language. The vectors
-// in collect/trigger_vectors.json are replayed by both.
+// in tests/collect/trigger_vectors.json are replayed by both.
 
 export const SECOND = 1_000_000_000;
 

@@ -12,8 +12,10 @@ import http.client
 import json
 import math
 import socket
+import statistics
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -132,6 +134,7 @@ class SplitDevice:
         self.server, self.ledger, self.slower, self.clock = server, ledger, slower, clock
         self.frames = self.hits = self.lost = 0
         self._last_ms = 0.0
+        self._encodes: dict[int, deque[float]] = {}
 
     def greet(self) -> None:
         """Compare model and version with the server's. Raises UserError where they differ or nobody
@@ -174,7 +177,7 @@ class SplitDevice:
         data = self.encoder.encode(picture, fares)
         encode = 1000 * (self.clock() - began)
         if self.slower > 1:
-            time.sleep(encode * (self.slower - 1) / 1000)
+            time.sleep(self._remains(mode[0], encode) / 1000)
             encode = 1000 * (self.clock() - began)
         answer = self._sent(data)
         total = 1000 * (self.clock() - began)
@@ -189,6 +192,13 @@ class SplitDevice:
         if self.ledger is not None:
             self.ledger.add("uplink_bytes", len(data), "split frame")
         return Shot(self.encoder.seq, mode, len(data), times, hit, answer)
+
+    def _remains(self, k: int, encode: float) -> float:
+        """What the played device would still be encoding after `encode` milliseconds: it takes `slower` times
+        this one's median for k members, whose own noise is not multiplied."""
+        seen = self._encodes.setdefault(k, deque(maxlen=31))
+        seen.append(encode)
+        return max(self.slower * statistics.median(seen) - encode, 0.0)
 
     def _sent(self, data: bytes) -> dict[str, Any] | None:
         try:

@@ -9,6 +9,7 @@ import json
 import socket
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import pytest
 from haversack.core.errors import UserError
 from haversack.core.ledger import Ledger
 from haversack.core.link import Segment
+from haversack.share import _split_device
 from haversack.share._split_device import SplitDevice, Wire
 from haversack.share._split_frame import HEAD_BYTES
 from haversack.share._split_halves import SlimEncoder, SplitServer
@@ -302,3 +304,27 @@ def test_a_controller_at_work(detector, served) -> None:
     assert shots[-1].mode == (4, 4), "with two seconds and a wire at hand everything fits"
     record = shots[-1].record()
     assert record["mode"] == 44 and np.isfinite(record["kbs"])
+
+
+def test_a_device_played_slower_multiplies_no_noise(detector, served, monkeypatch) -> None:
+    """Frames take 4 ms to encode here, the sixth 40: the played device takes 15 times 4 for each, since the
+    hiccup is this machine's; and 15 times 8 once 8 is what is usual."""
+    now = [0.0]
+    took = [4.0] * 5 + [40.0] + [8.0] * 12
+
+    class Timed(SlimEncoder):
+        def encode(self, *given: Any) -> bytes:
+            now[0] += took.pop(0) / 1000
+            return super().encode(*given)
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    monkeypatch.setattr(_split_device, "time", SimpleNamespace(sleep=sleep))
+    one = SplitDevice(
+        Timed(detector.path), Fixed((2, 3)), served.url, deadline_ms=5000, slower=15, clock=lambda: now[0]
+    )
+    spent = [shot.times.encode for shot in one.run([detector.picture] * 18)]
+    one.close()
+    assert spent[:6] == pytest.approx([60.0] * 6)
+    assert spent[-1] == pytest.approx(120.0)

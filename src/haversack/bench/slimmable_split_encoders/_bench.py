@@ -20,15 +20,24 @@ from haversack.share._split_pack import bundled
 from haversack.share.slimmable import Mode
 
 NETWORK = ("models/vision/*slim*.py", "models/vision/_s*.py", "reference_models/split-detector/*")
-FILES = (
+SHIPPED = (
     *NETWORK,
     "models/vision/_average_precision.py",
-    "models/vision/_detector_*.py",
     "models/vision/_boxes.py",
+    "models/vision/_detector_*.py",
+    "share/_split_data.py",
+    "share/_split_frame.py",
+    "share/_split_halves.py",
+    "share/_split_pack.py",
+    "share/slimmable.py",
+    "bench/slimmable_split_encoders/_bench.py",
+)
+"""What the halves that ship, and their quality, are made of."""
+FILES = (
+    *SHIPPED,
     "models/vision/faster_rcnn.py",
     "models/vision/efficientdet.py",
     "bench/slimmable_split_encoders/*.py",
-    "share/slimmable.py",
     "share/_split_*.py",
 )
 PACK = "split-detector"

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from haversack.bench._harness import Run
 from haversack.bench._rows import Bar, Outcome, Outcomes, Row
-from haversack.bench.slimmable_split_encoders._bench import bench, pack, pictures
+from haversack.bench.slimmable_split_encoders._bench import SHIPPED, bench, pack, pictures
 from haversack.bench.slimmable_split_encoders.quality import _teacher
 from haversack.core.pack import Pack
 from haversack.models.vision.slimmable import member_shapes, parameters
@@ -17,6 +17,7 @@ from haversack.share._split_halves import SlimEncoder, session
 from haversack.share._split_pack import member_name
 
 PAIRS = 41
+WATCHED = (*SHIPPED, "bench/slimmable_split_encoders/device.py")
 
 
 def timed(work: Callable[[], object], times: int = 5) -> float:
@@ -57,6 +58,7 @@ def timed(work: Callable[[], object], times: int = 5) -> float:
     ),
     seconds=20,
     quick_seconds=10,
+    watches=WATCHED,
 )
 def times(run: Run) -> Outcomes:
     picture = pictures(run).pictures[0]
@@ -108,6 +110,7 @@ def times(run: Run) -> Outcomes:
     ),
     seconds=10,
     quick_seconds=5,
+    watches=WATCHED,
 )
 def switching(run: Run) -> Outcomes:
     encoder = SlimEncoder(pack())
@@ -165,6 +168,7 @@ def switching(run: Run) -> Outcomes:
     ),
     seconds=5,
     quick_seconds=5,
+    watches=WATCHED,
 )
 def memory(run: Run) -> Outcomes:
     record = SlimEncoder(pack()).record

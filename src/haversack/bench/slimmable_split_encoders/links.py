@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from haversack.bench._harness import Run
 from haversack.bench._rows import Bar, Outcome, Outcomes, Row, Side
-from haversack.bench.slimmable_split_encoders._bench import bench, pack, pictures, table, told
+from haversack.bench.slimmable_split_encoders._bench import SHIPPED, bench, pack, pictures, table, told
 from haversack.core.link import Segment
 from haversack.models.vision.slimmable import payload_bytes
 from haversack.share._split_device import SplitDevice
@@ -31,6 +31,7 @@ DEADLINES = (100, 200, 400)
 REACHED = 0.97
 DECODE_MS = 2.0
 SECONDS, QUICK_SECONDS = 60.0, 20.0
+WATCHED = (*SHIPPED, "share/_split_links.py", "bench/slimmable_split_encoders/links.py")
 
 
 def traces(run: Run) -> dict[str, list[Segment]]:
@@ -158,9 +159,9 @@ def _declare(deadline: int) -> Callable[[Run], Outcomes]:
     return measured
 
 
-within_100 = bench.measure(*_rows(100), seconds=60)(_declare(100))
-within_200 = bench.measure(*_rows(200), seconds=40, quick_seconds=15)(_declare(200))
-within_400 = bench.measure(*_rows(400), seconds=30)(_declare(400))
+within_100 = bench.measure(*_rows(100), seconds=60, watches=WATCHED)(_declare(100))
+within_200 = bench.measure(*_rows(200), seconds=40, quick_seconds=15, watches=WATCHED)(_declare(200))
+within_400 = bench.measure(*_rows(400), seconds=30, watches=WATCHED)(_declare(400))
 
 
 @bench.measure(
@@ -173,6 +174,7 @@ within_400 = bench.measure(*_rows(400), seconds=30)(_declare(400))
         judged="ours",
     ),
     seconds=60,
+    watches=(*WATCHED, *("share/_split_" + part + ".py" for part in ("device", "proxy", "serve"))),
 )
 def by_the_clock(run: Run) -> Outcomes:
     service, _ = split_service(SplitServer(pack()))

@@ -9,7 +9,15 @@ import numpy as np
 
 from haversack.bench._harness import Run
 from haversack.bench._rows import Bar, Outcome, Outcomes, Row
-from haversack.bench.slimmable_split_encoders._bench import bench, pack, pictures, precision, table, told
+from haversack.bench.slimmable_split_encoders._bench import (
+    SHIPPED,
+    bench,
+    pack,
+    pictures,
+    precision,
+    table,
+    told,
+)
 from haversack.models.vision._slim_onnx import teacher_onnx
 from haversack.models.vision.slimmable import payload_bytes
 from haversack.share._split_data import SplitData
@@ -17,6 +25,7 @@ from haversack.share._split_halves import SlimEncoder, session
 from haversack.share._split_pack import open_split, read_tensors
 
 TOLERANCE = 0.3
+WATCHED = (*SHIPPED, "bench/slimmable_split_encoders/quality.py")
 
 
 @bench.measure(
@@ -48,6 +57,7 @@ TOLERANCE = 0.3
     ),
     seconds=150,
     quick_seconds=15,
+    watches=WATCHED,
 )
 def modes(run: Run) -> Outcomes:
     found = table(run)
@@ -79,6 +89,7 @@ def modes(run: Run) -> Outcomes:
     ),
     seconds=1,
     quick_seconds=1,
+    watches=WATCHED,
 )
 def payload(run: Run) -> Outcomes:
     encoder = SlimEncoder(pack())
@@ -101,6 +112,7 @@ def payload(run: Run) -> Outcomes:
         Bar("<=", 0.25),
     ),
     seconds=120,
+    watches=WATCHED,
 )
 def jpeg(run: Run) -> Outcomes:
     wanted, data = table(run)[4, 4], pictures(run)

@@ -8,13 +8,20 @@ from collections.abc import Mapping
 
 from haversack.bench._harness import Run
 from haversack.bench._rows import Bar, Outcome, Outcomes, Row
-from haversack.bench.slimmable_split_encoders._bench import bench, told
+from haversack.bench.slimmable_split_encoders._bench import SHIPPED, bench, told
 from haversack.models.vision.slimmable import payload_bytes
 from haversack.share._split_data import digits
 from haversack.share.slimmable import Mode, Slimmable
 
 MODES = tuple((k, b) for k in range(1, 5) for b in (1, 4))
 """Those that the ablations are measured at: every width, fewest and most bits."""
+WATCHED = (
+    *SHIPPED,
+    "models/vision/width_slimmable_torch.py",
+    "share/_split_train_torch.py",
+    "bench/slimmable_split_encoders/training.py",
+    "bench/slimmable_split_encoders/_students_torch.py",
+)
 LEAST = 0.1
 """Points that a part of the method must be worth, so that its loss is one."""
 
@@ -38,6 +45,7 @@ def _row(name: str, claim: str) -> Row:
 @bench.measure(
     _row("mode-norms", "mAP@0.5 lost with one set of statistics for all modes, taken anew over all of them"),
     seconds=60,
+    watches=WATCHED,
 )
 def without_mode_norms(run: Run) -> Outcomes:
     from haversack.bench.slimmable_split_encoders import _students_torch
@@ -67,6 +75,7 @@ def without_mode_norms(run: Run) -> Outcomes:
         published="36.8 mAP and 266 ms, and 35.3 mAP and 1,404 ms",
     ),
     seconds=700,
+    watches=WATCHED,
 )
 def statics(run: Run) -> Outcomes:
     from haversack.bench.slimmable_split_encoders._students_torch import (
@@ -100,6 +109,7 @@ def statics(run: Run) -> Outcomes:
 @bench.measure(
     _row("gains", "mAP@0.5 lost with equal gains in place of 1, 2, 1, 0.5"),
     seconds=130,
+    watches=WATCHED,
 )
 def without_gains(run: Run) -> Outcomes:
     return {"without-gains": _ablation(run, "gains")}
@@ -108,6 +118,7 @@ def without_gains(run: Run) -> Outcomes:
 @bench.measure(
     _row("sandwich", "mAP@0.5 lost when every step draws all of its modes"),
     seconds=130,
+    watches=WATCHED,
 )
 def without_sandwich(run: Run) -> Outcomes:
     return {"without-sandwich": _ablation(run, "sandwich")}
@@ -122,6 +133,7 @@ def without_sandwich(run: Run) -> Outcomes:
         Bar(">=", 0.95),
     ),
     seconds=180,
+    watches=WATCHED,
 )
 def classifier(run: Run) -> Outcomes:
     from haversack.share._split_train_torch import train_split
