@@ -139,6 +139,19 @@ def test_a_slow_or_hot_device_looks_less(tmp_path, stream, played):
     assert hot.account.detections < 0.6 * cool.account.detections
 
 
+def test_a_walk_keeps_the_camera_off_for_blocks_that_shake(tmp_path):
+    """Blocks are matched worse than ON_PX while the camera bounces: without hands nothing is filmed."""
+    day = Day(SEED, 200.0)
+    walk = next(part for part in day.stretches if part.kind == "walk" and part.end - part.begin > 20)
+    agent, begin = agent_of(tmp_path), walk.begin + 5
+    played = (list(day.frames(begin, walk.end - 2)), *day.imu(begin, walk.end - 2), None)
+    assert play(agent, played) == []
+    seconds = walk.end - 2 - begin
+    assert agent.account.states["walk"] > 0.6 * FPS * seconds
+    assert agent.account.detections > 3
+    assert agent.account.camera_ns / SECOND < 0.5 * seconds
+
+
 def test_a_day_s_budget_keeps_what_is_worth_its_bytes(tmp_path):
     day, paths = Budget(250), []
     for at, value in enumerate([0.9, 0.1, 0.8]):

@@ -126,3 +126,15 @@ def test_thresholds_that_are_none(wrong):
         trigger = Trigger()
         trigger.step(5, 0.0)
         trigger.step(5, 0.0)
+
+
+def test_a_clip_is_open_until_it_is_given():
+    """Whoever turns the camera off while one is open loses what was seen of it."""
+    trigger, seen = Trigger(), []
+    for at in range(1, 61):
+        spans = trigger.step(at * FIFTH, 1.0 if at <= 15 else 0.0)
+        seen.append((trigger.running, trigger.open, bool(spans)))
+    begun, stopped = seen.index((True, True, False)), max(i for i, one in enumerate(seen) if one[0])
+    given = next(i for i, one in enumerate(seen) if one[2])
+    assert begun < stopped < given - 5
+    assert all(one[1] for one in seen[begun:given]) and not any(one[1] for one in seen[given:])

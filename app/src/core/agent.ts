@@ -93,7 +93,7 @@ export class EdgeAgent {
     if (this.stopped || state === "unworn" || blocked(this.policy, this.wallMs(t))) return this.end();
     const hz = this.rate(state, t);
     const looks = this.due(t, hz);
-    const probing = (state === "rest" || state === "walk") && t >= this.onUntil && !this.trigger.running;
+    const probing = (state === "rest" || state === "walk") && t >= this.onUntil && !this.trigger.open;
     if (probing) this.ring.dropAll(); // the camera is off but for two pictures a look
     else {
       await this.ring.push(frame);
@@ -128,7 +128,7 @@ export class EdgeAgent {
 
   private rate(state: State, t: number): number {
     const rates = this.policy.rates;
-    if (t < this.onUntil || this.trigger.running) return this.saving ? rates.saving_hz : rates.detect_hz;
+    if (t < this.onUntil || this.trigger.open) return this.saving ? rates.saving_hz : rates.detect_hz;
     return state === "rest" ? rates.rest_hz : state === "walk" ? rates.walk_hz : rates.active_hz;
   }
 
@@ -145,11 +145,11 @@ export class EdgeAgent {
     let hands: Hand[] = [], motion = 0, blocks: Blocks;
     if (sharp >= limits.sharp && limits.dark <= light && light <= limits.bright && before !== null) {
       [motion, blocks] = residual(before.grey, grey, (t - before.t) / SECOND, limits, this.turn(before.t, t));
-      if (motion >= ON_PX) this.onUntil = t + STAYS_ON;
-      if (t < this.onUntil) {
+      if (motion >= ON_PX || t < this.onUntil) {
         this.account.detections++;
         hands = await this.detector.detect(picture, blocks, frame.source);
       }
+      if (motion >= ON_PX && hands.length > 0) this.onUntil = t + STAYS_ON;
     }
     const spans = this.trigger.step(t, evidence(hands, motion, this.policy.trigger.m0_px));
     this.lookAt = { t, a: this.trigger.a, sharpness: sharp, residual: motion, hands, small: thumbnail(grey) };

@@ -78,6 +78,11 @@ export class Trigger {
     return this.emit(begin, Math.min(end ?? this.last, this.last));
   }
 
+  /** Whether a clip is being made: it goes on, or has ended and may still be joined by the next. */
+  get open(): boolean {
+    return this.clip !== null;
+  }
+
   /** The earliest time of which pictures may still be wanted. */
   get needsFrom(): number | null {
     if (this.last === null) return null;

@@ -46,6 +46,8 @@ Faces = Callable[[U8], list[Box]]
 ON_PX = 0.25
 """Own motion from which the third gate looks for hands."""
 STAYS_ON_NS = 2 * SECOND
+"""So long the third gate looks on after hands that moved. Motion alone does not keep it on: while somebody
+walks, blocks are matched a third of a pixel wrong, which would keep the camera on all day."""
 EARLY = 0.25
 """Of a frame's period: a look may come so much early, since cameras do not tick evenly."""
 
@@ -161,7 +163,7 @@ class EdgeAgent:
             return made + self._end()
         hz = self._rate(state, t_ns)
         looks = self._due(t_ns, hz)
-        probing = state in (REST, WALK) and t_ns >= self._on_until and not self.trigger.running
+        probing = state in (REST, WALK) and t_ns >= self._on_until and not self.trigger.open
         if probing:  # the camera is off but for two pictures a look
             self.ring.drop_all()
             account.camera_ns += round(2 * SECOND / self.clip.fps_nominal) if looks else 0
@@ -203,7 +205,7 @@ class EdgeAgent:
 
     def _rate(self, state: str, t_ns: int) -> float:
         rates = self.policy.rates
-        if t_ns < self._on_until or self.trigger.running:
+        if t_ns < self._on_until or self.trigger.open:
             return rates.saving_hz if self._saving else rates.detect_hz
         return {REST: rates.rest_hz, WALK: rates.walk_hz}.get(state, rates.active_hz)
 
@@ -225,10 +227,10 @@ class EdgeAgent:
             motion, blocks = residual(
                 before[1], grey, (t_ns - before[0]) / SECOND, limits, self._turn(before[0], t_ns), self._K
             )
-            if motion >= ON_PX:
-                self._on_until = t_ns + STAYS_ON_NS
-            if t_ns < self._on_until:
+            if motion >= ON_PX or t_ns < self._on_until:
                 hands = self._detect(picture, blocks)
+            if motion >= ON_PX and hands:
+                self._on_until = t_ns + STAYS_ON_NS
         spans = self.trigger.step(t_ns, evidence(hands, motion, self.policy.trigger.m0_px))
         self._looks.append(_Look(t_ns, self.trigger.a, sharp, motion, tuple(hands), thumbnail(grey)))
         return spans

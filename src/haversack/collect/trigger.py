@@ -141,6 +141,11 @@ class Trigger:
         return self._emit(clip.begin_ns, min(int(clip.end_ns or 0), self._last))
 
     @property
+    def open(self) -> bool:
+        """Whether a clip is being made: it goes on, or has ended and may still be joined by the next."""
+        return self._clip is not None
+
+    @property
     def needs_from_ns(self) -> int | None:
         """The earliest time of which pictures may still be wanted; None before the first sample."""
         if self._last is None:
