@@ -9,19 +9,18 @@ The published rule: rate = bytes / transfer time, an exponential mean with weigh
 200 kB/s at first; of the modes with 60 ms * (10 k + b) / 10 + bytes / rate < 0.8 deadline the one of the
 highest quality, else (1, 1). Its `mode / 10` counts 66 ms for (1, 1) and 64 ms a member for four bits, which
 fits one board only.
-What we changed, [inferred]: encode times are measured online, by k, with twice their spread; decoding is
-charged; sending is reckoned longer by 5 % and the deviation of the last rates, a quarter at most; the rate is
-the lowest of that mean, moved by a quarter of its last fall, of the 20th percentile of the last five rates
-and of the last one; a mode of higher quality is taken up only with 5 % more. Of the last five frames those of
-1 KiB and more say the rate, the others only where there are none: a device that a slow link held at the
-smallest mode finds back in five frames.
-Cost: some microseconds a frame. Limits: one frame in flight; qualities are those of the pack's table.
+What we changed, [inferred]: encode times are measured online, by k, with twice their spread, and held
+against those of other k, since members are alike; decoding is charged; sending is reckoned longer by 5 % and
+the deviation of the last rates, a quarter at most; the rate is the lowest of that mean, moved by a quarter of
+its last fall, of the 20th percentile of the last five rates and of the last one; a mode of higher quality is
+taken up only with 5 % more. Of the last five frames those of 1 KiB and more say the rate, the others only
+where there are none: a device that a slow link held at the smallest mode finds back in five frames.
+Cost: some dozens of microseconds a frame. Limits: one frame in flight; qualities are those of the pack's table.
 """
 
 from __future__ import annotations
 
 import math
-import statistics
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -37,6 +36,8 @@ NEW_SHARE = 0.4
 MARGIN = 0.8
 LEAST_SAMPLE = 1024
 EVEN = 1.05
+UNEVEN = 1.1
+"""Times as much as in proportion to fewer, more members may be reckoned with."""
 
 
 def published_cost(mode: Mode, nbytes: float, rate: float) -> float:
@@ -146,39 +147,51 @@ class Adaptive:
         moved = self.rate + min(self.rate - self._before, 0.0) / 4
         return max(min(self.rate, careful, moved, self._seen[-1][1]), 1e-6)
 
+    def costs(self) -> dict[Mode, float]:
+        """Milliseconds that a frame of each mode is reckoned with."""
+        a_byte = self.longer() / self.forecast()
+        encoding = {k: self.encoding(k) for k in {k for k, _ in self.quality}}
+        return {
+            mode: encoding[mode[0]] + a_byte * self.nbytes[mode] + self.decode_ms for mode in self.quality
+        }
+
     def cost(self, mode: Mode) -> float:
-        """Milliseconds that a frame of `mode` is reckoned with."""
-        sending = self.longer() * self.nbytes[mode] / self.forecast()
-        return self.encoding(mode[0]) + 2 * self.spread_ms.get(mode[0], 0.0) + sending + self.decode_ms
+        """Of one mode."""
+        return self.costs()[mode]
 
     def longer(self) -> float:
         """By what sending is reckoned longer: little on an even link, up to `safety` where rates differ."""
         logs = [math.log(rate) for _, rate in self._seen]
-        spread = statistics.pstdev(logs) if len(logs) > 1 else self.safety
+        mean = math.fsum(logs) / max(len(logs), 1)
+        spread = math.dist(logs, [mean] * len(logs)) / math.sqrt(len(logs)) if len(logs) > 1 else self.safety
         return min(EVEN + spread, self.safety)
 
     def encoding(self, k: int) -> float:
-        """Milliseconds of k members: measured, or in proportion to the nearest k that was."""
-        if k in self.encode_ms:
-            return self.encode_ms[k]
+        """Milliseconds that k members are reckoned with: measured, with twice their spread, or in proportion
+        to the nearest k that was. Never more than more members take, nor much more than fewer do in
+        proportion: one bad measurement would else keep a k from ever being measured again."""
         if not self.encode_ms:
             return 0.0
-        near = min(self.encode_ms, key=lambda other: abs(other - k))
-        return self.encode_ms[near] * k / near
+        with_spread = {j: ms + 2 * self.spread_ms.get(j, 0.0) for j, ms in self.encode_ms.items()}
+        bounds = [ms if j >= k else UNEVEN * ms * k / j for j, ms in with_spread.items()]
+        if k not in self.encode_ms:
+            near = min(self.encode_ms, key=lambda other: abs(other - k))
+            bounds.append(self.encode_ms[near] * k / near)
+        return min(bounds)
 
     def choose(self, deadline_ms: float) -> Mode:
-        limit = self.margin * deadline_ms
-        last = self._last
-        held = -1.0 if last is None or self.cost(last) >= limit else self.quality[last]
-        fitting = [mode for mode in self.quality if self._risen(mode, held) < limit]
-        quickest = min(self.quality, key=self.cost)
-        self._last = max(fitting, key=lambda mode: (self.quality[mode], -self.cost(mode)), default=quickest)
-        return self._last
+        limit, costs, last = self.margin * deadline_ms, self.costs(), self._last
+        held = -1.0 if last is None or costs[last] >= limit else self.quality[last]
+        more = self.rise / self.forecast()  # for sending what is better than what is held
 
-    def _risen(self, mode: Mode, held: float) -> float:
-        """The cost, with more for sending where `mode` is better than what is held."""
-        more = self.rise * self.nbytes[mode] / self.forecast() if self.quality[mode] > held >= 0 else 0.0
-        return self.cost(mode) + more
+        def fits(mode: Mode) -> bool:
+            better = self.quality[mode] > held >= 0
+            return costs[mode] + (more * self.nbytes[mode] if better else 0.0) < limit
+
+        quickest = min(costs, key=lambda mode: (costs[mode], mode))
+        fitting = filter(fits, costs)
+        self._last = max(fitting, key=lambda mode: (self.quality[mode], -costs[mode]), default=quickest)
+        return self._last
 
     def observe(self, times: Times) -> None:
         k = times.mode[0]

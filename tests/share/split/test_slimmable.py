@@ -94,6 +94,20 @@ def test_ours_measures_the_encoder_and_charges_decoding() -> None:
     assert controller.choose(300.0)[0] == 1
 
 
+def test_one_bad_measurement_does_not_shut_a_width_out() -> None:
+    """The first frame of one member took as long as four do: two members say that it cannot last."""
+    controller = Adaptive(PI, BYTES)
+    controller.observe(Times((1, 1), 6912, 260.0, 2.0, 262.0 + 6.9))
+    for _ in range(6):
+        controller.observe(Times((2, 1), 6912, 134.0, 2.0, 136.0 + 6.9))
+    spread = 2 * controller.spread_ms[2]
+    assert controller.encoding(1) == pytest.approx(134.0 + spread)
+    assert controller.encoding(4) == pytest.approx(268.0), "in proportion, as long as nothing says otherwise"
+    assert controller.choose(100.0) == (1, 1), "nothing fits: the fewest members, and they are measured anew"
+    controller.observe(Times((4, 4), 27648, 900.0, 2.0, 902.0 + 27.6))
+    assert controller.encoding(4) == pytest.approx(1.1 * (134.0 + spread) * 2)
+
+
 def test_small_payloads_do_not_raise_the_reckoned_rate() -> None:
     """Rates of payloads under 1 KiB count only while there are no others, but for worse ones."""
     nbytes = {mode: 432 * mode[1] for mode in PI}
