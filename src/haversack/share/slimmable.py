@@ -15,7 +15,7 @@ the deviation of the last rates, a quarter at most; the rate is the lowest of th
 its last fall, of the 20th percentile of the last five rates and of the last one; a mode of higher quality is
 taken up only with 5 % more. Of the last five frames those of 1 KiB and more say the rate, the others only
 where there are none: a device that a slow link held at the smallest mode finds back in five frames.
-Cost: some dozens of microseconds a frame. Limits: one frame in flight; qualities are those of the pack's table.
+Cost: dozens of microseconds a frame. Limits: one frame in flight; qualities are those of the pack's table.
 """
 
 from __future__ import annotations
